@@ -1,0 +1,1 @@
+"""The command line: parse, draw, exit; nothing else prints."""

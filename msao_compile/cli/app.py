@@ -1,0 +1,136 @@
+"""The command `msao-compile`: its sub-commands, and the place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from msao_compile.cli import answer, care, doctor, look, make, prove, report
+from msao_compile.cli.talk import StderrHandler, Talk, printable
+from msao_compile.errors import MsaoError
+
+PROGRAM = "msao-compile"
+INTERRUPTED = 130
+UNEXPECTED = 3
+
+EXTRAS = {
+    "torch": "compile",
+    "transformers": "compile",
+    "onnx": "compile",
+    "onnx_ir": "compile",
+    "onnxscript": "compile",
+    "onnxruntime": "ort",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
+    "jinja2": "compile",
+}
+
+COMMANDS = (
+    (make.init, "propose a recipe for a checkpoint", "init ./SmolVLM-256M -o smolvlm.toml"),
+    (make.plan, "what a build would run, and why", "plan recipes/shapes-vqa.toml"),
+    (make.build, "build a deployment", "build recipes/shapes-vqa.toml --target edge --jobs 2"),
+    (prove.parity, "compare with the torch original", "parity DEPLOYMENT --reference outputs.npz --model edge"),
+    (answer.run, "answer one prompt", "run DEPLOYMENT --prompt 'what color is the circle?' --image photo.png"),
+    (report.report, "one HTML page with pictures", "report artifacts/deployments/shapes-vqa -o report.html"),
+    (look.inspect, "look inside anything", "inspect artifacts/deployments/shapes-vqa --json"),
+    (doctor.doctor, "check this machine", "doctor"),
+    (look.schema, "JSON Schema for editors", "schema recipe > recipe.schema.json"),
+    (care.gc, "clear the store", "gc --out artifacts/deployments --store artifacts/store"),
+)
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 2 wrong input, 3 a stage failed, 4 a tool, library or device is missing, "
+    "5 a gate (parity, accuracy, budget) failed, 130 interrupted."
+)
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="Split multimodal checkpoints into modules, build them for edge and cloud, prove that they agree, run them.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for _function, _short, _example in COMMANDS:
+    app.command(short_help=_short, epilog=f"\b\nExample:\n  {PROGRAM} {_example}")(_function)
+
+
+@app.callback()
+def _every_command(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log; may stand anywhere.")] = False,
+) -> None:
+    """`main` takes --debug out of the arguments wherever it stands; it is declared here for the help page."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    talk = Talk(as_json="--json" in given, quiet="--quiet" in given)
+    _prepare(debug)
+    try:
+        code = app([word for word in given if word != "--debug"], PROGRAM, standalone_mode=False, obj=talk)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        talk.close()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt as error:
+        return _fail(talk, error, debug)
+    except BrokenPipeError:
+        return _reader_left()
+    except Exception as error:  # noqa: BLE001 - the boundary: nothing above this line may end in a traceback
+        return _fail(talk, error, debug)
+
+
+def _prepare(debug: bool) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[StderrHandler()], force=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _fail(talk: Talk, error: BaseException, debug: bool) -> int:
+    name, sentence, code = failure(error)
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {printable(sentence)}", file=sys.stderr, flush=True)
+    try:
+        talk.close({"class": name, "message": sentence, "exit_code": code})
+    except BrokenPipeError:
+        _reader_left()
+    return code
+
+
+def failure(error: BaseException) -> tuple[str, str, int]:
+    """An error's class for programs, its sentence for people, and the exit code."""
+    kind = type(error).__name__
+    if isinstance(error, MsaoError):
+        return kind, " ".join(str(error).split()), error.exit_code
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "Interrupted", "interrupted; what was finished is kept, run the same command to continue", INTERRUPTED
+    if isinstance(error, typer.TyperException):
+        return "UsageError", _usage(error), 2
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        return "MissingTool", f"{error.name} is not installed: pip install 'msao-compile[{extra}]'", 4
+    said = " ".join(str(error).split())
+    return kind, f"unexpected {kind}{': ' + said if said else ''}; rerun with --debug to see where", UNEXPECTED
+
+
+def _usage(error: typer.TyperException) -> str:
+    command = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+    return f"{error.format_message().rstrip('.')}; see '{command} --help'"
+
+
+def _reader_left() -> int:
+    """Whoever read our output has what they wanted (`| head`): end without a word."""
+    sys.stdout = io.StringIO()
+    return 0

@@ -1,0 +1,186 @@
+"""`init`, `plan` and `build`: from a checkpoint to a recipe, and from a recipe to a deployment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from msao_compile.cli import draw, units
+from msao_compile.cli.options import DEPLOYMENTS, STORE, Json, Modules, Out, Quiet, RecipeFile, StoreFolder, Targets
+from msao_compile.cli.talk import talk_of
+from msao_compile.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from msao_compile.pipeline import Built, Step
+
+MODULE_HEADERS = ("component", "parameters", "size")
+PLAN_HEADERS = ("", "stage", "subject", "time", "peak memory", "disk", "why")
+
+
+def init(
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face checkpoint folder.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The recipe to write.")] = Path(
+        "recipe.toml"
+    ),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look into a checkpoint and propose a recipe: its family, its modules, their sizes, sensible targets."""
+    talk = talk_of(context, as_json, quiet)
+    if not (checkpoint / "config.json").is_file():
+        raise CheckpointError(f"{checkpoint}: holds no config.json; give the folder that `save_pretrained` wrote")
+    if output.exists():
+        raise InputError(f"{output}: exists already and may hold your edits; choose another name with -o, or remove it")
+    from msao_compile.stages.propose import propose
+
+    found = propose(checkpoint.resolve())
+    _write(output, found["recipe_toml"])
+    facts = {"recipe": str(output), "family": found["family"], "modules": found["modules"]}
+    rows = [(one["component"], units.count(one["params"]), units.size(one["bytes"])) for one in found["modules"]]
+    talk.reply(facts, lambda: draw.table(MODULE_HEADERS, rows, frozenset({1, 2})))
+    talk.say(f"family {found['family']}; wrote {output}: read it, then run `msao-compile plan {output}`")
+
+
+def plan(
+    context: typer.Context,
+    recipe: RecipeFile,
+    target: Targets = None,
+    module: Modules = None,
+    out: Out = DEPLOYMENTS,
+    store: StoreFolder = STORE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a build would run, reuse or leave to the device, and why; writes nothing."""
+    from msao_compile import pipeline
+
+    talk = talk_of(context, as_json, quiet)
+    options = pipeline.Options(out, store, targets=tuple(target or ()), modules=tuple(module or ()))
+    steps = pipeline.plan(recipe, options)
+    facts = {"recipe": str(recipe), "steps": [asdict(step) for step in steps], "totals": totals(steps)}
+    talk.reply(facts, lambda: draw.table(PLAN_HEADERS, [_plan_row(step) for step in steps], frozenset({3, 4, 5})))
+    talk.say(forecast(steps))
+
+
+def build(
+    context: typer.Context,
+    recipe: RecipeFile,
+    target: Targets = None,
+    module: Modules = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Stages that run at the same time.")
+    ] = 1,
+    out: Out = DEPLOYMENTS,
+    store: StoreFolder = STORE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run every stage that is not in the store already, and write the deployment folder; its path is the result."""
+    from msao_compile import pipeline
+    from msao_compile.cli.progress import progress
+
+    talk = talk_of(context, as_json, quiet)
+    options = pipeline.Options(out, store, jobs, tuple(target or ()), tuple(module or ()))
+    with progress(talk) as tell:
+        built = pipeline.build(recipe, options, tell)
+    page = _page(built)
+    talk.reply({**built_facts(built), "report": str(page)}, lambda: draw.line(str(built.folder)))
+    talk.say(built_summary(built))
+
+
+def totals(steps: tuple[Step, ...]) -> dict[str, Any]:
+    """Sums over the steps that would run; a sum is a lower bound where `unknown` steps never ran before."""
+    running = [step for step in steps if step.state == "run"]
+    states = Counter(step.state for step in steps)
+    return {
+        **{state: states[state] for state in ("run", "reuse", "deferred")},
+        "seconds": sum(step.seconds or 0.0 for step in running),
+        "disk_bytes": sum(step.disk_bytes or 0 for step in running),
+        "peak_rss_bytes": max((step.peak_rss_bytes or 0 for step in running), default=0),
+        "unknown": sum(1 for step in running if step.seconds is None),
+    }
+
+
+def forecast(steps: tuple[Step, ...]) -> str:
+    """The totals as one sentence."""
+    found = totals(steps)
+    parts = [f"{found['run']} to run", f"{found['reuse']} reused"]
+    if found["deferred"]:
+        parts.append(f"{found['deferred']} left to the device")
+    if not found["run"]:
+        return f"{', '.join(parts)}: nothing to do here"
+    known = []
+    if found["seconds"]:
+        known.append(f"about {units.seconds(found['seconds'])} of work")
+    if found["disk_bytes"]:
+        known.append(f"{units.size(found['disk_bytes'])} on disk")
+    if found["peak_rss_bytes"]:
+        known.append(f"{units.size(found['peak_rss_bytes'])} of memory at the peak")
+    if found["unknown"]:
+        known.append(f"{units.plural(found['unknown'], 'step')} never ran here, so their time is not known")
+    return f"{', '.join(parts)}: {', '.join(known)}" if known else ", ".join(parts)
+
+
+def built_facts(built: Built) -> dict[str, Any]:
+    """What a program wants to know of a build."""
+    deployment = built.deployment
+    return {
+        "deployment": str(built.folder),
+        "name": deployment.name,
+        "ran": built.ran,
+        "reused": built.reused,
+        "seconds": built.seconds,
+        "engines": [
+            {
+                "component": deployment.module(engine.module).component,
+                **engine.model_dump(include={"module", "target", "backend", "precision", "status", "reason"}),
+            }
+            for engine in deployment.engines
+        ],
+    }
+
+
+def built_summary(built: Built) -> str:
+    """One line over a build."""
+    waiting = sum(1 for engine in built.deployment.engines if engine.status == "deferred")
+    parts = [f"{units.plural(built.ran, 'stage')} ran", f"{built.reused} reused"]
+    if waiting:
+        parts.append(f"{units.plural(waiting, 'engine')} left to the device")
+    return f"{', '.join(parts)}, {units.seconds(built.seconds)}"
+
+
+def _page(built: Built) -> Path:
+    from msao_compile.manifest.schema import MANIFEST_NAME
+
+    page, manifest = built.folder / "report.html", built.folder / MANIFEST_NAME
+    if not page.is_file() or page.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
+        from msao_compile.cli.report import write_report
+
+        write_report(built.folder, page)
+    return page
+
+
+def _plan_row(step: Step) -> tuple[str, ...]:
+    return (
+        step.state,
+        step.stage,
+        step.subject,
+        "" if step.seconds is None else units.seconds(step.seconds),
+        "" if step.peak_rss_bytes is None else units.size(step.peak_rss_bytes),
+        "" if step.disk_bytes is None else units.size(step.disk_bytes),
+        "; ".join(step.reasons),
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another name with -o") from error

@@ -1,0 +1,1 @@
+"""The report page: read the evidence, lay out the pictures, fill the template."""

@@ -1,0 +1,111 @@
+"""`parity`: does what ships still equal its torch original?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from msao_compile.cli import draw, units
+from msao_compile.cli.options import DeploymentFolder, Json, Quiet
+from msao_compile.cli.talk import talk_of
+from msao_compile.errors import GateError, InputError
+
+if TYPE_CHECKING:
+    from msao_compile.manifest.evidence import ParityRow
+
+HEADERS = (
+    "verdict",
+    "model",
+    "subject",
+    "dialect",
+    "backend",
+    "precision",
+    "max abs",
+    "min cosine",
+    "argmax",
+    "compared",
+    "bound",
+)
+NUMBERS = frozenset({6, 7, 8, 9})
+
+
+def parity(
+    context: typer.Context,
+    deployment: DeploymentFolder,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Recorded inputs and outputs (arrays in.<name>, logits, generate); without it the build's own proof is read.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="M", help="Only this model.", show_default=False)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the deployment with its torch original, or with recorded outputs, and fail where a bound is broken."""
+    from msao_compile.stages.parity import check_deployment
+
+    talk = talk_of(context, as_json, quiet)
+    if reference is not None and not reference.is_file():
+        raise InputError(f"{reference}: there is no such file; give a .npz file with recorded inputs and outputs")
+    rows = check_deployment(deployment, reference, model).rows
+    facts = {"deployment": str(deployment), "verdict": overall(rows), "rows": [row.model_dump() for row in rows]}
+    talk.reply(facts, lambda: draw.table(HEADERS, [_cells(row) for row in rows], NUMBERS))
+    refuse(rows)
+    talk.say(summary(rows))
+
+
+def overall(rows: tuple[ParityRow, ...]) -> str:
+    """FAIL where one failed or nothing was compared, else AMBIGUOUS where one is, else PASS."""
+    verdicts = {row.verdict for row in rows}
+    if not rows or "FAIL" in verdicts:
+        return "FAIL"
+    return "AMBIGUOUS" if "AMBIGUOUS" in verdicts else "PASS"
+
+
+def refuse(rows: tuple[ParityRow, ...]) -> None:
+    """The gate.
+
+    Raises:
+        GateError: a comparison failed, or none was made.
+    """
+    if not rows:
+        raise GateError(
+            "parity compared nothing, and nothing compared is no pass; check --model and the reference file"
+        )
+    failed = [row for row in rows if row.verdict == "FAIL"]
+    if failed:
+        worst = failed[0]
+        raise GateError(
+            f"parity failed in {len(failed)} of {units.plural(len(rows), 'comparison')}, "
+            f"first {worst.model} {worst.subject} ({worst.dialect}, {worst.backend}, {worst.precision}): max abs {units.deviation(worst.max_abs)}, "
+            f"min cosine {worst.min_cosine:.6f}, bound {worst.bound}; raise the precision there or correct the bound"
+        )
+
+
+def summary(rows: tuple[ParityRow, ...]) -> str:
+    """One line over all verdicts."""
+    counts = Counter(row.verdict for row in rows)
+    parts = [f"{counts[verdict]} {verdict}" for verdict in ("PASS", "AMBIGUOUS", "FAIL") if counts[verdict]]
+    return f"parity: {', '.join(parts)}"
+
+
+def _cells(row: ParityRow) -> tuple[str, ...]:
+    return (
+        row.verdict,
+        row.model,
+        row.subject,
+        row.dialect,
+        row.backend,
+        row.precision,
+        units.deviation(row.max_abs),
+        f"{row.min_cosine:.6f}",
+        f"{row.argmax_agreement:.2%}",
+        str(row.compared),
+        row.bound,
+    )

@@ -1,0 +1,208 @@
+"""A Hugging Face checkpoint on disk: its config, an empty skeleton of its model, and its tensors one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from msao_compile.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_HEADER_LIMIT_BYTES = 100_000_000  # the safetensors format's own limit
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one parameter's bytes lie: a range of a safetensors file, C order."""
+
+    file: str
+    key: str
+    offset: int
+    size_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json as a dict.
+
+    Raises:
+        CheckpointError: the folder or its config.json is missing or not JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no config.json; point at a folder written by `save_pretrained`")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); download the checkpoint again") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{path}: no model_type; this is not a transformers checkpoint")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in name order.
+
+    Raises:
+        CheckpointError: there is none, or the index names a file that is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        raise CheckpointError(f"{folder}: no *.safetensors file; save the model with `safe_serialization`")
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: named by {index.name} but missing; download the checkpoint again")
+    return [folder / name for name in names]
+
+
+def read_sources(path: Path) -> dict[str, Source]:
+    """Every tensor of one safetensors file by key, with its byte range checked against the file's size.
+
+    Raises:
+        CheckpointError: the header is damaged or the file is shorter than its header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 0 < length <= min(_HEADER_LIMIT_BYTES, max(size - 8, 0)):
+            raise CheckpointError(f"{path}: truncated or damaged safetensors header; copy the file again")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: damaged safetensors header ({error}); copy the file again") from error
+    header.pop("__metadata__", None)
+    found = {}
+    for key, entry in header.items():
+        start, stop = entry["data_offsets"]
+        found[key] = Source(path.name, key, 8 + length + start, stop - start, entry["dtype"], tuple(entry["shape"]))
+    needed = max((source.offset + source.size_bytes for source in found.values()), default=0)
+    if needed > size:
+        raise CheckpointError(f"{path}: truncated, {size} bytes where its header needs {needed}; copy the file again")
+    return found
+
+
+def read_tensor(folder: Path, source: Mapping[str, Any]) -> np.ndarray:
+    """One tensor as little-endian float32, C order.
+
+    Raises:
+        CheckpointError: the file is shorter than promised, or the dtype is not a floating one.
+    """
+    path = folder / source["file"]
+    with path.open("rb") as file:
+        file.seek(source["offset"])
+        raw = file.read(source["size_bytes"])
+    if len(raw) != source["size_bytes"]:
+        raise CheckpointError(f"{path}: truncated inside tensor {source['key']!r}; copy the file again")
+    dtype = source["dtype"]
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(source["shape"])
+    plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(dtype)
+    if plain is None:
+        raise CheckpointError(f"{path}: tensor {source['key']!r} has type {dtype}: quantised checkpoints cannot be "
+                              "compiled yet; use the floating-point one")
+    return np.ascontiguousarray(np.frombuffer(raw, plain).astype(np.float32, copy=False).reshape(source["shape"]))
+
+
+def skeleton(folder: Path, config: PretrainedConfig, architecture: type[PreTrainedModel]) -> PreTrainedModel:
+    """The model without its weights: parameters on the meta device, computed buffers real, weights tied."""
+    import torch
+
+    with torch.device("meta"):
+        model = architecture(config)
+    model.tie_weights()
+    _compute_buffers(model, model)
+    return model.eval().requires_grad_(False)
+
+
+def _compute_buffers(module: nn.Module, owner: PreTrainedModel) -> None:
+    """Rotary tables and position indices are not in the checkpoint: the nearest model recomputes them, as loading does."""
+    owner = module if hasattr(module, "_init_weights") else owner
+    computed = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
+    for name in computed:
+        module._buffers[name] = module._buffers[name].new_zeros(module._buffers[name].shape, device="cpu")
+    if computed:
+        owner._init_weights(module)
+    for child in module.children():
+        _compute_buffers(child, owner)
+
+
+def locate(folder: Path, model: PreTrainedModel) -> dict[str, Source]:
+    """Where each of the model's parameters lies, both spellings of keys understood through transformers' own renaming.
+
+    Raises:
+        CheckpointError: a parameter is missing, a key is unexpected, a shape differs, or a key needs a conversion
+            that is more than a renaming.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    expected = model.state_dict()
+    found: dict[str, Source] = {}
+    unexpected = []
+    for path in weight_files(folder):
+        for key, source in read_sources(path).items():
+            name, converter = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
+            if name not in expected and key in expected:
+                name, converter = key, None
+            if name not in expected:
+                unexpected.append(key)
+            elif converter is not None:
+                raise CheckpointError(f"{path}: tensor {key!r} needs the conversion {converter!r}; save it once with "
+                                      "transformers 5 (`from_pretrained` then `save_pretrained`) and use that folder")
+            else:
+                found[name] = source
+    _spread_tied(model, found)
+    _check_complete(folder, {name: tuple(value.shape) for name, value in expected.items()}, found, unexpected)
+    return found
+
+
+def _spread_tied(model: PreTrainedModel, found: dict[str, Source]) -> None:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for group in names.values():
+        held = next((found[name] for name in group if name in found), None)
+        if held is not None:
+            found.update({name: held for name in group if name not in found})
+
+
+def _check_complete(
+    folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, Source], unexpected: list[str]
+) -> None:
+    missing = sorted(set(expected) - set(found))
+    if missing:
+        raise CheckpointError(f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} in all); "
+                              "download the checkpoint again or use the matching config.json")
+    if unexpected:
+        raise CheckpointError(f"{folder}: tensor {sorted(unexpected)[0]!r} is not part of the model ({len(unexpected)} "
+                              "in all); use the config.json that belongs to these weights")
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise CheckpointError(f"{folder}: tensor {name!r} is {found[name].shape} where config.json says {shape}; "
+                                  "use the config.json that belongs to these weights")
+
+
+def side_files(folder: Path) -> list[Path]:
+    """Tokenizer, processor and generation files that a device needs beside the weights."""
+    wanted = ("tokenizer", "special_tokens", "chat_template", "preprocessor", "processor", "generation", "vocab", "merges")
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name.startswith(wanted)
+                  and os.path.splitext(path.name)[1] in (".json", ".jinja", ".txt", ".model"))

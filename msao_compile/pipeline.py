@@ -1,0 +1,56 @@
+"""The stages in order: read this first.
+
+    read recipe → split each model → load and export each distinct module → parity of each model → build engines
+                → measure the routes → emit the deployment
+
+Every stage is asked of the store first; what is not there runs in a child process and is kept. A no-op build imports
+neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msao_compile.steps import Steps
+from msao_compile.recipe.read import read_recipe
+from msao_compile.runner import Built, Event, Options, Runner, Step
+from msao_compile.stages import emit
+
+__all__ = ["Built", "Event", "Options", "Step", "build", "plan"]
+
+
+def plan(recipe_path: Path, options: Options) -> tuple[Step, ...]:
+    """What `build` would run, reuse or defer, and why; writes nothing.
+
+    Raises:
+        InputError: the recipe or a checkpoint cannot be used.
+    """
+    runner = Runner(read_recipe(recipe_path), options, tell=None)
+    steps = Steps(runner)
+    if steps.split() and steps.export() and steps.parity():
+        steps.engines()
+        steps.measure()
+    return tuple(runner.steps)
+
+
+def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) -> Built:
+    """Run every stage that is not already in the store, then emit the deployment.
+
+    Raises:
+        InputError: the recipe or a checkpoint cannot be used. StageError: a stage failed. GateError: parity failed.
+    """
+    started = time.perf_counter()
+    runner = Runner(read_recipe(recipe_path), options, tell)
+    with runner.store.in_use():
+        steps = Steps(runner)
+        steps.split()
+        steps.export()
+        steps.parity()
+        steps.engines()
+        steps.measure()
+        deployment = steps.deployment()
+        folder = options.out / runner.recipe.name
+        emit.write(folder, deployment, runner.store, steps.blobs())
+    return Built(folder, deployment, runner.ran, runner.reused, time.perf_counter() - started)

@@ -1,0 +1,283 @@
+"""What a recipe may say: frozen, strict models of recipe version 1 and the rules that span its fields."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from msao_compile.errors import RecipeError
+from msao_compile.manifest.schema import Dialect
+from msao_compile.recipe.targets import find
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Role = Literal["draft", "target"]
+Component = Literal[
+    "vision_encoder",
+    "audio_encoder",
+    "video_encoder",
+    "projector",
+    "embed_tokens",
+    "decoder",
+    "lm_head",
+    "text_encoder",
+    "classifier",
+    "encoder",
+]
+
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+REVISION = re.compile(r"[0-9a-f]{40}")
+
+ONE_PRECISION = "one precision"
+BY_COMPONENT = "by component"
+
+
+def refuse(sentence: str) -> PydanticCustomError:
+    """The error that carries one finished sentence through Pydantic to the reader of the recipe."""
+    return PydanticCustomError("rule", "{sentence}", {"sentence": sentence})
+
+
+def _name(value: str) -> str:
+    if NAME.fullmatch(value) is None:
+        raise refuse(
+            "is not usable as a folder name: use at most 64 letters, digits, '-', '_' and '.', first a letter or digit"
+        )
+    return value
+
+
+def _revision(value: str) -> str:
+    if REVISION.fullmatch(value) is None:
+        raise refuse(f"must be a commit of 40 lower-case hexadecimal digits, not '{value}'")
+    return value
+
+
+def _three(value: object) -> object:
+    if isinstance(value, tuple) and len(value) != 3:
+        raise refuse(f"must be the three integers [min, opt, max], not {len(value)} of them")
+    return value
+
+
+def _ascending(value: tuple[int, int, int]) -> tuple[int, int, int]:
+    low, best, high = value
+    if not low <= best <= high:
+        raise refuse(f"must be [min, opt, max] with min <= opt <= max, not {list(value)}")
+    return value
+
+
+def _device(value: str) -> str:
+    try:
+        return find(value).target_id
+    except RecipeError as error:
+        raise refuse(str(error)) from error
+
+
+def _shape_of_precision(value: object) -> str:
+    return BY_COMPONENT if isinstance(value, Mapping) else ONE_PRECISION
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Profile = Annotated[tuple[Count, Count, Count], BeforeValidator(_three), AfterValidator(_ascending)]
+PrecisionTable = Annotated[Mapping[Component, Precision], Field(min_length=1)]
+
+
+class Part(BaseModel):
+    """A table of the recipe: frozen, strict, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelChoice(Part):
+    """One checkpoint: a local folder, or a hub id with a pinned revision."""
+
+    checkpoint: Annotated[str, Field(min_length=1)]
+    """A folder relative to the recipe file (absolute once read), or a hub id where `revision` is given."""
+    role: Role
+    """Where a task has two models the draft drafts and the target verifies; one that answers alone may be either."""
+    revision: Annotated[str, AfterValidator(_revision)] | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint folder, or None for a hub id."""
+        return Path(self.checkpoint) if self.revision is None else None
+
+    @model_validator(mode="after")
+    def _revision_belongs_to_a_hub_id(self) -> Self:
+        if self.revision is not None and HUB_ID.fullmatch(self.checkpoint) is None:
+            raise refuse(f"has a revision, but checkpoint '{self.checkpoint}' is not a hub id: remove the revision")
+        return self
+
+
+class TaskChoice(Part):
+    """A task and the models that serve it."""
+
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class TargetChoice(Part):
+    """A device to build for, and the precision of what runs there."""
+
+    device: Annotated[str, AfterValidator(_device)]
+    precision: Annotated[
+        Annotated[Precision, Tag(ONE_PRECISION)] | Annotated[PrecisionTable, Tag(BY_COMPONENT)],
+        Discriminator(_shape_of_precision),
+    ]
+    dialect: Dialect | None = None
+
+    @property
+    def graph_dialect(self) -> Dialect:
+        """The dialect chosen here, else the device's own."""
+        return self.dialect or find(self.device).dialect
+
+    def precision_of(self, component: Component) -> Precision:
+        """The precision of a component; one that a precision table leaves out stays fp32."""
+        if isinstance(self.precision, str):
+            return self.precision
+        return self.precision.get(component, "fp32")
+
+
+class DecoderShapes(Part):
+    """Shape profiles [min, opt, max] of the decoder, and its KV cache's capacity in tokens."""
+
+    batch: Profile
+    sequence: Profile
+    kv_capacity: Count
+
+    @model_validator(mode="after")
+    def _sequence_fits(self) -> Self:
+        if self.sequence[2] > self.kv_capacity:
+            raise refuse(
+                f"allows a sequence of {self.sequence[2]} tokens, more than kv_capacity = {self.kv_capacity}: "
+                "raise kv_capacity or lower the last number of sequence"
+            )
+        return self
+
+
+class VisionShapes(Part):
+    """Shape profiles [min, opt, max] of the vision encoder."""
+
+    images: Profile | None = None
+    patches: Profile | None = None
+
+
+class Shapes(Part):
+    """Shape profiles by component."""
+
+    decoder: DecoderShapes | None = None
+    vision_encoder: VisionShapes | None = None
+
+
+class Bounds(Part):
+    """How far a module of one precision may be from its torch original."""
+
+    min_cosine: Share | None = None
+    max_abs: Annotated[float, Field(gt=0)] | None = None
+    argmax_agreement: Share | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.min_cosine is None and self.max_abs is None and self.argmax_agreement is None:
+            raise refuse("sets no bound: give min_cosine, max_abs or argmax_agreement")
+        return self
+
+
+class Parity(Part):
+    """Parity bounds by precision, and how many decode steps are compared."""
+
+    fp32: Bounds | None = None
+    fp16: Bounds | None = None
+    bf16: Bounds | None = None
+    int8: Bounds | None = None
+    int4: Bounds | None = None
+    steps: Count = 8
+
+    def bounds_of(self, precision: Precision) -> Bounds | None:
+        """The bounds of a precision; None where the recipe sets none, which is no gate and so never a pass."""
+        chosen: Bounds | None = getattr(self, precision)
+        return chosen
+
+
+class Mas(Part):
+    """Labelled samples for fitting Modality Activation Sparsity, and the accuracy loss allowed."""
+
+    samples: Annotated[str, Field(min_length=1)]
+    """A file, relative to the recipe file (absolute once read)."""
+    epsilon: Annotated[float, Field(gt=0, lt=1)]
+
+
+class RuntimeChoice(Part):
+    """Settings the runtime starts with."""
+
+    threads: Count | None = None
+    """Threads of one session; None leaves the number to the backend."""
+    arena: bool = True
+    """Keep memory between runs instead of giving it back."""
+    warm_up: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Runs before the first answer."""
+
+
+class ExportChoice(Part):
+    """What of a checkpoint is exported."""
+
+    exclude: tuple[Component, ...] = ()
+
+
+class Recipe(Part):
+    """A complete recipe, version 1."""
+
+    recipe: Literal[1]
+    name: Name
+    models: Annotated[Mapping[Name, ModelChoice], Field(min_length=1)]
+    tasks: Annotated[Mapping[Name, TaskChoice], Field(min_length=1)]
+    targets: Annotated[Mapping[Name, TargetChoice], Field(min_length=1)]
+    shapes: Shapes = Shapes()
+    parity: Parity = Parity()
+    mas: Mas | None = None
+    runtime: RuntimeChoice = RuntimeChoice()
+    export: ExportChoice = ExportChoice()
+
+    @model_validator(mode="after")
+    def _names_stay_apart_as_folders(self) -> Self:
+        for table, names in (("models", self.models), ("tasks", self.tasks), ("targets", self.targets)):
+            _refuse_clashes(table, names)
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_fit_their_models(self) -> Self:
+        for task, choice in self.tasks.items():
+            for model in choice.models:
+                if model not in self.models:
+                    raise refuse(f"tasks.{task}.models names '{model}', {_unknown_model(model, self.models)}")
+            if len(set(choice.models)) < len(choice.models):
+                raise refuse(f"tasks.{task}.models names a model twice: name each once")
+            _refuse_roles(task, {model: self.models[model].role for model in choice.models})
+        return self
+
+
+def _refuse_clashes(table: str, names: Iterable[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise refuse(f"{table}.{other} and {table}.{name} would share a folder where case is ignored: rename one")
+
+
+def _unknown_model(model: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(model, known, n=1)
+    return (
+        f"which [models] does not have; did you mean '{near[0]}'?" if near else f"but [models] has {', '.join(known)}"
+    )
+
+
+def _refuse_roles(task: str, roles: Mapping[str, Role]) -> None:
+    for role in get_args(Role):
+        holders = [model for model, held in roles.items() if held == role]
+        if len(holders) > 1:
+            raise refuse(f"tasks.{task} has two models of role '{role}', {' and '.join(holders[:2])}: keep one")

@@ -1,0 +1,207 @@
+"""Ask the store, else run the stage in a child process and keep what came out; the same walk makes a plan."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from msao_compile.errors import Interrupted
+from msao_compile.farm.job import Job
+from msao_compile.farm.local import run as run_job
+from msao_compile.farm.process import stopped_by_signals
+from msao_compile.manifest.evidence import StageRun
+from msao_compile.manifest.schema import Deployment
+from msao_compile.recipe.schema import Recipe
+from msao_compile.store.explain import explain, nearest
+from msao_compile.store.inputs import Inputs
+from msao_compile.store.key import Key
+from msao_compile.store.record import Record
+from msao_compile.store.store import Store
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where to build and what; empty `targets` and `modules` mean all of the recipe's."""
+
+    out: Path
+    store: Path
+    jobs: int = 1
+    targets: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a build tells while it runs; `expected_seconds` is learned from earlier runs of the same stage."""
+
+    stage: str
+    subject: str
+    state: Literal["started", "finished", "reused", "deferred"]
+    seconds: float
+    expected_seconds: float | None
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a plan."""
+
+    stage: str
+    subject: str
+    state: Literal["run", "reuse", "deferred"]
+    reasons: tuple[str, ...]
+    seconds: float | None
+    peak_rss_bytes: int | None
+    disk_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build left."""
+
+    folder: Path
+    deployment: Deployment
+    ran: int
+    reused: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One stage run to ask for.
+
+    `arguments(workspace)` gives what the child is called with; `outputs` are the files it leaves, by name.
+    `inputs(workspace)` puts files there first.
+    """
+
+    stage: str
+    subject: str
+    version: int
+    fields: Mapping[str, Any]
+    arguments: Callable[[Path], dict[str, Any]]
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[Path], None] | None = None
+    disk_bytes: int | None = None
+
+    @property
+    def key(self) -> Key:
+        """What names this request in the store."""
+        return Key(kind=self.stage, stage=self.stage, version=self.version, fields={**self.fields, "subject": self.subject})
+
+
+class Runner:
+    """Runs stages for one build, or with `tell=None` only looks what would run."""
+
+    def __init__(self, recipe: Recipe, options: Options, tell: Callable[[Event], None] | None) -> None:
+        self.recipe, self.options, self.tell = recipe, options, tell
+        self.planning = tell is None
+        self.store = Store(options.store)
+        self.inputs = Inputs(options.store / "inputs.json", write=not self.planning)
+        self.steps: list[Step] = []
+        self.stages: list[StageRun] = []
+        self.ran = self.reused = self.total = 0
+        self._lock = threading.Lock()
+
+    def ask(self, asks: Sequence[Ask]) -> list[Record | None]:
+        """The records of independent requests, run at most `options.jobs` at a time; None only in a plan.
+
+        Raises:
+            MsaoError: the first failure; what finished before it is kept.
+            Interrupted: Ctrl-C or SIGTERM; running children are ended, what finished is kept.
+        """
+        self.total += len(asks)
+        if self.planning:
+            return [self._plan(ask) for ask in asks]
+        stop = threading.Event()
+        with stopped_by_signals(stop), ThreadPoolExecutor(max_workers=max(1, self.options.jobs)) as pool:
+            futures = [pool.submit(self._run, ask, stop) for ask in asks]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            failures = [error for future in done if (error := future.exception()) is not None]
+            if failures:
+                stop.set()
+        if failures:
+            raise next((error for error in failures if not isinstance(error, Interrupted)), failures[0])
+        return [future.result() for future in futures]
+
+    def _plan(self, ask: Ask) -> Record | None:
+        found = self.store.peek(ask.key)
+        before = nearest(self.store, ask.key)
+        known = found if isinstance(found, Record) else before
+        cost = {"seconds": _number(known, "seconds"), "peak_rss_bytes": _whole(known, "peak_rss_bytes")}
+        if isinstance(found, Record):
+            self.steps.append(Step(ask.stage, ask.subject, "reuse", ("nothing it reads has changed",), **cost,  # type: ignore[arg-type]
+                                   disk_bytes=0))
+            return found
+        reasons = [str(found)] if found is not None else explain(before.key.told if before else None, ask.key.told)
+        self.steps.append(Step(ask.stage, ask.subject, "run", tuple(reasons), **cost, disk_bytes=ask.disk_bytes))  # type: ignore[arg-type]
+        return None
+
+    def wait_for(self, stage: str, subject: str, cause: str) -> None:
+        """In a plan: a step whose key is not known before another one has run."""
+        self.steps.append(Step(stage, subject, "run", (f"follows {cause}",), None, None, None))
+
+    def defer(self, subject: str, reason: str) -> None:
+        """A step that only another machine can do."""
+        self.steps.append(Step("build", subject, "deferred", (reason,), None, None, None))
+        if self.tell is not None:
+            self._say("build", subject, "deferred", 0.0, None)
+
+    def _run(self, ask: Ask, stop: threading.Event) -> Record:
+        with self.store.building(ask.key, "digest") as found:
+            if isinstance(found, Record):
+                return self._reuse(ask, found)
+            if stop.is_set():
+                raise Interrupted("interrupted; what was finished is kept, and the next build continues")
+            return self._make(ask, stop)
+
+    def _reuse(self, ask: Ask, found: Record) -> Record:
+        with self._lock:
+            self.reused += 1
+        self._note(ask, found)
+        self._say(ask.stage, ask.subject, "reused", 0.0, None)
+        return found
+
+    def _make(self, ask: Ask, stop: threading.Event) -> Record:
+        expected = _number(nearest(self.store, ask.key), "seconds")
+        self._say(ask.stage, ask.subject, "started", 0.0, expected)
+        started = time.perf_counter()
+        with self.store.workspace() as folder:
+            if ask.prepare is not None:
+                ask.prepare(folder)
+            job = Job(function=f"msao_compile.stages.{ask.stage}:run", arguments=ask.arguments(folder),
+                      threads=self.recipe.runtime.threads)
+            result = run_job(job, None, stop)
+            seconds = time.perf_counter() - started
+            payload = {"result": result.value, "seconds": seconds, "peak_rss_bytes": result.peak_rss_bytes}
+            record = self.store.commit(ask.key, {name: folder / file for name, file in ask.outputs.items()}, payload)
+        with self._lock:
+            self.ran += 1
+        self._note(ask, record)
+        self._say(ask.stage, ask.subject, "finished", seconds, expected)
+        return record
+
+    def _note(self, ask: Ask, record: Record) -> None:
+        run = StageRun(stage=ask.stage, subject=ask.subject, seconds=_number(record, "seconds") or 0.0,
+                       peak_rss_bytes=_whole(record, "peak_rss_bytes") or 0)
+        with self._lock:
+            self.stages.append(run)
+
+    def _say(self, stage: str, subject: str, state: Any, seconds: float, expected: float | None) -> None:
+        if self.tell is not None:
+            self.tell(Event(stage, subject, state, seconds, expected, self.ran + self.reused, self.total))
+
+
+def _number(record: Record | None, name: str) -> float | None:
+    value = record.payload.get(name) if record is not None else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _whole(record: Record | None, name: str) -> int | None:
+    value = _number(record, name)
+    return None if value is None else int(value)

@@ -1,0 +1,75 @@
+"""What a request gives back: text, tokens, the route it took and where its time and bytes went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock account of one answer; `modules_ms` covers the time to first token."""
+
+    ttft_ms: float
+    tpot_ms: float
+    total_ms: float
+    modules_ms: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished answer. `verified` says that every token is the cloud model's own."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    route: str
+    reason: str
+    verified: bool
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a streamed answer; the last one carries the whole answer."""
+
+    text: str
+    answer: Answer | None = None
+
+
+@dataclass
+class Clock:
+    """Collects module times until the first token, then token times."""
+
+    started: float = field(default_factory=time.perf_counter)
+    modules_ms: dict[str, float] = field(default_factory=dict)
+    first: float | None = None
+    last: float = 0.0
+    tokens: int = 0
+
+    @contextmanager
+    def module(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a module, unless the first token is out already."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.first is None:
+                self.modules_ms[name] = self.modules_ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+
+    def token(self) -> None:
+        """A token is known now."""
+        self.last = time.perf_counter()
+        self.tokens += 1
+        if self.first is None:
+            self.first = self.last
+
+    def timing(self, bytes_up: int = 0, bytes_down: int = 0) -> Timing:
+        """The account so far: TTFT, and TPOT = (last - first) / (tokens - 1)."""
+        first = self.first if self.first is not None else self.started
+        tpot = (self.last - first) / (self.tokens - 1) if self.tokens > 1 else 0.0
+        total = max(self.last, first) - self.started
+        return Timing((first - self.started) * 1e3, tpot * 1e3, total * 1e3, dict(self.modules_ms), bytes_up, bytes_down)

@@ -1,0 +1,84 @@
+"""What a backend gives the runtime: engines that run named arrays, and decoders with a KV cache of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from msao_compile.errors import MissingTool
+from msao_compile.manifest.schema import DecoderFacts, Dialect, RuntimeSettings
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A module's graph on disk and how it is to be loaded."""
+
+    path: Path
+    dialect: Dialect
+    settings: RuntimeSettings
+
+
+class Engine(Protocol):
+    """A loaded module without state."""
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
+        """Every output by name."""
+
+
+class KVCache(Protocol):
+    """The attention state of one conversation, layout `bhsd/v1`."""
+
+    length: int
+    capacity: int
+
+    def rollback(self, length: int) -> None:
+        """Forget every position from `length` on; only ever backwards."""
+
+
+class DecoderEngine(Protocol):
+    """A loaded decoder: one graph for prefill and decode."""
+
+    def new_cache(self, facts: DecoderFacts) -> KVCache:
+        """An empty cache of `facts.kv_capacity` positions for one sequence."""
+
+    def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
+        """Append the fed positions to the cache and give logits [1, num_logits, vocabulary]."""
+
+
+# backend -> (module that may import the library, extra that installs it)
+BACKENDS: dict[str, tuple[str, str]] = {"ort": ("msao_compile.runtime.backends.ort", "ort")}
+
+
+def open_engine(backend: str, file: EngineFile) -> Engine:
+    """Load a stateless module.
+
+    Raises:
+        MissingTool: the backend is unknown here or its library is not installed; names the extra.
+    """
+    engine: Engine = _module(backend).OrtEngine(file)
+    return engine
+
+
+def open_decoder(backend: str, file: EngineFile) -> DecoderEngine:
+    """Load a decoder; raises as `open_engine`."""
+    decoder: DecoderEngine = _module(backend).OrtDecoder(file)
+    return decoder
+
+
+def _module(backend: str):  # type: ignore[no-untyped-def]
+    import importlib
+
+    if backend not in BACKENDS:
+        raise MissingTool(f"backend {backend!r} is not known to this runtime; known: {', '.join(BACKENDS)}")
+    module, extra = BACKENDS[backend]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingTool(f"backend {backend!r} needs a library that is not installed ({error.name}): "
+                          f"pip install 'msao-compile[{extra}]'") from error

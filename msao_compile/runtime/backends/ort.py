@@ -1,0 +1,145 @@
+"""ONNX Runtime: sessions with the recipe's settings, and decoders whose KV buffer is past and present at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidProtobuf, NoSuchFile, RuntimeException
+
+from msao_compile.errors import DeploymentError, StageError
+from msao_compile.manifest.schema import DecoderFacts
+from msao_compile.runtime.backends.base import Arrays, EngineFile, KVCache
+
+_FAULTS = (Fail, InvalidArgument, InvalidProtobuf, NoSuchFile, RuntimeException)
+_QUIET = 3  # ONNX Runtime's log level for errors only
+
+
+class OrtEngine:
+    """One ONNX Runtime session.
+
+    Raises:
+        DeploymentError: the library refuses the file.
+    """
+
+    def __init__(self, file: EngineFile) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = file.settings.threads
+        options.enable_cpu_mem_arena = file.settings.arena
+        options.enable_mem_pattern = False  # sequence lengths change with every request
+        options.log_severity_level = _QUIET
+        try:
+            self.session = ort.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
+        except _FAULTS as error:
+            raise DeploymentError(f"{file.path}: ONNX Runtime {ort.__version__} refuses it: {_first_line(error)}") from error
+        self.path = file.path
+        self.inputs = {value.name for value in self.session.get_inputs()}
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
+        """Every output by name; inputs the graph does not have are left out.
+
+        Raises:
+            StageError: the library failed; names the operator.
+        """
+        try:
+            found = self.session.run(self.outputs, {name: feed[name] for name in self.inputs})
+        except _FAULTS as error:
+            raise StageError(f"{self.path}: {_first_line(error)}") from error
+        return dict(zip(self.outputs, found, strict=True))
+
+
+class InPlaceCache:
+    """One buffer of `capacity` positions per layer; the fused dialect writes new positions into it."""
+
+    def __init__(self, session: ort.InferenceSession, facts: DecoderFacts) -> None:
+        self.length, self.capacity = 0, facts.kv_capacity
+        self.binding = session.io_binding()
+        shape = (1, facts.num_key_value_heads, facts.kv_capacity, facts.head_dim)
+        self.buffers = {}
+        for layer in range(facts.num_layers):
+            for kind in ("key", "value"):
+                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                self.buffers[f"{layer}.{kind}"] = buffer
+                self.binding.bind_ortvalue_input(f"past_key_values.{layer}.{kind}", buffer)
+                self.binding.bind_ortvalue_output(f"present.{layer}.{kind}", buffer)
+
+    def rollback(self, length: int) -> None:
+        """Forget positions from `length` on: they are overwritten before they are ever read."""
+        _check_backwards(self.length, length)
+        self.length = length
+
+
+class ConcatCache:
+    """Past values that grow by concatenation inside the graph: what the portable dialect offers."""
+
+    def __init__(self, session: ort.InferenceSession, facts: DecoderFacts) -> None:
+        self.length, self.capacity = 0, facts.kv_capacity
+        self.binding = session.io_binding()
+        self.names = [f"{layer}.{kind}" for layer in range(facts.num_layers) for kind in ("key", "value")]
+        empty = np.zeros((1, facts.num_key_value_heads, 0, facts.head_dim), np.float32)
+        self.values = {name: ort.OrtValue.ortvalue_from_numpy(empty) for name in self.names}
+
+    def rollback(self, length: int) -> None:
+        """Copy the positions that stay."""
+        _check_backwards(self.length, length)
+        if length < self.length:
+            self.values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[:, :, :length]))
+                           for name, value in self.values.items()}
+        self.length = length
+
+
+class OrtDecoder(OrtEngine):
+    """A decoder session; `step` runs prefill, decode and verification alike, one sequence per cache."""
+
+    def __init__(self, file: EngineFile) -> None:
+        super().__init__(file)
+        self.fused = file.dialect == "fused"
+
+    def new_cache(self, facts: DecoderFacts) -> KVCache:
+        """An empty cache for one sequence."""
+        return InPlaceCache(self.session, facts) if self.fused else ConcatCache(self.session, facts)
+
+    def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
+        """Append `feed` to the cache; logits [1, num_logits, vocabulary], float32.
+
+        Raises:
+            StageError: the library failed; the cache keeps its length.
+        """
+        assert isinstance(cache, InPlaceCache | ConcatCache)  # made by new_cache of this very class
+        binding = cache.binding
+        for name, value in feed.items():
+            binding.bind_cpu_input(name, value)
+        if isinstance(cache, ConcatCache):
+            _bind_concat(binding, cache)
+        binding.bind_output("logits", "cpu")
+        try:
+            self.session.run_with_iobinding(binding)
+        except _FAULTS as error:
+            raise StageError(f"{self.path}: {_first_line(error)}") from error
+        cache.length += feed["inputs_embeds"].shape[1]
+        outputs = binding.get_outputs()
+        if isinstance(cache, ConcatCache):
+            cache.values = dict(zip(cache.names, outputs, strict=False))
+        logits: np.ndarray = outputs[-1].numpy()
+        return logits
+
+
+def _bind_concat(binding: Any, cache: ConcatCache) -> None:
+    """Bind presents first and logits last, so that outputs come back in that order."""
+    binding.clear_binding_outputs()
+    for name, value in cache.values.items():
+        binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+    for name in cache.names:
+        binding.bind_output(f"present.{name}", "cpu")
+
+
+def _check_backwards(now: int, wanted: int) -> None:
+    if not 0 <= wanted <= now:
+        raise ValueError(f"a KV cache of {now} positions cannot roll back to {wanted}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

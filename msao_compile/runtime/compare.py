@@ -1,0 +1,71 @@
+"""How far two arrays are apart, and what that means: PASS, FAIL, or AMBIGUOUS where only near-ties differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from msao_compile.manifest.schema import Verdict
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Extremes over all compared rows; a row is a vector along the last axis."""
+
+    max_abs: float
+    min_cosine: float
+    argmax_agreement: float
+    near_ties_only: bool
+    compared: int
+
+
+def distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Distance:
+    """Compare (ours, original) pairs row by row.
+
+    `near_ties_only`: wherever the largest entry differs, the original's two largest are closer than twice the largest
+    error, so either order is within it.
+
+    Raises:
+        ValueError: two arrays have different shapes.
+    """
+    rows = [_rows(ours, original) for ours, original in pairs]
+    ours, original = [np.concatenate([row[side].reshape(-1) for row in rows]) for side in (0, 1)]
+    if not np.isfinite(ours).all():
+        return Distance(float(np.finfo(np.float64).max), -1.0, 0.0, False, len(ours))
+    max_abs = float(np.abs(ours - original).max(initial=0.0))
+    cosines, equal, ties = [], [], []
+    for one, other in rows:
+        norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
+        cosines.append(((one * other).sum(-1) + 1e-30) / (norms + 1e-30))
+        same = one.argmax(-1) == other.argmax(-1)
+        top = np.sort(other, axis=-1)[:, -2:]
+        equal.append(same)
+        ties.append(same | (top[:, -1] - top[:, 0] <= 2 * max_abs))
+    agreement = float(np.concatenate(equal).mean())
+    return Distance(max_abs, float(np.concatenate(cosines).min()), agreement, bool(np.concatenate(ties).all()),
+                    sum(len(one) for one, _ in rows))
+
+
+def _rows(ours: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if ours.shape != original.shape:
+        raise ValueError(f"shape {ours.shape} cannot be compared with {original.shape}")
+    width = ours.shape[-1]
+    return ours.reshape(-1, width).astype(np.float64), original.reshape(-1, width).astype(np.float64)
+
+
+def verdict(found: Distance, bounds: dict[str, Any]) -> tuple[Verdict, str]:
+    """The verdict and the bounds in words. No bound is no pass."""
+    words = ", ".join(f"{name} {value:g}" for name, value in bounds.items() if value is not None) or "none set"
+    if words == "none set":
+        return "AMBIGUOUS", words
+    limit = bounds.get("max_abs")
+    cosine = bounds.get("min_cosine")
+    agreement = bounds.get("argmax_agreement")
+    if (limit is not None and found.max_abs > limit) or (cosine is not None and found.min_cosine < cosine):
+        return "FAIL", words
+    if agreement is not None and found.argmax_agreement < agreement:
+        return ("AMBIGUOUS" if found.near_ties_only else "FAIL"), words
+    return "PASS", words

@@ -1,0 +1,80 @@
+"""Which engine runs each module here, opened once however many models share it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from msao_compile.errors import DeploymentError
+from msao_compile.manifest.schema import Deployment, Dialect, Engine, Graph, Model, Status
+from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.backends import base
+from msao_compile.runtime.loader import locate
+from msao_compile.runtime.session import ModelSession, Request
+
+logger = logging.getLogger(__name__)
+TRUSTED: tuple[Status, ...] = ("parity", "qualified")
+
+
+class Engines:
+    """Opens modules of a deployment with the backends that are installed."""
+
+    def __init__(
+        self, folder: Path, deployment: Deployment, verify: bool, demand: tuple[Status, ...] = TRUSTED,
+        dialect: Dialect | None = None,
+    ) -> None:
+        self.folder, self.deployment, self.verify = folder, deployment, verify
+        self.demand, self.dialect = demand, dialect
+        self._open: dict[str, base.Engine] = {}
+        self._decoders: dict[str, base.DecoderEngine] = {}
+
+    def session(self, model: Model) -> ModelSession:
+        """Open every module of a model and warm it up as the manifest asks.
+
+        Raises:
+            DeploymentError: a module has no engine that runs here.
+        """
+        for reference in model.files:
+            locate(self.folder, reference, self.verify)
+        engines = {component: self._engine(module) for component, module in model.components.items()
+                   if component != "decoder"}
+        session = ModelSession(model, self.folder, engines, self._decoder(model.components["decoder"]))
+        for _ in range(self.deployment.runtime.warm_up):
+            _, talk = session.prefill(Request(np.zeros(8, np.int64), {}), None, Clock())
+            session.extend(np.zeros(1, np.int64), talk, Clock())
+        return session
+
+    def _engine(self, module: str) -> base.Engine:
+        if module not in self._open:
+            self._open[module] = base.open_engine(*self._file(module))
+        return self._open[module]
+
+    def _decoder(self, module: str) -> base.DecoderEngine:
+        if module not in self._decoders:
+            self._decoders[module] = base.open_decoder(*self._file(module))
+        return self._decoders[module]
+
+    def _file(self, module: str) -> tuple[str, base.EngineFile]:
+        engine = self._choose(module)
+        graph = self._graph(engine)
+        for reference in (graph.file, *graph.data):
+            locate(self.folder, reference, self.verify)
+        return engine.backend, base.EngineFile(self.folder / graph.file.path, engine.dialect, self.deployment.runtime)
+
+    def _graph(self, engine: Engine) -> Graph:
+        graphs = self.deployment.module(engine.module).graphs
+        return next(graph for graph in graphs if graph.dialect == engine.dialect)
+
+    def _choose(self, module: str) -> Engine:
+        """The first engine that passed parity and whose backend this runtime knows; fused before portable."""
+        all_engines = [engine for engine in self.deployment.engines if engine.module == module]
+        known = [engine for engine in all_engines if engine.backend in base.BACKENDS and engine.status in self.demand
+                 and self.dialect in (None, engine.dialect)]
+        if not known:
+            states = ", ".join(f"{engine.target}: {engine.backend} {engine.status}" for engine in all_engines) or "none"
+            component = self.deployment.module(module).component
+            raise DeploymentError(f"{component}: no engine here that passed parity (found {states}); add a target with "
+                                  "device = \"local-cpu\" to the recipe and build again")
+        return sorted(known, key=lambda engine: engine.dialect != "fused")[0]

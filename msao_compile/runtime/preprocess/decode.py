@@ -1,0 +1,110 @@
+"""A picture from a file, bytes or memory, upright and in RGB, refused with a reason where that cannot be."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msao_compile.errors import PictureError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit: a quarter of a gibibyte as RGB (PIL.Image.MAX_IMAGE_PIXELS)."""
+
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Formats decoded inside this process; the others of Pillow start programs (EPS) or have no use here."""
+
+_DECODER_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders are known to raise on damaged data."""
+
+
+def decode(source: str | os.PathLike[str] | bytes | Image, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode a picture as `transformers.image_utils.load_image` does: EXIF orientation applied, then RGB.
+
+    Args:
+        source: a path, the file's bytes, or a picture that is already open.
+        max_pixels: width x height above which the picture is refused, read from its header before decoding.
+
+    Raises:
+        PictureError: the source is missing, a directory, unreadable, empty, not an image, too large, or damaged.
+    """
+    from PIL import Image as pil
+
+    if isinstance(source, pil.Image):
+        return _upright_rgb(source, "the given picture", max_pixels)
+    if isinstance(source, bytes):
+        return _decode_bytes(source, f"{len(source)} bytes", max_pixels)
+    return _decode_bytes(_read(source), os.fspath(source), max_pixels)
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise PictureError(f"{path} does not exist; give the path of an image file.") from error
+    except IsADirectoryError as error:
+        raise PictureError(f"{path} is a directory; give the path of one image file in it.") from error
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{path!s} cannot be read ({error}); check the path and its permissions.") from error
+
+
+def _decode_bytes(content: bytes, where: str, max_pixels: int) -> Image:
+    from PIL import Image as pil
+    from PIL import UnidentifiedImageError
+
+    if not content:
+        raise PictureError(f"{where} has no bytes; copy or download the image again.")
+    try:
+        picture = pil.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise _unknown(where) from error
+    except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
+        raise PictureError(f"{where} is refused ({error}); make the picture smaller.") from error
+    except _DECODER_FAULTS as error:
+        raise _damaged(where, error) from error
+    if picture.format not in FORMATS:
+        raise _unknown(where)
+    with picture:
+        return _upright_rgb(picture, where, max_pixels)
+
+
+def _upright_rgb(picture: Image, where: str, max_pixels: int) -> Image:
+    from PIL import ImageOps
+
+    pixels = picture.width * picture.height
+    if pixels > max_pixels:
+        raise PictureError(
+            f"{where} is {picture.width} x {picture.height} = {pixels} pixels, above the limit of {max_pixels};"
+            " make the picture smaller or raise max_pixels."
+        )
+    if pixels == 0:
+        raise PictureError(f"{where} is {picture.width} x {picture.height} pixels; give a picture that has some.")
+    try:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except _DECODER_FAULTS as error:
+        raise _damaged(where, error) from error
+
+
+def _unknown(where: str) -> PictureError:
+    readable = ", ".join(FORMATS)
+    return PictureError(f"{where} is not an image that can be read; convert it to PNG or JPEG ({readable} are read).")
+
+
+def _damaged(where: str, error: BaseException) -> PictureError:
+    return PictureError(f"{where} is a truncated or damaged image ({error}); copy or download it again.")

@@ -1,0 +1,113 @@
+"""The ways to answer: all modules here, or a part of them and the rest behind a link."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from msao_compile.errors import PictureError
+from msao_compile.manifest.schema import Route
+from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.generate import tokens
+from msao_compile.runtime.sampling import SamplingParameters
+from msao_compile.runtime.session import CONTEXT_INPUTS, ModelSession
+from msao_compile.runtime.tokens import Tokenizer
+from msao_compile.runtime.wire.base import Link, Traffic
+from msao_compile.runtime.wire.message import Message
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = str | os.PathLike[str] | bytes | Image
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a user asked."""
+
+    prompt: str
+    pictures: tuple[Picture, ...]
+    limit: int
+    sampling: SamplingParameters
+
+
+@dataclass(frozen=True)
+class RouteRun:
+    """A request under way: draw `tokens`, then read `clock` and `traffic`."""
+
+    tokens: Iterator[int]
+    tokenizer: Tokenizer
+    clock: Clock
+    verified: bool
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+def edge(session: ModelSession, question: Question, clock: Clock) -> RouteRun:
+    """Every module here."""
+    with clock.module("preprocess"):
+        request = session.prepare(question.prompt, question.pictures)
+    session.check_capacity(len(request.ids), question.limit)
+
+    def run() -> Iterator[int]:
+        logits, talk = session.prefill(request, session.encode(request.tensors, clock), clock)
+        for token in tokens(session, logits[-1], talk, question.sampling, question.limit):
+            clock.token()
+            yield token
+
+    return RouteRun(run(), session.tokenizer, clock, session.model.role == "target")
+
+
+def remote(session: ModelSession, question: Question, clock: Clock, link: Link, route: Route) -> RouteRun:
+    """The modules that `route.hosts` puts in the cloud run there; what crosses is the smallest thing that can."""
+    message = _outgoing(session, question, clock, route)
+    message.fields.update(modules=session.model.components, limit=question.limit, sampling=vars(question.sampling))
+    traffic = Traffic()
+
+    def run() -> Iterator[int]:
+        for reply in link.call(message, traffic):
+            if reply.kind == "token":
+                clock.token()
+                yield int(reply.fields["id"])
+            else:
+                clock.modules_ms |= {f"cloud {name}": ms for name, ms in reply.fields["modules_ms"].items()}
+
+    return RouteRun(run(), session.tokenizer, clock, session.model.role == "target", traffic)
+
+
+def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Route) -> Message:
+    here = {component for component, host in route.hosts.items() if host == "edge"}
+    if not here:
+        with clock.module("preprocess"):
+            files = {f"picture{index:03}": np.frombuffer(_bytes(picture), np.uint8)
+                     for index, picture in enumerate(question.pictures)}
+        return Message("prompt", {"prompt": question.prompt}, files)
+    with clock.module("preprocess"):
+        request = session.prepare(question.prompt, question.pictures)
+    session.check_capacity(len(request.ids), question.limit)
+    features = session.encode(request.tensors, clock)
+    if "embed_tokens" in here:
+        positions, offset = session.positions(request)
+        embeds = session.embed(request.ids, features, clock)
+        return Message("embeds", {"offset": offset}, {"inputs_embeds": embeds, "position_ids": positions})
+    tensors = {"input_ids": request.ids} | {name: request.tensors[name] for name in CONTEXT_INPUTS if name in request.tensors}
+    return Message("features", {}, tensors if features is None else {**tensors, "image_features": features})
+
+
+def _bytes(picture: Picture) -> bytes:
+    """The compressed picture as it is, or losslessly compressed when it has no file."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, str | os.PathLike):
+        try:
+            with open(picture, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise PictureError(f"{os.fspath(picture)}: cannot be read ({error.strerror}); name a picture file") from error
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

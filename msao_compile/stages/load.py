@@ -1,0 +1,24 @@
+"""Stream one module's weights from the checkpoint into its data file: one tensor in memory at a time, no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from msao_compile.families.checkpoint import read_tensor
+
+VERSION = 1
+
+
+def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
+    """Write the tensors of `arguments["tensors"]` that are not borrowed to `arguments["output"]` at their offsets."""
+    folder, output = Path(arguments["checkpoint"]), Path(arguments["output"])
+    written = 0
+    own = [entry for entry in arguments["tensors"] if "borrowed" not in entry]
+    with output.open("wb") as file:
+        for index, entry in enumerate(own):
+            file.seek(entry["offset"])
+            written += file.write(memoryview(read_tensor(folder, entry["source"])).cast("B"))
+            on_progress({"done": index + 1, "total": len(own)})
+        file.truncate(arguments["size_bytes"])
+    return {"bytes_written": written}

@@ -1,0 +1,122 @@
+"""Exit codes, the error sentence, the JSON rule, and a light start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from msao_compile import errors
+from msao_compile.cli.app import COMMANDS, app, failure
+from tests.cli.conftest import Cli
+
+NAMES = [function.__name__ for function, _, _ in COMMANDS]
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "code"),
+    [
+        (errors.RecipeError("x"), "RecipeError", 2),
+        (errors.DamagedFile("x"), "DamagedFile", 2),
+        (errors.StageError("x"), "StageError", 3),
+        (errors.MissingTool("x"), "MissingTool", 4),
+        (errors.GateError("x"), "GateError", 5),
+        (errors.Interrupted("x"), "Interrupted", 130),
+        (KeyboardInterrupt(), "Interrupted", 130),
+        (typer.BadParameter("x"), "UsageError", 2),
+        (ValueError("x"), "ValueError", 3),
+    ],
+)
+def test_every_error_has_its_exit_code(error: BaseException, name: str, code: int) -> None:
+    assert failure(error)[0::2] == (name, code)
+
+
+def test_an_error_of_several_lines_becomes_one_sentence() -> None:
+    assert failure(errors.StageError("export failed:\n  the graph\n  is empty"))[1] == "export failed: the graph is empty"
+
+
+def test_an_absent_library_names_its_extra() -> None:
+    error = ModuleNotFoundError("No module named 'torch'", name="torch.nn")
+    assert failure(error) == ("MissingTool", "torch.nn is not installed: pip install 'msao-compile[compile]'", 4)
+
+
+def test_an_absent_module_of_our_own_is_not_blamed_on_an_extra() -> None:
+    assert failure(ModuleNotFoundError("No module named 'msao_compile.x'", name="msao_compile.x"))[2] == 3
+
+
+def test_an_unexpected_error_points_at_debug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("msao_compile.cli.contents.look_into", broken)
+    ran = cli("inspect", "x")
+    assert ran.code == 3
+    assert ran.err == "error: unexpected ZeroDivisionError: division by zero; rerun with --debug to see where\n"
+    assert "Traceback" in cli("inspect", "x", "--debug").err
+
+
+def test_ctrl_c_exits_130_with_a_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("msao_compile.cli.contents.look_into", interrupted)
+    ran = cli("inspect", "x", "--json")
+    assert (ran.code, ran.json["error"]["class"]) == (130, "Interrupted")
+    assert ran.err.startswith("error: interrupted; what was finished is kept")
+
+
+def test_with_json_an_error_is_the_one_object_on_stdout(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("inspect", tmp_path / "gone", "--json")
+    assert ran.json["error"].keys() == {"class", "message", "exit_code"}
+    assert ran.json["error"]["class"] == "InputError"
+    assert ran.code == ran.json["error"]["exit_code"] == 2
+    assert ran.err == f"error: {ran.json['error']['message']}\n"
+
+
+def test_a_misspelt_option_is_a_usage_error_with_a_pointer_to_help(cli: Cli) -> None:
+    ran = cli("plan", "recipe.toml", "--stroe", "x", "--json")
+    assert ran.code == 2
+    assert ran.json["error"]["class"] == "UsageError"
+    assert "--stroe" in ran.err
+    assert "see 'msao-compile plan --help'" in ran.err
+
+
+def test_a_control_character_never_reaches_the_terminal(cli: Cli) -> None:
+    assert "\x1b" not in cli("inspect", "\x1b[31mred").err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_an_example_and_the_shared_options(cli: Cli, name: str) -> None:
+    ran = cli(name, "--help")
+    assert ran.code == 0
+    assert f"Example:\n    msao-compile {name}" in ran.out
+    assert "--json" in ran.out
+    assert "--quiet" in ran.out
+
+
+def test_the_help_page_lists_every_command_and_the_exit_codes(cli: Cli) -> None:
+    out = cli("--help").out
+    assert all(f"  {name} " in out for name in NAMES)
+    assert "130" in out
+    assert len(NAMES) == len(app.registered_commands)
+
+
+def test_help_with_json_is_help_and_not_an_empty_object(cli: Cli) -> None:
+    assert not cli("doctor", "--help", "--json").out.rstrip().endswith("}")
+
+
+def test_the_start_imports_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "onnx", "onnxruntime", "numpy", "pydantic", "rich", "jinja2", "tensorrt"}
+    code = f"import msao_compile.cli.app, sys; print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_runs_as_a_module_and_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m msao_compile schema recipe | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["{", "0"]
+    assert done.stderr == ""

@@ -1,0 +1,227 @@
+"""A job in a process of its own: what comes back, what it took, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msao_compile.errors import GateError, Interrupted, ShapeSpecialised, StageError
+from msao_compile.farm.job import Job
+from msao_compile.farm.local import run, run_all
+
+from . import functions
+
+PARENT = """
+import sys
+from pathlib import Path
+from msao_compile.errors import Interrupted
+from msao_compile.farm.job import Job
+from msao_compile.farm.local import run
+try:
+    run(Job(function=sys.argv[1], arguments={"pids": sys.argv[2], "deaf": sys.argv[3] == "deaf"}))
+except Interrupted as error:
+    sys.exit(str(error))
+"""
+
+
+def job(name: str, log: Path | None = None, threads: int | None = None, **arguments: Any) -> Job:
+    return Job(function=f"{functions.__name__}:{name}", arguments=arguments, log=log, threads=threads)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def all_gone(pids: list[int], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(is_alive(pid) for pid in pids)
+
+
+def test_the_value_comes_back_after_all_progress() -> None:
+    seen: list[Mapping[str, Any]] = []
+    result = run(job("double", number=21, steps=3), seen.append)
+    assert result.value == {"doubled": 42}
+    assert seen == [{"step": 0}, {"step": 1}, {"step": 2}]
+
+
+def test_peak_memory_is_what_the_child_held() -> None:
+    small = run(job("allocate", size_bytes=1)).peak_rss_bytes
+    large = run(job("allocate", size_bytes=200_000_000)).peak_rss_bytes
+    assert 190_000_000 < large - small < 230_000_000
+
+
+def test_peak_memory_leaves_out_what_the_parent_holds() -> None:
+    ballast = bytes([1]) * 300_000_000
+    assert run(job("double", number=1)).peak_rss_bytes < 200_000_000
+    del ballast
+
+
+def test_processor_time_is_measured_apart_from_wall_time() -> None:
+    result = run(job("spin", seconds=0.3))
+    assert 0.3 <= result.cpu_seconds < 1.5
+    assert result.seconds >= 0.3
+
+
+def test_an_error_of_the_tree_keeps_its_class_and_message(tmp_path: Path) -> None:
+    with pytest.raises(ShapeSpecialised) as caught:
+        run(job("specialise", log=tmp_path / "log"))
+    assert str(caught.value) == "decoder froze batch_size at 1: mark it dynamic"
+    assert caught.value.exit_code == 3
+    assert "in specialise" in caught.value.__notes__[0]
+
+
+def test_a_subclass_the_parent_does_not_know_becomes_its_base() -> None:
+    with pytest.raises(GateError) as caught:
+        run(job("refuse"))
+    assert str(caught.value) == "cosine 0.14 is below 0.99"
+    assert (type(caught.value), caught.value.exit_code) == (GateError, 5)
+
+
+def test_any_other_error_is_a_stage_error_that_leads_to_the_traceback(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "stage.log"
+    with pytest.raises(StageError) as caught:
+        run(job("stumble", log=log))
+    assert str(caught.value) == (
+        f"{functions.__name__}:stumble failed with KeyError: 'past_key_values.0.key'; the traceback is in {log}"
+    )
+    assert "about to stumble" in log.read_text() and "Traceback" in log.read_text()
+
+
+def test_a_full_disk_in_the_child_is_said_as_such() -> None:
+    with pytest.raises(StageError, match="no space is left on the disk .*weights.bin.*the next build continues"):
+        run(job("fill_the_disk"))
+
+
+def test_a_value_that_is_not_json_is_a_stage_error() -> None:
+    with pytest.raises(StageError, match="TypeError: Object of type object is not JSON serializable"):
+        run(job("return_an_object"))
+
+
+def test_a_function_that_is_not_there_is_a_stage_error() -> None:
+    with pytest.raises(StageError, match="failed with AttributeError: .*no attribute 'nothing'"):
+        run(job("nothing"))
+
+
+def test_a_killed_child_is_told_with_its_signal_its_peak_and_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(StageError) as caught:
+        run(job("die", log=tmp_path / "log", signal=int(signal.SIGKILL)))
+    said = str(caught.value)
+    assert "was killed by SIGKILL, which the system does when memory runs out" in said
+    assert said.endswith(f"its log {tmp_path / 'log'} ends with: building layer 17")
+    assert int(said.partition("held at least ")[2].partition(" MB")[0]) >= 100
+
+
+def test_a_crash_in_native_code_leaves_a_stack_in_the_log(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="was killed by SIGSEGV; it held"):
+        run(job("die", log=tmp_path / "log", signal=int(signal.SIGSEGV)))
+    assert "in die" in (tmp_path / "log").read_text()
+
+
+def test_a_child_that_leaves_without_an_answer_is_a_stage_error() -> None:
+    with pytest.raises(StageError, match="ended with exit code 7 before it answered"):
+        run(job("leave"))
+
+
+def test_a_temporary_log_stays_only_where_a_message_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run(job("double", number=1))
+    with pytest.raises(GateError):
+        run(job("refuse"))
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(StageError) as caught:
+        run(job("stumble"))
+    (log,) = tmp_path.iterdir()
+    assert str(log) in str(caught.value)
+
+
+def test_the_number_of_threads_reaches_the_libraries() -> None:
+    assert run(job("environment", threads=1)).value == {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def test_a_stage_that_reads_stdin_finds_it_empty() -> None:
+    assert run(job("read_stdin")).value == ""
+
+
+def test_what_a_job_left_running_is_ended_with_it() -> None:
+    pid = run(job("leave_a_child_behind")).value
+    assert isinstance(pid, int) and all_gone([pid])
+
+
+def test_an_observer_that_fails_ends_the_child(tmp_path: Path) -> None:
+    def fail(record: Mapping[str, Any]) -> None:
+        raise RuntimeError("drawing failed")
+
+    with pytest.raises(RuntimeError, match="drawing failed"):
+        run(job("double", number=1, steps=1), fail)
+
+
+@pytest.mark.parametrize(
+    ("number", "manners"), [(signal.SIGINT, "polite"), (signal.SIGTERM, "polite"), (signal.SIGTERM, "deaf")]
+)
+def test_a_signal_to_the_parent_ends_child_and_grandchild(tmp_path: Path, number: int, manners: str) -> None:
+    parent, pids = parent_of_a_hanging_job(tmp_path, manners)
+    parent.send_signal(number)
+    _, said = parent.communicate(timeout=20)
+    assert b"interrupted in " in said and b"Traceback" not in said
+    assert all_gone(pids)
+
+
+def test_a_parent_that_is_killed_takes_child_and_grandchild_along(tmp_path: Path) -> None:
+    parent, pids = parent_of_a_hanging_job(tmp_path, "polite")
+    parent.kill()
+    parent.communicate(timeout=20)
+    assert all_gone(pids)
+
+
+def parent_of_a_hanging_job(tmp_path: Path, manners: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    function, pids = f"{functions.__name__}:hang_with_a_child", tmp_path / "pids"
+    command = [sys.executable, "-c", PARENT, function, str(pids), manners]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not pids.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    found = [int(pid) for pid in pids.read_text().split()]
+    assert all(is_alive(pid) for pid in found)
+    return parent, found
+
+
+def test_results_come_in_the_order_of_the_jobs_and_no_more_run_than_workers() -> None:
+    results = run_all([job("note_times") for _ in range(4)], workers=2)
+    spans = [result.value for result in results if isinstance(result.value, list)]
+    assert max(sum(bool(start <= moment < end) for start, end in spans) for moment, _ in spans) <= 2  # type: ignore[operator]
+    numbers = run_all([job("double", number=number) for number in (3, 1, 2)], workers=2)
+    assert [result.value for result in numbers] == [{"doubled": 6}, {"doubled": 2}, {"doubled": 4}]
+
+
+def test_the_first_failure_ends_the_others_and_is_what_is_raised(tmp_path: Path) -> None:
+    jobs = [job("hang_with_a_child", pids=str(tmp_path / "pids")), job("refuse"), job("double", number=1)]
+    start = time.monotonic()
+    with pytest.raises(GateError, match="cosine"):
+        run_all(jobs, workers=2)
+    assert time.monotonic() - start < 20
+    if (tmp_path / "pids").exists():
+        assert all_gone([int(pid) for pid in (tmp_path / "pids").read_text().split()])
+
+
+def test_an_interrupt_among_several_jobs_is_interrupted(tmp_path: Path) -> None:
+    def interrupt(running: Job, record: Mapping[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    jobs = [job("double", number=1, steps=1), *(job("note_times") for _ in range(3))]
+    with pytest.raises(Interrupted) as caught:
+        run_all(jobs, workers=2, on_progress=interrupt)
+    assert caught.value.exit_code == 130
