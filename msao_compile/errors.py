@@ -1,20 +1,20 @@
 """Every error this project raises on purpose, one class for each thing a caller does differently.
 
-    MsaoError                     base; `exit_code` is what the CLI returns
-    ├── InputError            2   something the user gave is wrong: change it and run again
-    │   ├── RecipeError           the recipe file
-    │   ├── CheckpointError       a Hugging Face checkpoint folder
-    │   │   └── UnsupportedFamily the architecture is not one we split
-    │   ├── DeploymentError       a deployment folder or its deployment.json
-    │   │   └── DamagedFile       bytes differ from their recorded digest: rebuild or copy again
-    │   ├── PictureError          an image that cannot be decoded or is refused
-    │   └── PromptError           a prompt that cannot be encoded
-    │       └── CapacityExceeded  the request does not fit the KV cache: shorten it or raise kv_capacity
-    ├── StageError            3   a build stage failed; what was finished is kept
-    │   └── ShapeSpecialised      export froze a dimension that was promised to be dynamic
-    ├── MissingTool           4   a library, tool or device is absent; the message names the extra
-    ├── GateError             5   the work ran, but a gate (parity, accuracy, budget) said no
-    └── Interrupted         130   Ctrl-C or SIGTERM; the next build continues
+MsaoError                     base; `exit_code` is what the CLI returns
+├── InputError            2   something the user gave is wrong: change it and run again
+│   ├── RecipeError           the recipe file
+│   ├── CheckpointError       a Hugging Face checkpoint folder
+│   │   └── UnsupportedFamily the architecture is not one we split
+│   ├── DeploymentError       a deployment folder or its deployment.json
+│   │   └── DamagedFile       bytes differ from their recorded digest: rebuild or copy again
+│   ├── PictureError          an image that cannot be decoded or is refused
+│   └── PromptError           a prompt that cannot be encoded
+│       └── CapacityExceeded  the request does not fit the KV cache: shorten it or raise kv_capacity
+├── StageError            3   a build stage failed; what was finished is kept
+│   └── ShapeSpecialised      export froze a dimension that was promised to be dynamic
+├── MissingTool           4   a library, tool or device is absent; the message names the extra
+├── GateError             5   the work ran, but a gate (parity, accuracy, budget) said no
+└── Interrupted         130   Ctrl-C or SIGTERM; the next build continues
 """
 
 from __future__ import annotations

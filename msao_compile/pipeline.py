@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from msao_compile.steps import Steps
 from msao_compile.recipe.read import read_recipe
 from msao_compile.runner import Built, Event, Options, Runner, Step
-from msao_compile.stages import emit
+from msao_compile.steps import Steps
 
 __all__ = ["Built", "Event", "Options", "Step", "build", "plan"]
 
@@ -52,5 +51,5 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         steps.measure()
         deployment = steps.deployment()
         folder = options.out / runner.recipe.name
-        emit.write(folder, deployment, runner.store, steps.blobs())
+        steps.stock.deploy(folder, deployment)
     return Built(folder, deployment, runner.ran, runner.reused, time.perf_counter() - started)

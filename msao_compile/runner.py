@@ -92,7 +92,9 @@ class Ask:
     @property
     def key(self) -> Key:
         """What names this request in the store."""
-        return Key(kind=self.stage, stage=self.stage, version=self.version, fields={**self.fields, "subject": self.subject})
+        return Key(
+            kind=self.stage, stage=self.stage, version=self.version, fields={**self.fields, "subject": self.subject}
+        )
 
 
 class Runner:
@@ -135,8 +137,16 @@ class Runner:
         known = found if isinstance(found, Record) else before
         cost = {"seconds": _number(known, "seconds"), "peak_rss_bytes": _whole(known, "peak_rss_bytes")}
         if isinstance(found, Record):
-            self.steps.append(Step(ask.stage, ask.subject, "reuse", ("nothing it reads has changed",), **cost,  # type: ignore[arg-type]
-                                   disk_bytes=0))
+            self.steps.append(
+                Step(
+                    ask.stage,
+                    ask.subject,
+                    "reuse",
+                    ("nothing it reads has changed",),
+                    **cost,  # type: ignore[arg-type]
+                    disk_bytes=0,
+                )
+            )
             return found
         reasons = [str(found)] if found is not None else explain(before.key.told if before else None, ask.key.told)
         self.steps.append(Step(ask.stage, ask.subject, "run", tuple(reasons), **cost, disk_bytes=ask.disk_bytes))  # type: ignore[arg-type]
@@ -174,8 +184,11 @@ class Runner:
         with self.store.workspace() as folder:
             if ask.prepare is not None:
                 ask.prepare(folder)
-            job = Job(function=f"msao_compile.stages.{ask.stage}:run", arguments=ask.arguments(folder),
-                      threads=self.recipe.runtime.threads)
+            job = Job(
+                function=f"msao_compile.stages.{ask.stage}:run",
+                arguments=ask.arguments(folder),
+                threads=self.recipe.runtime.threads,
+            )
             result = run_job(job, None, stop)
             seconds = time.perf_counter() - started
             payload = {"result": result.value, "seconds": seconds, "peak_rss_bytes": result.peak_rss_bytes}
@@ -187,8 +200,12 @@ class Runner:
         return record
 
     def _note(self, ask: Ask, record: Record) -> None:
-        run = StageRun(stage=ask.stage, subject=ask.subject, seconds=_number(record, "seconds") or 0.0,
-                       peak_rss_bytes=_whole(record, "peak_rss_bytes") or 0)
+        run = StageRun(
+            stage=ask.stage,
+            subject=ask.subject,
+            seconds=_number(record, "seconds") or 0.0,
+            peak_rss_bytes=_whole(record, "peak_rss_bytes") or 0,
+        )
         with self._lock:
             self.stages.append(run)
 

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt as error:
         return _fail(talk, error, debug)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # Typer turns a closed pipe into SystemExit
         return _reader_left()
     except Exception as error:  # noqa: BLE001 - the boundary: nothing above this line may end in a traceback
         return _fail(talk, error, debug)
@@ -94,7 +94,8 @@ def _prepare(debug: bool) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[StderrHandler()], force=True)
+    level = logging.INFO if debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[StderrHandler()], force=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

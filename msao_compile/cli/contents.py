@@ -157,7 +157,7 @@ def recipe(path: Path) -> Contents:
     return Contents(f"recipe {found.name}", facts, sheets, remark=f"next: msao-compile plan {path}")
 
 
-def _pairs(table: Mapping[str, str]) -> str:
+def _pairs(table: Mapping[Any, str]) -> str:
     return ", ".join(f"{component} {precision}" for component, precision in table.items())
 
 

@@ -124,7 +124,7 @@ def forecast(steps: tuple[Step, ...]) -> str:
     if found["peak_rss_bytes"]:
         known.append(f"{units.size(found['peak_rss_bytes'])} of memory at the peak")
     if found["unknown"]:
-        known.append(f"{units.plural(found['unknown'], 'step')} never ran here, so their time is not known")
+        known.append(f"{units.plural(found['unknown'], 'step')} of unknown time, never run here before")
     return f"{', '.join(parts)}: {', '.join(known)}" if known else ", ".join(parts)
 
 

@@ -67,5 +67,16 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "tensorrt_rtx": tensorrt_rtx,
 }
 
+
+def answer(name: str) -> dict[str, Any]:
+    """What a probe finds; a library that is simply not there is no accident."""
+    try:
+        return PROBES[name]()
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return {"error": "not installed"}
+
+
 if __name__ == "__main__":
-    print(json.dumps(PROBES[sys.argv[1]]()))
+    print(json.dumps(answer(sys.argv[1])))

@@ -101,8 +101,8 @@ def _bars() -> Progress:
 
         def render(self, task: Task) -> Text:
             elapsed = units.seconds(task.elapsed or 0.0)
-            if task.fields["counted"]:
-                return Text(f"{task.completed:.0f} of {task.total or 0:.0f}, {elapsed}")
+            if task.total is not None and task.fields["counted"]:
+                return Text(f"{task.completed:.0f} of {task.total:.0f}, {elapsed}")
             return Text(elapsed if task.total is None else f"{elapsed}, {units.seconds(task.total)} expected")
 
     text = [TextColumn("{task.description}", markup=False), TextColumn("{task.fields[subject]}", markup=False)]

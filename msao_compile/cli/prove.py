@@ -39,7 +39,7 @@ def parity(
         Path | None,
         typer.Option(
             metavar="FILE.npz",
-            help="Recorded inputs and outputs (arrays in.<name>, logits, generate); without it the build's own proof is read.",
+            help="Recorded inputs and outputs (in.<name>, logits, generate); without it the build's own proof is read.",
             show_default=False,
         ),
     ] = None,
@@ -83,8 +83,9 @@ def refuse(rows: tuple[ParityRow, ...]) -> None:
         worst = failed[0]
         raise GateError(
             f"parity failed in {len(failed)} of {units.plural(len(rows), 'comparison')}, "
-            f"first {worst.model} {worst.subject} ({worst.dialect}, {worst.backend}, {worst.precision}): max abs {units.deviation(worst.max_abs)}, "
-            f"min cosine {worst.min_cosine:.6f}, bound {worst.bound}; raise the precision there or correct the bound"
+            f"first {worst.model} {worst.subject} ({worst.dialect}, {worst.backend}, {worst.precision}): "
+            f"max abs {units.deviation(worst.max_abs)}, min cosine {worst.min_cosine:.6f}, bound {worst.bound}; "
+            "raise the precision there or correct the bound"
         )
 
 

@@ -49,7 +49,7 @@ class KVFacts:
 class Piece:
     """One component as a module whose `forward` takes and gives exactly the named tensors.
 
-    `stacks` are dotted paths of ModuleLists inside `module` whose layers repeat; export traces each distinct layer once.
+    `stacks` are dotted paths of ModuleLists inside `module` whose layers repeat; each distinct layer is traced once.
     """
 
     component: str
@@ -96,7 +96,7 @@ class EmbedTokens(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Text model and head. Logits are computed at `logits_positions` only: a prompt needs one row of them, not all."""
+    """Text model and head. Logits are computed at `logits_positions` only: a prompt needs one row of them."""
 
     def __init__(self, text_model: nn.Module, lm_head: nn.Module) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
 
 
 class CausalFamily:
-    """What most families share: the text model's facts, and a forward that takes ids, mask and the processor's tensors."""
+    """What most families share: the text model's facts, and a forward of ids, mask and the processor's tensors."""
 
     def decoder_facts(self, config: PretrainedConfig, kv_capacity: int) -> DecoderFacts:
         """Facts of the text model."""
@@ -131,7 +131,7 @@ class CausalFamily:
 
 def embed_piece(model: PreTrainedModel, hidden: int) -> Piece:
     """The embedding as a component of its own: the host merges modality features into what it gives."""
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     vocabulary = int(embedding.weight.shape[0])
 
     def example(sizes: Sizes, chance: np.random.Generator) -> Arrays:

@@ -114,28 +114,32 @@ def read_tensor(folder: Path, source: Mapping[str, Any]) -> np.ndarray:
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(source["shape"])
     plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(dtype)
     if plain is None:
-        raise CheckpointError(f"{path}: tensor {source['key']!r} has type {dtype}: quantised checkpoints cannot be "
-                              "compiled yet; use the floating-point one")
+        raise CheckpointError(
+            f"{path}: tensor {source['key']!r} has type {dtype}: quantised checkpoints cannot be "
+            "compiled yet; use the floating-point one"
+        )
     return np.ascontiguousarray(np.frombuffer(raw, plain).astype(np.float32, copy=False).reshape(source["shape"]))
 
 
-def skeleton(folder: Path, config: PretrainedConfig, architecture: type[PreTrainedModel]) -> PreTrainedModel:
+def skeleton(config: PretrainedConfig, architecture: type[PreTrainedModel]) -> PreTrainedModel:
     """The model without its weights: parameters on the meta device, computed buffers real, weights tied."""
     import torch
 
     with torch.device("meta"):
-        model = architecture(config)
+        model: PreTrainedModel = architecture(config)
     model.tie_weights()
     _compute_buffers(model, model)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
-def _compute_buffers(module: nn.Module, owner: PreTrainedModel) -> None:
-    """Rotary tables and position indices are not in the checkpoint: the nearest model recomputes them, as loading does."""
+def _compute_buffers(module: nn.Module, owner: Any) -> None:
+    """Rotary tables and position indices are not in the checkpoint: the nearest model recomputes them."""
     owner = module if hasattr(module, "_init_weights") else owner
-    computed = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
-    for name in computed:
-        module._buffers[name] = module._buffers[name].new_zeros(module._buffers[name].shape, device="cpu")
+    held = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+    computed = {name: buffer for name, buffer in held.items() if buffer is not None}
+    for name, buffer in computed.items():
+        module._buffers[name] = buffer.new_zeros(buffer.shape, device="cpu")
     if computed:
         owner._init_weights(module)
     for child in module.children():
@@ -166,8 +170,10 @@ def locate(folder: Path, model: PreTrainedModel) -> dict[str, Source]:
             if name not in expected:
                 unexpected.append(key)
             elif converter is not None:
-                raise CheckpointError(f"{path}: tensor {key!r} needs the conversion {converter!r}; save it once with "
-                                      "transformers 5 (`from_pretrained` then `save_pretrained`) and use that folder")
+                raise CheckpointError(
+                    f"{path}: tensor {key!r} needs the conversion {converter!r}; save it once with "
+                    "transformers 5 (`from_pretrained` then `save_pretrained`) and use that folder"
+                )
             else:
                 found[name] = source
     _spread_tied(model, found)
@@ -190,19 +196,39 @@ def _check_complete(
 ) -> None:
     missing = sorted(set(expected) - set(found))
     if missing:
-        raise CheckpointError(f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} in all); "
-                              "download the checkpoint again or use the matching config.json")
+        raise CheckpointError(
+            f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} in all); "
+            "download the checkpoint again or use the matching config.json"
+        )
     if unexpected:
-        raise CheckpointError(f"{folder}: tensor {sorted(unexpected)[0]!r} is not part of the model ({len(unexpected)} "
-                              "in all); use the config.json that belongs to these weights")
+        raise CheckpointError(
+            f"{folder}: tensor {sorted(unexpected)[0]!r} is not part of the model ({len(unexpected)} "
+            "in all); use the config.json that belongs to these weights"
+        )
     for name, shape in expected.items():
         if found[name].shape != shape:
-            raise CheckpointError(f"{folder}: tensor {name!r} is {found[name].shape} where config.json says {shape}; "
-                                  "use the config.json that belongs to these weights")
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} is {found[name].shape} where config.json says {shape}; "
+                "use the config.json that belongs to these weights"
+            )
 
 
 def side_files(folder: Path) -> list[Path]:
     """Tokenizer, processor and generation files that a device needs beside the weights."""
-    wanted = ("tokenizer", "special_tokens", "chat_template", "preprocessor", "processor", "generation", "vocab", "merges")
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name.startswith(wanted)
-                  and os.path.splitext(path.name)[1] in (".json", ".jinja", ".txt", ".model"))
+    wanted = (
+        "tokenizer",
+        "special_tokens",
+        "chat_template",
+        "preprocessor",
+        "processor",
+        "generation",
+        "vocab",
+        "merges",
+    )
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file()
+        and path.name.startswith(wanted)
+        and os.path.splitext(path.name)[1] in (".json", ".jinja", ".txt", ".model")
+    )

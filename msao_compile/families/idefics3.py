@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class VisionEncoder(nn.Module):
-    """Full square pictures to features. `position_ids` come from the host; pictures with padding never reach this graph."""
+    """Full square pictures to features. `position_ids` come from the host; padded pictures never reach this graph."""
 
-    def __init__(self, vision_model: nn.Module, connector: nn.Module) -> None:
+    def __init__(self, vision_model: Any, connector: nn.Module) -> None:
         super().__init__()
-        self.vision_model = vision_model
+        self.vision_model: Any = vision_model
         self.connector = connector
 
     def forward(self, pixel_values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
@@ -52,8 +52,11 @@ class Idefics3(CausalFamily):
     def host_facts(self, config: PretrainedConfig) -> dict[str, Any]:
         """Patch geometry for the position code."""
         vision = config.vision_config
-        return {"image_token_id": config.image_token_id, "patch_size": vision.patch_size,
-                "patches_per_side": vision.image_size // vision.patch_size}
+        return {
+            "image_token_id": config.image_token_id,
+            "patch_size": vision.patch_size,
+            "patches_per_side": vision.image_size // vision.patch_size,
+        }
 
     def example_pictures(self, config: PretrainedConfig, sizes: Sizes, chance: np.random.Generator) -> Arrays:
         """Tiles [1, images, channels, side, side]."""
@@ -69,19 +72,27 @@ class Idefics3(CausalFamily):
         def example(sizes: Sizes, chance: np.random.Generator) -> Arrays:
             shape = (sizes.images, vision.num_channels, vision.image_size, vision.image_size)
             mask = np.ones((sizes.images, side, side), bool)
-            return {"pixel_values": chance.standard_normal(shape).astype(np.float32),
-                    "position_ids": patch_position_ids(mask, side)}
+            return {
+                "pixel_values": chance.standard_normal(shape).astype(np.float32),
+                "position_ids": patch_position_ids(mask, side),
+            }
 
         return Piece(
             component="vision_encoder",
             module=VisionEncoder(model.model.vision_model, model.model.connector),
             inputs=(
-                TensorSpec(name="pixel_values", dtype="float32",
-                           shape=("num_images", vision.num_channels, vision.image_size, vision.image_size)),
+                TensorSpec(
+                    name="pixel_values",
+                    dtype="float32",
+                    shape=("num_images", vision.num_channels, vision.image_size, vision.image_size),
+                ),
                 TensorSpec(name="position_ids", dtype="int64", shape=("num_images", side**2)),
             ),
-            outputs=(TensorSpec(name="image_features", dtype="float32",
-                                shape=("num_images", tokens, config.text_config.hidden_size)),),
+            outputs=(
+                TensorSpec(
+                    name="image_features", dtype="float32", shape=("num_images", tokens, config.text_config.hidden_size)
+                ),
+            ),
             example=example,
             stacks=("vision_model.encoder.layers",),
             facts={"vision": vision.to_diff_dict(), "scale_factor": config.scale_factor},

@@ -21,9 +21,9 @@ _TOWERS = ("clip_vision_model", "siglip_vision_model")
 class VisionEncoder(nn.Module):
     """`pixel_values` [num_images, channels, side, side] to features; layers after the last one read are left out."""
 
-    def __init__(self, tower: nn.Module, projector: nn.Module, depths: tuple[int, ...], crop: bool) -> None:
+    def __init__(self, tower: Any, projector: nn.Module, depths: tuple[int, ...], crop: bool) -> None:
         super().__init__()
-        self.embeddings = tower.embeddings
+        self.embeddings: Any = tower.embeddings
         self.pre_norm = tower.pre_layrnorm if hasattr(tower, "pre_layrnorm") else nn.Identity()
         self.layers = tower.encoder.layers[: max(depths)]
         self.projector = projector
@@ -36,7 +36,7 @@ class VisionEncoder(nn.Module):
         for depth, layer in enumerate(self.layers, start=1):
             hidden = layer(hidden, None)
             read[depth] = hidden
-        features = torch.cat([read[depth][:, int(self.crop):] for depth in self.depths], dim=-1)
+        features = torch.cat([read[depth][:, int(self.crop) :] for depth in self.depths], dim=-1)
         projected: torch.Tensor = self.projector(features)
         return projected
 
@@ -68,8 +68,9 @@ class Llava(CausalFamily):
     def _vision(self, model: PreTrainedModel) -> Piece:
         config, vision = model.config, model.config.vision_config
         if vision.model_type not in _TOWERS:
-            raise UnsupportedFamily(f"llava with a vision tower of type {vision.model_type!r}: "
-                                    f"known are {', '.join(_TOWERS)}")
+            raise UnsupportedFamily(
+                f"llava with a vision tower of type {vision.model_type!r}: known are {', '.join(_TOWERS)}"
+            )
         crop = config.vision_feature_select_strategy == "default"
         module = VisionEncoder(model.model.vision_tower, model.model.multi_modal_projector, _depths(config), crop)
         tokens = (vision.image_size // vision.patch_size) ** 2
@@ -82,10 +83,18 @@ class Llava(CausalFamily):
         return Piece(
             component="vision_encoder",
             module=module,
-            inputs=(TensorSpec(name="pixel_values", dtype="float32",
-                               shape=("num_images", vision.num_channels, vision.image_size, vision.image_size)),),
-            outputs=(TensorSpec(name="image_features", dtype="float32",
-                                shape=("num_images", tokens, config.text_config.hidden_size)),),
+            inputs=(
+                TensorSpec(
+                    name="pixel_values",
+                    dtype="float32",
+                    shape=("num_images", vision.num_channels, vision.image_size, vision.image_size),
+                ),
+            ),
+            outputs=(
+                TensorSpec(
+                    name="image_features", dtype="float32", shape=("num_images", tokens, config.text_config.hidden_size)
+                ),
+            ),
             example=example,
             stacks=("layers",),
             facts={"vision": vision.to_diff_dict(), "crop": crop, "depths": list(_depths(config))},

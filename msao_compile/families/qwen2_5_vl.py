@@ -25,9 +25,9 @@ class VisionEncoder(nn.Module):
     A token attends to tokens of its own segment: its window in most blocks, its picture in the full ones.
     """
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: Any) -> None:
         super().__init__()
-        self.visual = visual
+        self.visual: Any = visual
 
     def forward(
         self,
@@ -50,7 +50,8 @@ class VisionEncoder(nn.Module):
 
     def _permute(self, tensor: torch.Tensor, window_index: torch.Tensor) -> torch.Tensor:
         unit = self.visual.spatial_merge_unit
-        return tensor.unflatten(0, (-1, unit)).index_select(0, window_index).flatten(0, 1)
+        permuted: torch.Tensor = tensor.unflatten(0, (-1, unit)).index_select(0, window_index).flatten(0, 1)
+        return permuted
 
     @staticmethod
     def _bias(segments: torch.Tensor) -> torch.Tensor:
@@ -81,9 +82,14 @@ class Qwen2_5VL(CausalFamily):
         """Grid geometry for the position code."""
         vision = config.vision_config
         self.image_token_id = config.image_token_id
-        return {"image_token_id": config.image_token_id, "video_token_id": config.video_token_id,
-                "spatial_merge_size": vision.spatial_merge_size, "window_size": vision.window_size,
-                "patch_size": vision.patch_size, "tokens_per_second": vision.tokens_per_second}
+        return {
+            "image_token_id": config.image_token_id,
+            "video_token_id": config.video_token_id,
+            "spatial_merge_size": vision.spatial_merge_size,
+            "window_size": vision.window_size,
+            "patch_size": vision.patch_size,
+            "tokens_per_second": vision.tokens_per_second,
+        }
 
     def example_pictures(self, config: PretrainedConfig, sizes: Sizes, chance: np.random.Generator) -> Arrays:
         """Packed patches [patches, width] and their grids [images, 3]."""
@@ -120,8 +126,9 @@ class Qwen2_5VL(CausalFamily):
                 TensorSpec(name="window_segments", dtype="int64", shape=("num_patches",)),
                 TensorSpec(name="picture_segments", dtype="int64", shape=("num_patches",)),
             ),
-            outputs=(TensorSpec(name="image_features", dtype="float32",
-                                shape=("num_image_tokens", vision.out_hidden_size)),),
+            outputs=(
+                TensorSpec(name="image_features", dtype="float32", shape=("num_image_tokens", vision.out_hidden_size)),
+            ),
             example=example,
             stacks=("visual.blocks",),
             facts={"vision": vision.to_diff_dict()},

@@ -32,8 +32,10 @@ def find(model_type: str, architecture: str) -> Family:
     if model_type not in FAMILIES:
         near = difflib.get_close_matches(model_type, FAMILIES, n=1)
         hint = f"; did you mean {near[0]!r}" if near else ""
-        raise UnsupportedFamily(f"family {model_type!r} ({architecture}) is not one that can be split yet{hint}; "
-                                f"known families: {', '.join(sorted(FAMILIES))}")
+        raise UnsupportedFamily(
+            f"family {model_type!r} ({architecture}) is not one that can be split yet{hint}; "
+            f"known families: {', '.join(sorted(FAMILIES))}"
+        )
     module, name = FAMILIES[model_type]
     family: Family = getattr(importlib.import_module(module), name)()
     return family
@@ -52,6 +54,8 @@ def open_model(folder: Path) -> tuple[Family, PreTrainedModel]:
 
     architecture = getattr(transformers, str(names[0]), None)
     if architecture is None:
-        raise CheckpointError(f"{folder / 'config.json'}: architecture {names[0]!r} is not one of transformers "
-                              f"{transformers.__version__}; set architectures to the class that was saved")
-    return family, skeleton(folder, transformers.AutoConfig.from_pretrained(folder), architecture)
+        raise CheckpointError(
+            f"{folder / 'config.json'}: architecture {names[0]!r} is not one of transformers "
+            f"{transformers.__version__}; set architectures to the class that was saved"
+        )
+    return family, skeleton(transformers.AutoConfig.from_pretrained(folder), architecture)

@@ -71,8 +71,11 @@ def layer_signature(layer: nn.Module, node: ir.Node, call: Any) -> str:
     """
     facts: list[Any] = []
     for name, part in layer.named_modules():
-        plain = {key: value for key, value in vars(part).items()
-                 if isinstance(value, int | float | str | bool | tuple) and key not in _IGNORED and key[0] != "_"}
+        plain = {
+            key: value
+            for key, value in vars(part).items()
+            if isinstance(value, int | float | str | bool | tuple) and key not in _IGNORED and key[0] != "_"
+        }
         facts.append((name, type(part).__qualname__, sorted(map(repr, plain.items()))))
     facts += [(name, tuple(value.shape)) for name, value in layer.named_parameters()]
     buffers = [(name, tuple(value.flatten().tolist())) for name, value in layer.named_buffers()]
@@ -100,7 +103,7 @@ def _as_function(model: ir.Model, name: str) -> ir.Function:
     for value in list(graph.initializers.values()):
         constant = ir.node("Constant", [], {"value": value.const_value}, name=f"const_{value.name}")
         constant.outputs[0].name = f"{value.name}_constant"
-        constant.outputs[0].dtype, constant.outputs[0].shape = value.dtype, value.shape
+        constant.outputs[0].type, constant.outputs[0].shape = value.type, value.shape
         value.replace_all_uses_with(constant.outputs[0])
         graph.insert_before(graph[0], constant)
     graph.initializers.clear()
@@ -108,7 +111,11 @@ def _as_function(model: ir.Model, name: str) -> ir.Function:
 
 
 def _instantiate(
-    graph: ir.Graph, node: ir.Node, function: ir.Function, names: list[str], prefix: str,
+    graph: ir.Graph,
+    node: ir.Node,
+    function: ir.Function,
+    names: list[str],
+    prefix: str,
     kv: Any,
 ) -> None:
     """Replace a stub by a call of the layer function with this layer's own weights and KV."""
@@ -116,8 +123,9 @@ def _instantiate(
     weights = [_weight(graph, f"{prefix}.{name}") for name in names]
     tensors = list(node.inputs)
     own = [ir.Value(name="past") for _ in range(len(function.inputs) - len(weights) - len(tensors))]
-    call = ir.Node(LAYER_DOMAIN, function.name, [*weights, *tensors, *own], num_outputs=len(function.outputs),
-                   name=prefix)
+    call = ir.Node(
+        LAYER_DOMAIN, function.name, [*weights, *tensors, *own], num_outputs=len(function.outputs), name=prefix
+    )
     past_values.extend(own)
     present_values.extend(call.outputs[1:])
     call.outputs[0].name = f"{prefix}.output"

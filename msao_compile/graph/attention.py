@@ -51,8 +51,8 @@ def causal_mask(dialect: Dialect, attention_mask_BT: torch.Tensor, sequence: int
     """
     if dialect == "fused":
         last = attention_mask_BT.sum(-1) - 1
-        total = torch.full_like(last[:1], attention_mask_BT.shape[1])
-        return torch.cat([last, total]).to(torch.int32)[:, None, None, None]
+        length = torch.full_like(last[:1], attention_mask_BT.shape[1])
+        return torch.cat([last, length]).to(torch.int32)[:, None, None, None]
     total = attention_mask_BT.shape[1]
     column = torch.arange(total)[None, :]
     row = torch.arange(sequence)[:, None] + (total - sequence)
@@ -66,7 +66,12 @@ def installed(dialect: Dialect, kv: Callable[[], LayerKV | None], module: nn.Mod
     from transformers import AttentionInterface, AttentionMaskInterface
 
     def attention(
-        layer: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Mask | None = None, **rest: Any
+        layer: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Mask | None = None,
+        **rest: Any,
     ) -> tuple[torch.Tensor, None]:
         scale = float(rest.get("scaling") or query.shape[-1] ** -0.5)
         held = kv()
@@ -77,11 +82,13 @@ def installed(dialect: Dialect, kv: Callable[[], LayerKV | None], module: nn.Mod
 
     def mask(*_: Any, mask_function: Any, attention_mask: torch.Tensor, q_length: int, **__: Any) -> Mask:
         if mask_function.__name__ != "causal_mask_function":
-            raise StageError(f"the mask {mask_function.__qualname__} has no form in dialect {dialect} yet: "
-                             "only plain causal decoders are known")
+            raise StageError(
+                f"the mask {mask_function.__qualname__} has no form in dialect {dialect} yet: "
+                "only plain causal decoders are known"
+            )
         return causal_mask(dialect, attention_mask, q_length)
 
-    configs = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
+    configs: dict[int, Any] = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, mask)
@@ -135,8 +142,10 @@ def _encoder_attention(
     return output.view(batch, sequence, heads, size)
 
 
-def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Mask | None, scale: float) -> torch.Tensor:
-    batch, heads, sequence, size = query.shape
+def _plain(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Mask | None, scale: float
+) -> torch.Tensor:
+    _, heads, sequence, _ = query.shape
     groups = heads // key.shape[1]
     query = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)  # [B, K, groups x S, D]: no repeat of keys
     scores = torch.matmul(query, key.transpose(2, 3)) * scale
@@ -144,8 +153,9 @@ def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Ma
     if bias is not None:
         scores = scores + bias[:, :, None]
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    output = torch.matmul(weights.flatten(2, 3), value)
-    return output.unflatten(2, (groups, sequence)).flatten(1, 2).transpose(1, 2)
+    output: torch.Tensor = torch.matmul(weights.flatten(2, 3), value)
+    output = output.unflatten(2, (groups, sequence))
+    return output.flatten(1, 2).transpose(1, 2)
 
 
 @contextlib.contextmanager

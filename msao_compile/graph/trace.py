@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class _Stub(nn.Module):
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.calls.append((hidden, args, kwargs))
         tensors, _ = flatten_call(hidden, args, kwargs)
-        attributes = {"stack": self.stack, "index": self.index}
+        attributes: dict[str, Any] = {"stack": self.stack, "index": self.index}
         return torch.onnx.ops.symbolic(
             f"{LAYER_DOMAIN}::Layer", tensors, attributes, dtype=hidden.dtype, shape=hidden.shape, version=1
         )
@@ -88,16 +88,25 @@ def trace(
     Raises:
         StageError: torch could not export it, or gave another opset than asked for.
     """
-    dynamic = {name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(shape) if isinstance(size, str)} or None
-               for name, shape in shapes.items()}
+    dynamic = {
+        name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(shape) if isinstance(size, str)} or None
+        for name, shape in shapes.items()
+    }
     opset = OPSETS[dialect]
     quiet = io.StringIO()
     try:
         with contextlib.redirect_stdout(quiet):
             program = torch.onnx.export(
-                _Functional(body), kwargs={"parameters": parameters, "inputs": inputs}, dynamo=True,
-                opset_version=opset, verbose=False, input_names=[*parameters, *inputs],
-                dynamic_shapes={"parameters": dict.fromkeys(parameters), "inputs": {key: dynamic[key] for key in inputs}},
+                _Functional(body),
+                kwargs={"parameters": parameters, "inputs": inputs},
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                input_names=[*parameters, *inputs],
+                dynamic_shapes={
+                    "parameters": dict.fromkeys(parameters),
+                    "inputs": {key: dynamic[key] for key in inputs},
+                },
             )
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error
@@ -112,9 +121,11 @@ def trace_frame(
     module: nn.Module, stacks: tuple[str, ...], examples: Sequence[Tensors], shapes: Shapes, dialect: Dialect
 ) -> tuple[ir.Model, dict[str, list[_Stub]]]:
     """Trace `module` with every layer of `stacks` replaced by one stub node."""
-    stubs = {stack: [_Stub(layer, stack, index) for index, layer in enumerate(module.get_submodule(stack))]  # type: ignore[arg-type]
-             for stack in stacks}
+    stubs = {
+        stack: [_Stub(layer, stack, index) for index, layer in enumerate(_layers(module, stack))] for stack in stacks
+    }
     with _replaced(module, stubs), installed(dialect, lambda: None, module):
+
         def body(parameters: Tensors, values: Tensors) -> Any:
             return torch.func.functional_call(module, parameters, kwargs=values, tie_weights=False)
 
@@ -128,8 +139,12 @@ def trace_frame(
     return graph, stubs
 
 
+def _layers(module: nn.Module, stack: str) -> list[nn.Module]:
+    return list(module.get_submodule(stack).children())
+
+
 @contextlib.contextmanager
-def _replaced(module: nn.Module, stubs: Mapping[str, list[_Stub]]) -> Any:
+def _replaced(module: nn.Module, stubs: Mapping[str, list[_Stub]]) -> Iterator[None]:
     for stack, layers in stubs.items():
         _set(module, stack, nn.ModuleList(layers))
     try:
@@ -174,10 +189,12 @@ def trace_layer(stub: _Stub, kv: KVExample | None, dialect: Dialect) -> tuple[ir
         return (output, *held[0].present)
 
     inputs = {f"t{index}": tensor for index, tensor in enumerate(tensors)}
-    shapes: Shapes = {name: _compare(tensor, other) for (name, tensor), other in zip(inputs.items(), others, strict=True)}
+    shapes: Shapes = {
+        name: _compare(tensor, other) for (name, tensor), other in zip(inputs.items(), others, strict=True)
+    }
     if kv is not None:
         inputs |= {"past_key": kv.key, "past_value": kv.value}
-        shapes |= {name: ("b", kv.key.shape[1], "p", kv.key.shape[3]) for name in ("past_key", "past_value")}
+        shapes |= dict.fromkeys(("past_key", "past_value"), ("b", kv.key.shape[1], "p", kv.key.shape[3]))
     parameters = {name: empty_like(value) for name, value in layer.named_parameters()}
     with installed(dialect, lambda: held[0], layer):
         return trace(body, parameters, inputs, shapes, dialect), list(parameters)

@@ -72,4 +72,6 @@ class Clock:
         first = self.first if self.first is not None else self.started
         tpot = (self.last - first) / (self.tokens - 1) if self.tokens > 1 else 0.0
         total = max(self.last, first) - self.started
-        return Timing((first - self.started) * 1e3, tpot * 1e3, total * 1e3, dict(self.modules_ms), bytes_up, bytes_down)
+        return Timing(
+            (first - self.started) * 1e3, tpot * 1e3, total * 1e3, dict(self.modules_ms), bytes_up, bytes_down
+        )

@@ -41,8 +41,10 @@ def load(folder: str | os.PathLike[str], cloud: str | None = None, verify: bool 
         MissingTool: no installed backend can run it; names the extra.
     """
     if cloud is not None:
-        raise InputError(f"cloud {cloud!r}: clouds in other processes are not served by this version yet; leave `cloud` "
-                         "out to run the cloud model in this process")
+        raise InputError(
+            f"cloud {cloud!r}: clouds in other processes are not served by this version yet; leave `cloud` "
+            "out to run the cloud model in this process"
+        )
     path = Path(folder)
     return Runtime(path, read_manifest(path), verify)
 
@@ -84,8 +86,7 @@ class Runtime:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}: ask for at least one token")
         taken, reason = self.choose(route)
-        pictures = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
-        question = Question(prompt, tuple(pictures), max_new_tokens, SamplingParameters(**sampling))
+        question = Question(prompt, _pictures(image), max_new_tokens, SamplingParameters(**sampling))
         run = self._start(taken, question)
         decoder, ids, shown = run.tokenizer.stream_decoder(), [], ""
         for token in run.tokens:
@@ -138,3 +139,10 @@ class Runtime:
             return edge(session, question, clock)
         link: Link = Loopback(CloudSide(session).handle)
         return remote(session, question, clock, link, route)
+
+
+def _pictures(image: Any) -> tuple[Picture, ...]:
+    """None, one picture or several, as a tuple."""
+    if image is None:
+        return ()
+    return tuple(image) if isinstance(image, list | tuple) else (image,)

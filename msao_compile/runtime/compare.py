@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from msao_compile.errors import GateError
+from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Verdict
 
 
@@ -45,8 +47,13 @@ def distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Distance:
         equal.append(same)
         ties.append(same | (top[:, -1] - top[:, 0] <= 2 * max_abs))
     agreement = float(np.concatenate(equal).mean())
-    return Distance(max_abs, float(np.concatenate(cosines).min()), agreement, bool(np.concatenate(ties).all()),
-                    sum(len(one) for one, _ in rows))
+    return Distance(
+        max_abs,
+        float(np.concatenate(cosines).min()),
+        agreement,
+        bool(np.concatenate(ties).all()),
+        sum(len(one) for one, _ in rows),
+    )
 
 
 def _rows(ours: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,3 +76,19 @@ def verdict(found: Distance, bounds: dict[str, Any]) -> tuple[Verdict, str]:
     if agreement is not None and found.argmax_agreement < agreement:
         return ("AMBIGUOUS" if found.near_ties_only else "FAIL"), words
     return "PASS", words
+
+
+def refuse_failures(evidence: ParityEvidence) -> None:
+    """Raise when a row failed.
+
+    Raises:
+        GateError: names the worst row and its bound.
+    """
+    failed = [row for row in evidence.rows if row.verdict == "FAIL"]
+    if failed:
+        worst = max(failed, key=lambda row: row.max_abs)
+        raise GateError(
+            f"parity failed for {worst.model}/{worst.subject} ({worst.dialect}, {worst.backend}): max abs "
+            f"{worst.max_abs:.3g}, min cosine {worst.min_cosine:.6f}, bound {worst.bound}; "
+            f"{len(failed)} of {len(evidence.rows)} rows fail"
+        )

@@ -22,7 +22,11 @@ class Engines:
     """Opens modules of a deployment with the backends that are installed."""
 
     def __init__(
-        self, folder: Path, deployment: Deployment, verify: bool, demand: tuple[Status, ...] = TRUSTED,
+        self,
+        folder: Path,
+        deployment: Deployment,
+        verify: bool,
+        demand: tuple[Status, ...] = TRUSTED,
         dialect: Dialect | None = None,
     ) -> None:
         self.folder, self.deployment, self.verify = folder, deployment, verify
@@ -38,8 +42,9 @@ class Engines:
         """
         for reference in model.files:
             locate(self.folder, reference, self.verify)
-        engines = {component: self._engine(module) for component, module in model.components.items()
-                   if component != "decoder"}
+        engines = {
+            component: self._engine(module) for component, module in model.components.items() if component != "decoder"
+        }
         session = ModelSession(model, self.folder, engines, self._decoder(model.components["decoder"]))
         for _ in range(self.deployment.runtime.warm_up):
             _, talk = session.prefill(Request(np.zeros(8, np.int64), {}), None, Clock())
@@ -70,11 +75,18 @@ class Engines:
     def _choose(self, module: str) -> Engine:
         """The first engine that passed parity and whose backend this runtime knows; fused before portable."""
         all_engines = [engine for engine in self.deployment.engines if engine.module == module]
-        known = [engine for engine in all_engines if engine.backend in base.BACKENDS and engine.status in self.demand
-                 and self.dialect in (None, engine.dialect)]
+        known = [
+            engine
+            for engine in all_engines
+            if engine.backend in base.BACKENDS
+            and engine.status in self.demand
+            and self.dialect in (None, engine.dialect)
+        ]
         if not known:
             states = ", ".join(f"{engine.target}: {engine.backend} {engine.status}" for engine in all_engines) or "none"
             component = self.deployment.module(module).component
-            raise DeploymentError(f"{component}: no engine here that passed parity (found {states}); add a target with "
-                                  "device = \"local-cpu\" to the recipe and build again")
+            raise DeploymentError(
+                f"{component}: no engine here that passed parity (found {states}); add a target with "
+                'device = "local-cpu" to the recipe and build again'
+            )
         return sorted(known, key=lambda engine: engine.dialect != "fused")[0]

@@ -35,8 +35,9 @@ def rope(ids_S: np.ndarray, tensors: Mapping[str, np.ndarray], facts: Facts) -> 
 def mrope(ids_S: np.ndarray, tensors: Mapping[str, np.ndarray], facts: Facts) -> tuple[np.ndarray, int]:
     """Three-axial positions [3, 1, S] and the offset of later tokens (Qwen2-VL, `get_rope_index`)."""
     grid = tensors.get("image_grid_thw", np.zeros((0, 3), np.int64))
-    positions, delta = mrope_positions(ids_S, facts["image_token_id"], facts["video_token_id"], grid,
-                                       facts["spatial_merge_size"])
+    positions, delta = mrope_positions(
+        ids_S, facts["image_token_id"], facts["video_token_id"], grid, facts["spatial_merge_size"]
+    )
     return np.ascontiguousarray(positions[:, None]), delta
 
 
@@ -52,8 +53,10 @@ def tiles(tensors: Mapping[str, np.ndarray], facts: Facts) -> Arrays:
     keep = real if real.any() else np.ones(len(pixels), bool)
     mask = tensors.get("pixel_attention_mask")
     if mask is not None and not mask.reshape(-1, *mask.shape[-2:])[keep].all():
-        raise InputError("a picture is padded inside its tile (pixel_attention_mask holds zeros): resize pictures to "
-                         "whole tiles, as the checkpoint's processor does")
+        raise InputError(
+            "a picture is padded inside its tile (pixel_attention_mask holds zeros): resize pictures to "
+            "whole tiles, as the checkpoint's processor does"
+        )
     side = facts["patches_per_side"]
     grid = tuple(size // facts["patch_size"] for size in pixels.shape[-2:])
     positions = patch_position_ids(np.ones((int(keep.sum()), *grid), bool), side)
@@ -86,8 +89,10 @@ def merge(embeds_SH: np.ndarray, ids_S: np.ndarray, features: np.ndarray, placeh
     rows = features.reshape(-1, features.shape[-1])
     places = np.flatnonzero(ids_S == placeholder)
     if len(places) != len(rows):
-        raise InputError(f"the prompt holds {len(places)} picture placeholders where the pictures give {len(rows)} "
-                         "features: use the processor that belongs to this checkpoint")
+        raise InputError(
+            f"the prompt holds {len(places)} picture placeholders where the pictures give {len(rows)} "
+            "features: use the processor that belongs to this checkpoint"
+        )
     merged = embeds_SH.copy()
     merged[places] = rows
     return merged

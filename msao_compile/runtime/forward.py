@@ -31,7 +31,7 @@ def forward(session: ModelSession, inputs: Mapping[str, np.ndarray]) -> dict[str
         session.check_capacity(len(own), 0)
         count = int((own == session.model.image_token_id).sum()) if rows is not None else 0
         context, taken = _context(session, inputs, pictures, count)
-        part = rows[used:used + count] if rows is not None and count else None
+        part = rows[used : used + count] if rows is not None and count else None
         found, _ = session.prefill(Request(own, context), part, clock, every=True)
         logits[row, mask_S] = found
         used, pictures = used + count, pictures + taken
@@ -47,6 +47,17 @@ def _context(
     grids = inputs.get(CONTEXT_INPUTS[0])
     if grids is None or not tokens:
         return {}, 0
-    sizes = grids.prod(-1) // int(session.model.family_facts["spatial_merge_size"]) ** 2
+    sizes = _grid_tokens(session, grids)
     count = int(np.searchsorted(np.cumsum(sizes[first:]), tokens)) + 1
-    return {CONTEXT_INPUTS[0]: np.asarray(grids[first:first + count], np.int64)}, count
+    return {CONTEXT_INPUTS[0]: np.asarray(grids[first : first + count], np.int64)}, count
+
+
+def picture_tokens(session: ModelSession, tensors: Mapping[str, np.ndarray], features: np.ndarray) -> list[int]:
+    """How many features each picture has, in order."""
+    grids = tensors.get(CONTEXT_INPUTS[0])
+    return [features.shape[-2]] * len(features) if grids is None else _grid_tokens(session, grids).tolist()
+
+
+def _grid_tokens(session: ModelSession, grids: np.ndarray) -> np.ndarray:
+    tokens: np.ndarray = grids.prod(-1) // int(session.model.family_facts["spatial_merge_size"]) ** 2
+    return tokens

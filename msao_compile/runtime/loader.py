@@ -44,11 +44,18 @@ def _check_version(path: Path, content: Any) -> None:
         raise DeploymentError(f"{path}: schema_version is missing or not of the form '1.0'; copy the deployment again")
     major, minor = (int(part) for part in [*version.split("."), "0"][:2])
     if major != SCHEMA_MAJOR:
-        raise DeploymentError(f"{path}: schema_version {version} where this runtime reads {SCHEMA_MAJOR}.x; "
-                              "install a matching msao-compile or build the deployment again")
+        raise DeploymentError(
+            f"{path}: schema_version {version} where this runtime reads {SCHEMA_MAJOR}.x; "
+            "install a matching msao-compile or build the deployment again"
+        )
     if minor > SCHEMA_MINOR:
-        logger.warning("%s: schema_version %s is newer than %d.%d; unknown fields are refused", path, version,
-                       SCHEMA_MAJOR, SCHEMA_MINOR)
+        logger.warning(
+            "%s: schema_version %s is newer than %d.%d; unknown fields are refused",
+            path,
+            version,
+            SCHEMA_MAJOR,
+            SCHEMA_MINOR,
+        )
 
 
 def locate(folder: Path, reference: FileRef, digest: bool = True) -> Path:
@@ -67,8 +74,9 @@ def locate(folder: Path, reference: FileRef, digest: bool = True) -> Path:
     if size != reference.size_bytes:
         raise DamagedFile(f"{path}: {size} bytes where {reference.size_bytes} were recorded; copy it again or rebuild")
     if digest and (found := sha256_file(path)) != reference.sha256:
-        raise DamagedFile(f"{path}: its SHA-256 is {found} where {reference.sha256} was recorded; "
-                          "copy it again or rebuild")
+        raise DamagedFile(
+            f"{path}: its SHA-256 is {found} where {reference.sha256} was recorded; copy it again or rebuild"
+        )
     return path
 
 

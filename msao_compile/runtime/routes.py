@@ -83,8 +83,10 @@ def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Ro
     here = {component for component, host in route.hosts.items() if host == "edge"}
     if not here:
         with clock.module("preprocess"):
-            files = {f"picture{index:03}": np.frombuffer(_bytes(picture), np.uint8)
-                     for index, picture in enumerate(question.pictures)}
+            files = {
+                f"picture{index:03}": np.frombuffer(_bytes(picture), np.uint8)
+                for index, picture in enumerate(question.pictures)
+            }
         return Message("prompt", {"prompt": question.prompt}, files)
     with clock.module("preprocess"):
         request = session.prepare(question.prompt, question.pictures)
@@ -94,7 +96,9 @@ def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Ro
         positions, offset = session.positions(request)
         embeds = session.embed(request.ids, features, clock)
         return Message("embeds", {"offset": offset}, {"inputs_embeds": embeds, "position_ids": positions})
-    tensors = {"input_ids": request.ids} | {name: request.tensors[name] for name in CONTEXT_INPUTS if name in request.tensors}
+    tensors = {"input_ids": request.ids} | {
+        name: request.tensors[name] for name in CONTEXT_INPUTS if name in request.tensors
+    }
     return Message("features", {}, tensors if features is None else {**tensors, "image_features": features})
 
 
@@ -107,7 +111,9 @@ def _bytes(picture: Picture) -> bytes:
             with open(picture, "rb") as file:
                 return file.read()
         except OSError as error:
-            raise PictureError(f"{os.fspath(picture)}: cannot be read ({error.strerror}); name a picture file") from error
+            raise PictureError(
+                f"{os.fspath(picture)}: cannot be read ({error.strerror}); name a picture file"
+            ) from error
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

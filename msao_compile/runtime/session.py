@@ -1,8 +1,9 @@
-"""One model, loaded: prompt and pictures in, embeddings, prefill, decode. The same code serves edge, cloud and parity."""
+"""One loaded model: prompt and pictures in, prefill, decode. The same code serves edge, cloud and parity."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,16 +61,21 @@ class ModelSession:
     def preprocessor(self) -> Preprocessor:
         """Read at the first picture."""
         folder = self.folder / self.model.preprocessor
-        found = {name: json.loads((folder / name).read_bytes())
-                 for name in ("preprocessor_config.json", "processor_config.json") if (folder / name).is_file()}
+        found = {
+            name: json.loads((folder / name).read_bytes())
+            for name in ("preprocessor_config.json", "processor_config.json")
+            if (folder / name).is_file()
+        }
         if not found:
-            raise InputError(f"{folder}: no preprocessor_config.json or processor_config.json, so pictures cannot be "
-                             "prepared; save the checkpoint with its processor and build again")
+            raise InputError(
+                f"{folder}: no preprocessor_config.json or processor_config.json, so pictures cannot be "
+                "prepared; save the checkpoint with its processor and build again"
+            )
         tokens = json.loads((self.folder / self.model.tokenizer / "tokenizer_config.json").read_bytes())
         processor = found.get("processor_config.json", {})
         return from_config(found.get("preprocessor_config.json", processor), {**tokens, **processor})
 
-    def prepare(self, prompt: str, pictures: Sequence[str | Path | bytes | Image]) -> Request:
+    def prepare(self, prompt: str, pictures: Sequence[str | os.PathLike[str] | bytes | Image]) -> Request:
         """Chat template, placeholders, tokens and pixels.
 
         Raises:
@@ -91,7 +97,9 @@ class ModelSession:
         if "pixel_values" not in tensors:
             return None
         with clock.module("vision_encoder"):
-            return self.engines["vision_encoder"].run(self.code.encoder_inputs(tensors, self.model.family_facts))["image_features"]
+            return self.engines["vision_encoder"].run(self.code.encoder_inputs(tensors, self.model.family_facts))[
+                "image_features"
+            ]
 
     def embed(self, ids_S: np.ndarray, features: np.ndarray | None, clock: Clock) -> np.ndarray:
         """Merged embeddings [1, S, H]."""
@@ -111,8 +119,9 @@ class ModelSession:
         capacity = self.model.decoder.kv_capacity
         if prompt_tokens + new_tokens > capacity:
             raise CapacityExceeded(
-                f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the KV cache of {capacity}: shorten the "
-                "prompt, lower max_new_tokens, or raise shapes.decoder.kv_capacity in the recipe and build again")
+                f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the KV cache of {capacity}: shorten "
+                "the prompt, lower max_new_tokens, or raise shapes.decoder.kv_capacity in the recipe and build again"
+            )
 
     def prefill(
         self, request: Request, features: np.ndarray | None, clock: Clock, every: bool = False
@@ -143,7 +152,9 @@ class ModelSession:
         if self.model.decoder.position == "mrope":
             positions = np.ascontiguousarray(np.broadcast_to(positions, (3, *positions.shape)))
         with clock.module("decoder"):
-            return self.decoder.step(_feed(embeds, start, positions, np.arange(count, dtype=np.int64)), talk.cache)[0]
+            rows = np.arange(count, dtype=np.int64)
+            logits: np.ndarray = self.decoder.step(_feed(embeds, start, positions, rows), talk.cache)[0]
+        return logits
 
 
 def _feed(embeds: np.ndarray, past: int, positions: np.ndarray, rows: np.ndarray) -> Arrays:

@@ -76,27 +76,46 @@ def modules(models: Sequence[ModelParts], exported: Mapping[str, Exported]) -> t
         for component in model.split["components"]:
             if homes[component["id"]] != model.name or component["id"] in found:
                 continue
-            needed = {component["component"], *(entry["borrowed"][0] for entry in component["tensors"] if "borrowed" in entry)}
-            data = [_reference(f"modules/{model.name}/{data_name(name)}", exported[by_name[name]["id"]].data)
-                    for name in sorted(needed)]
-            found[component["id"]] = _module(model.name, component, exported[component["id"]], tuple(filter(None, data)))
+            needed = {
+                component["component"],
+                *(entry["borrowed"][0] for entry in component["tensors"] if "borrowed" in entry),
+            }
+            data = [
+                _reference(f"modules/{model.name}/{data_name(name)}", exported[by_name[name]["id"]].data)
+                for name in sorted(needed)
+            ]
+            found[component["id"]] = _module(
+                model.name, component, exported[component["id"]], tuple(filter(None, data))
+            )
     return tuple(found.values())
 
 
 def _module(home: str, component: Mapping[str, Any], parts: Exported, data: tuple[FileRef, ...]) -> Module:
     graphs = []
     for dialect, (blob, facts) in sorted(parts.graphs.items()):
-        file = FileRef(path=f"modules/{home}/{graph_name(component['component'], dialect)}", sha256=blob.sha256,
-                       size_bytes=blob.size_bytes)
+        file = FileRef(
+            path=f"modules/{home}/{graph_name(component['component'], dialect)}",
+            sha256=blob.sha256,
+            size_bytes=blob.size_bytes,
+        )
         ends = {side: tuple(TensorSpec.model_validate(spec) for spec in facts[side]) for side in ("inputs", "outputs")}
         graphs.append(Graph(dialect=dialect, opset=facts["opset"], file=file, data=data, **ends))
-    return Module(id=component["id"], component=component["component"], params=component["params"],
-                  weight_bytes=component["weight_bytes"], kv_layout=KV_LAYOUT if component["kv"] else None,
-                  graphs=tuple(graphs))
+    return Module(
+        id=component["id"],
+        component=component["component"],
+        params=component["params"],
+        weight_bytes=component["weight_bytes"],
+        kv_layout=KV_LAYOUT if component["kv"] else None,
+        graphs=tuple(graphs),
+    )
 
 
 def _reference(path: str, blob: Object | None) -> FileRef | None:
-    return None if blob is None or blob.size_bytes == 0 else FileRef(path=path, sha256=blob.sha256, size_bytes=blob.size_bytes)
+    return (
+        None
+        if blob is None or blob.size_bytes == 0
+        else FileRef(path=path, sha256=blob.sha256, size_bytes=blob.size_bytes)
+    )
 
 
 def model(parts: ModelParts) -> Model:
@@ -106,13 +125,21 @@ def model(parts: ModelParts) -> Model:
     files = []
     for name, blob in parts.side_files.items():
         folders = ["tokenizer"] if "processor" not in name else ["preprocessor"]
-        files += [FileRef(path=f"{folder}/{parts.name}/{name}", sha256=blob.sha256, size_bytes=blob.size_bytes)
-                  for folder in folders]
+        files += [
+            FileRef(path=f"{folder}/{parts.name}/{name}", sha256=blob.sha256, size_bytes=blob.size_bytes)
+            for folder in folders
+        ]
     return Model(
-        name=parts.name, role=parts.role, family=split["family"], decoder=decoder,
+        name=parts.name,
+        role=parts.role,
+        family=split["family"],
+        decoder=decoder,
         components={component["component"]: component["id"] for component in split["components"]},
-        image_token_id=split["host"].get("image_token_id"), family_facts=split["host"],
-        tokenizer=f"tokenizer/{parts.name}", preprocessor=f"preprocessor/{parts.name}", files=tuple(files),
+        image_token_id=split["host"].get("image_token_id"),
+        family_facts=split["host"],
+        tokenizer=f"tokenizer/{parts.name}",
+        preprocessor=f"preprocessor/{parts.name}",
+        files=tuple(files),
     )
 
 
@@ -126,12 +153,19 @@ def routes(tasks: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> t
         draft = next((name for name in names if models[name].role == "draft"), names[0])
         target = next((name for name in names if models[name].role == "target"), names[0])
         parts = list(models[target].components)
-        cloud = {component: "cloud" for component in parts}
-        found.append(Route(name="edge", task=task, model=draft, hosts={part: "edge" for part in models[draft].components}))
-        found.append(Route(name="cloud", task=task, model=target, hosts=cloud, fallback=("edge",)))  # type: ignore[arg-type]
+        cloud = dict.fromkeys(parts, "cloud")
+        found.append(Route(name="edge", task=task, model=draft, hosts=dict.fromkeys(models[draft].components, "edge")))
+        found.append(Route(name="cloud", task=task, model=target, hosts=cloud, fallback=("edge",)))
         if "vision_encoder" in cloud:
-            found.append(Route(name="split", task=task, model=target, hosts={**cloud, "vision_encoder": "edge"},  # type: ignore[arg-type]
-                               fallback=("cloud", "edge")))
+            found.append(
+                Route(
+                    name="split",
+                    task=task,
+                    model=target,
+                    hosts={**cloud, "vision_encoder": "edge"},
+                    fallback=("cloud", "edge"),
+                )
+            )
     return tuple(found)
 
 
@@ -148,10 +182,21 @@ def partition_points(
                 continue
             worst = max(proofs, key=lambda row: row.max_abs)
             tensors = _crossing(by_id[entry.components["vision_encoder"]], entry, cut)
-            proof = Proof(verdict=worst.verdict, max_abs=worst.max_abs, argmax_agreement=worst.argmax_agreement,
-                          compared=sum(row.compared for row in proofs))
-            found.append(PartitionPoint(model=entry.name, after=cut, tensors=tensors, proof=proof,
-                                        bytes_per_request=_bytes(by_id[entry.components["vision_encoder"]], entry, cut)))
+            proof = Proof(
+                verdict=worst.verdict,
+                max_abs=worst.max_abs,
+                argmax_agreement=worst.argmax_agreement,
+                compared=sum(row.compared for row in proofs),
+            )
+            found.append(
+                PartitionPoint(
+                    model=entry.name,
+                    after=cut,
+                    tensors=tensors,
+                    proof=proof,
+                    bytes_per_request=_bytes(by_id[entry.components["vision_encoder"]], entry, cut),
+                )
+            )
     return tuple(found)
 
 
@@ -161,8 +206,10 @@ def _crossing(vision: Module, entry: Model, cut: str) -> tuple[TensorSpec, ...]:
         return (ids, *vision.graphs[0].outputs)
     axes = ("batch_size", "sequence_length")
     positions = (3, *axes) if entry.decoder.position == "mrope" else axes
-    return (TensorSpec(name="inputs_embeds", dtype="float32", shape=(*axes, entry.decoder.hidden_size)),
-            TensorSpec(name="position_ids", dtype="int64", shape=positions))
+    return (
+        TensorSpec(name="inputs_embeds", dtype="float32", shape=(*axes, entry.decoder.hidden_size)),
+        TensorSpec(name="position_ids", dtype="int64", shape=positions),
+    )
 
 
 def _bytes(vision: Module, entry: Model, cut: str) -> dict[str, int]:

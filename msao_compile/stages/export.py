@@ -1,4 +1,4 @@
-"""One module in one dialect to ONNX: traced without weights, weights referenced in their data file, then run at three sizes."""
+"""One module in one dialect to ONNX: traced without weights, then run beside its data file at three sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from msao_compile.runtime.backends.base import EngineFile
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-VERSION = 1
 # GroupQueryAttention on CPUs appends several tokens to a non-empty cache for one sequence at a time.
 CHECK_SIZES = (Sizes(1, 5, 3, 1, SIZES[1].grids), Sizes(2, 1, 7, 2, SIZES[0].grids), Sizes(3, 4, 0, 3, SIZES[2].grids))
 
@@ -79,7 +78,7 @@ def kv_example(piece: Piece, sizes: Sizes, dialect: Dialect, chance: np.random.G
     for layer in range(piece.kv.num_layers):
         for kind in ("key", "value"):
             value = np.zeros((sizes.batch, piece.kv.num_key_value_heads, room, piece.kv.head_dim), np.float32)
-            value[:, :, :sizes.past] = chance.standard_normal(value[:, :, :sizes.past].shape)
+            value[:, :, : sizes.past] = chance.standard_normal(value[:, :, : sizes.past].shape)
             found[f"past_key_values.{layer}.{kind}"] = value
     return found
 
@@ -95,12 +94,16 @@ def _run_at_sizes(path: Path, piece: Piece, dialect: Dialect, threads: int) -> N
             found = engine.run(feed)
         except StageError as error:
             shapes = {name: list(value.shape) for name, value in piece.example(sizes, chance).items()}
-            raise ShapeSpecialised(f"{piece.component} ({dialect}): a dimension was frozen at export; with {shapes} "
-                                   f"the graph fails: {error}") from error
+            raise ShapeSpecialised(
+                f"{piece.component} ({dialect}): a dimension was frozen at export; with {shapes} "
+                f"the graph fails: {error}"
+            ) from error
         for spec in piece.outputs:
             _check_shape(piece.component, spec.shape, found[spec.name].shape)
             if not np.isfinite(found[spec.name]).all():
-                raise StageError(f"{piece.component} ({dialect}): output {spec.name!r} holds values that are not finite")
+                raise StageError(
+                    f"{piece.component} ({dialect}): output {spec.name!r} holds values that are not finite"
+                )
 
 
 def _check_shape(component: str, promised: tuple[int | str, ...], found: tuple[int, ...]) -> None:
@@ -118,4 +121,7 @@ def _specs(model: ir.Model) -> dict[str, Any]:
         dtype = value.dtype.numpy().name if value.dtype is not None else "float32"
         return {"name": value.name, "dtype": dtype, "shape": sizes}
 
-    return {"inputs": [spec(value) for value in model.graph.inputs], "outputs": [spec(value) for value in model.graph.outputs]}
+    return {
+        "inputs": [spec(value) for value in model.graph.inputs],
+        "outputs": [spec(value) for value in model.graph.outputs],
+    }

@@ -7,8 +7,6 @@ from typing import Any
 
 from msao_compile.families.checkpoint import read_tensor
 
-VERSION = 1
-
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     """Write the tensors of `arguments["tensors"]` that are not borrowed to `arguments["output"]` at their offsets."""
@@ -18,7 +16,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     with output.open("wb") as file:
         for index, entry in enumerate(own):
             file.seek(entry["offset"])
-            written += file.write(memoryview(read_tensor(folder, entry["source"])).cast("B"))
+            written += file.write(read_tensor(folder, entry["source"]).data)
             on_progress({"done": index + 1, "total": len(own)})
         file.truncate(arguments["size_bytes"])
     return {"bytes_written": written}

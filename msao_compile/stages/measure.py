@@ -15,7 +15,6 @@ from msao_compile.runtime import load
 from msao_compile.runtime.answer import Answer
 from msao_compile.runtime.api import Runtime
 
-VERSION = 1
 RUNS = 5
 NEW_TOKENS = 16
 SIDE = 256
@@ -65,18 +64,31 @@ def _route(name: str, task: str, model: str, answers: list[Answer]) -> RouteTimi
     timings = [answer.timing for answer in answers]
     modules = {key: statistics.median(timing.modules_ms[key] for timing in timings) for key in timings[0].modules_ms}
     return RouteTiming(
-        route=name, task=task, model=model, request=f"one {SIDE} px picture, a short question",
-        ttft=_spread([timing.ttft_ms for timing in timings]), tpot=_spread([timing.tpot_ms for timing in timings]),
-        modules_ms=modules, bytes_up=timings[0].bytes_up, bytes_down=timings[0].bytes_down,
+        route=name,
+        task=task,
+        model=model,
+        request=f"one {SIDE} px picture, a short question",
+        ttft=_spread([timing.ttft_ms for timing in timings]),
+        tpot=_spread([timing.tpot_ms for timing in timings]),
+        modules_ms=modules,
+        bytes_up=timings[0].bytes_up,
+        bytes_down=timings[0].bytes_down,
         tokens=len(answers[0].token_ids),
     )
 
 
 def _modules(model: str, answers: list[Answer]) -> list[ModuleTiming]:
     keys = [key for key in answers[0].timing.modules_ms if key.removeprefix("cloud ") != "preprocess"]
-    return [ModuleTiming(model=model, component=key.removeprefix("cloud "), target="local-cpu",
-                         time=_spread([answer.timing.modules_ms[key] for answer in answers]), shape="one request, prefill")
-            for key in keys]
+    return [
+        ModuleTiming(
+            model=model,
+            component=key.removeprefix("cloud "),
+            target="local-cpu",
+            time=_spread([answer.timing.modules_ms[key] for answer in answers]),
+            shape="one request, prefill",
+        )
+        for key in keys
+    ]
 
 
 def _cpu() -> str:

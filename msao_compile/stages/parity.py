@@ -1,8 +1,7 @@
-"""Compare what ships with its torch original: per module, for the whole model, and for every place where it can be cut."""
+"""Compare what ships with its torch original: each module, the whole model, and every place where it can be cut."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +12,18 @@ from msao_compile.errors import DeploymentError, InputError
 from msao_compile.manifest.evidence import ParityEvidence, ParityRow
 from msao_compile.manifest.schema import Deployment, Dialect
 from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.compare import Distance, distance, refuse_failures, verdict
 from msao_compile.runtime.engines import Engines
-from msao_compile.runtime.forward import forward
+from msao_compile.runtime.forward import forward, picture_tokens
 from msao_compile.runtime.loader import locate, read_manifest, verify
 from msao_compile.runtime.session import ModelSession, Request
 from msao_compile.runtime.wire.message import Message, pack, unpack
-from msao_compile.stages.gate import refuse_failures
-from msao_compile.runtime.compare import Distance, distance, verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from msao_compile.families.base import Family, Sizes
 
-VERSION = 1
 DEFAULT_BOUNDS = {"min_cosine": 0.9999, "max_abs": 1e-3}
 PROMPT_TOKENS = 6
 Pair = tuple[np.ndarray, np.ndarray]
@@ -75,9 +72,17 @@ def _original(folder: Path) -> tuple[Family, PreTrainedModel]:
 def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: dict[str, Any]) -> ParityRow:
     decided, words = verdict(found, bounds)
     return ParityRow(
-        model=model, subject=subject, dialect=dialect, backend="ort", precision="fp32", verdict=decided,
-        max_abs=found.max_abs, min_cosine=found.min_cosine, argmax_agreement=found.argmax_agreement,
-        compared=found.compared, bound=words,
+        model=model,
+        subject=subject,
+        dialect=dialect,
+        backend="ort",
+        precision="fp32",
+        verdict=decided,
+        max_abs=found.max_abs,
+        min_cosine=found.min_cosine,
+        argmax_agreement=found.argmax_agreement,
+        compared=found.compared,
+        bound=words,
     )
 
 
@@ -128,9 +133,10 @@ class _Judge:
         tensors = self._pictures(sizes, seed)
         features = self.session.encode(tensors, Clock())
         assert features is not None and self.session.model.image_token_id is not None
-        count = features.reshape(-1, features.shape[-1]).shape[0]
-        places = np.full(count, self.session.model.image_token_id, np.int64)
-        ids = np.concatenate([self._text(seed, 3), places, self._text(seed + 50, PROMPT_TOKENS)])
+        parts = [self._text(seed, 3)]
+        for count in picture_tokens(self.session, tensors, features):
+            parts += [np.full(count, self.session.model.image_token_id, np.int64), self._text(seed + count, 2)]
+        ids = np.concatenate([*parts, self._text(seed + 50, PROMPT_TOKENS)])
         return Request(ids, tensors), features, self._text(seed + 100, self.steps)
 
     def _ours(self, sizes: Sizes, seed: int) -> np.ndarray:
@@ -149,7 +155,9 @@ class _Judge:
         request, features, teacher = self._request(sizes, seed)
         positions, offset = self.session.positions(request)
         if cut == "vision_encoder":
-            crossed = unpack(pack(Message("features", {}, {"input_ids": request.ids, "image_features": features}))).tensors
+            crossed = unpack(
+                pack(Message("features", {}, {"input_ids": request.ids, "image_features": features}))
+            ).tensors
             embeds = self.session.embed(crossed["input_ids"], crossed["image_features"], Clock())
         else:
             merged = self.session.embed(request.ids, features, Clock())
@@ -162,7 +170,9 @@ class _Judge:
     def _text(self, seed: int, count: int) -> np.ndarray:
         """Random tokens that stand for no picture."""
         special = [value for name, value in self.session.model.family_facts.items() if name.endswith("_token_id")]
-        known = np.setdiff1d(np.arange(self.facts.vocab_size), np.asarray([value for value in special if value is not None]))
+        known = np.setdiff1d(
+            np.arange(self.facts.vocab_size), np.asarray([value for value in special if value is not None])
+        )
         return np.random.default_rng(seed).choice(known, count).astype(np.int64)
 
 
@@ -214,7 +224,9 @@ def _reference_rows(folder: Path, deployment: Deployment, reference: Path, model
             wanted = np.asarray(held["generate"]).reshape(-1)
             tokens = _greedy(session, inputs, len(wanted))
             one_hot = [np.eye(session.model.decoder.vocab_size)[ids] for ids in (tokens, wanted)]
-            yield _row(name, "greedy tokens of the reference", dialect, distance([(one_hot[0], one_hot[1])]), DEFAULT_BOUNDS)
+            yield _row(
+                name, "greedy tokens of the reference", dialect, distance([(one_hot[0], one_hot[1])]), DEFAULT_BOUNDS
+            )
 
 
 def _greedy(session: ModelSession, inputs: dict[str, np.ndarray], count: int) -> np.ndarray:

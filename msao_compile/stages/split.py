@@ -15,7 +15,6 @@ from msao_compile.manifest.digest import canonical_json, sha256_bytes
 if TYPE_CHECKING:
     from msao_compile.families.base import Piece
 
-VERSION = 1
 ALIGNMENT_BYTES = 64
 _UNSTABLE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
 
@@ -47,15 +46,18 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
 
 
 def _component(
-    folder: Path, piece: Piece, names: dict[int, str], sources: dict[str, Source],
+    folder: Path,
+    piece: Piece,
+    names: dict[int, str],
+    sources: dict[str, Source],
     owners: dict[Source, tuple[str, str]],
 ) -> dict[str, Any]:
     tensors: list[dict[str, Any]] = []
     offset = 0
     for name, parameter in piece.module.named_parameters(remove_duplicate=False):
         source = sources[names[id(parameter)]]
-        digest = hashlib.sha256(read_tensor(folder, vars(source))).hexdigest()
-        entry = {"name": name, "shape": list(parameter.shape), "digest": digest, "source": vars(source)}
+        digest = hashlib.sha256(read_tensor(folder, vars(source)).data).hexdigest()
+        entry: dict[str, Any] = {"name": name, "shape": list(parameter.shape), "digest": digest, "source": vars(source)}
         size = int(np.prod(parameter.shape, dtype=np.int64)) * 4
         if source in owners:
             entry["borrowed"] = list(owners[source])

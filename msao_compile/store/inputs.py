@@ -1,4 +1,4 @@
-"""Digests of files outside the store, remembered by modification time, size and inode: a no-op build reads no weights."""
+"""Digests of files outside the store, remembered by time, size and inode: a no-op build reads no weights."""
 
 from __future__ import annotations
 

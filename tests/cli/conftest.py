@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from msao_compile.cli.app import main
-from tests.cli import fixtures
+
+from . import fixtures
 
 
 @dataclass(frozen=True)

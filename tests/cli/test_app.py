@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import typer
 
 from msao_compile import errors
 from msao_compile.cli.app import COMMANDS, app, failure
-from tests.cli.conftest import Cli
+
+from .conftest import Cli
 
 NAMES = [function.__name__ for function, _, _ in COMMANDS]
 
@@ -35,7 +37,9 @@ def test_every_error_has_its_exit_code(error: BaseException, name: str, code: in
 
 
 def test_an_error_of_several_lines_becomes_one_sentence() -> None:
-    assert failure(errors.StageError("export failed:\n  the graph\n  is empty"))[1] == "export failed: the graph is empty"
+    assert (
+        failure(errors.StageError("export failed:\n  the graph\n  is empty"))[1] == "export failed: the graph is empty"
+    )
 
 
 def test_an_absent_library_names_its_extra() -> None:
@@ -82,6 +86,15 @@ def test_a_misspelt_option_is_a_usage_error_with_a_pointer_to_help(cli: Cli) -> 
     assert ran.json["error"]["class"] == "UsageError"
     assert "--stroe" in ran.err
     assert "see 'msao-compile plan --help'" in ran.err
+
+
+def test_a_warning_of_the_log_is_a_line_on_stderr(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(path: Path) -> None:
+        logging.getLogger("msao_compile.x").warning("the %s is old", "driver")
+        raise errors.InputError("no")
+
+    monkeypatch.setattr("msao_compile.cli.contents.look_into", warn)
+    assert cli("inspect", "x").err == "warning: the driver is old\nerror: no\n"
 
 
 def test_a_control_character_never_reaches_the_terminal(cli: Cli) -> None:

@@ -10,7 +10,7 @@ def cancel_layouts(model: ir.Model) -> None:
     """After: no Transpose feeds a Transpose that inverts it, no Reshape with a constant-free shape feeds a Reshape."""
     for node in list(model.graph):
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if source is None or source.op_type != node.op_type:
+        if source is None or source.op_type != node.op_type or source.inputs[0] is None:
             continue
         if node.op_type == "Transpose":
             outer, inner = node.attributes["perm"].as_ints(), source.attributes["perm"].as_ints()

@@ -1,8 +1,8 @@
 """Linear layers for ONNX Runtime: weights stay in the checkpoint's [out, in] layout, and neighbours become one product.
 
-`MatMul(x, Transpose(W))` becomes `FusedMatMul(x, W, transB=1)`, so nothing is transposed on disk or at load. Products of
-the same input whose weights lie side by side in the data file (query, key, value; gate, up) become one product over the
-joined weight, which costs no byte, and a Split.
+`MatMul(x, Transpose(W))` becomes `FusedMatMul(x, W, transB=1)`: nothing is transposed on disk or at load. Products
+of the same input whose weights lie side by side in the data file (query, key, value; gate, up) become one product
+over the joined weight, which costs no byte, and a Split.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _transposed_weight(node: ir.Node) -> ir.Value | None:
     if node.op_type != "MatMul" or node.inputs[1] is None:
         return None
     transpose = node.inputs[1].producer()
-    if transpose is None or transpose.op_type != "Transpose" or transpose.attributes["perm"].as_ints() != [1, 0]:
+    if transpose is None or transpose.op_type != "Transpose" or list(transpose.attributes["perm"].as_ints()) != [1, 0]:
         return None
     weight = transpose.inputs[0]
     return weight if weight is not None and isinstance(weight.const_value, ir.ExternalTensor) else None
@@ -45,7 +45,7 @@ def _replace(model: ir.Model, node: ir.Node, weight: ir.Value) -> None:
 
 def _swap(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
     old, value = node.outputs[0], new.outputs[0]
-    value.name, value.dtype, value.shape = old.name, old.dtype, old.shape
+    value.name, value.type, value.shape = old.name, old.type, old.shape
     model.graph.insert_before(node, new)
     old.replace_all_uses_with(value, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)
@@ -97,7 +97,9 @@ def _join(model: ir.Model, nodes: list[ir.Node]) -> None:
     weight.const_value = external(name, file, offset, shape)
     model.graph.initializers[name] = weight
     first = min(nodes, key=list(model.graph).index)
-    product = ir.node("FusedMatMul", [nodes[0].inputs[0], weight], {"transB": 1}, domain=MICROSOFT, name=f"{name}.product")
+    product = ir.node(
+        "FusedMatMul", [nodes[0].inputs[0], weight], {"transB": 1}, domain=MICROSOFT, name=f"{name}.product"
+    )
     sizes = ir.Value(name=f"{name}.heights", const_value=ir.tensor(heights, ir.DataType.INT64, name=f"{name}.heights"))
     model.graph.initializers[str(sizes.name)] = sizes
     split = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=len(nodes), name=f"{name}.split")

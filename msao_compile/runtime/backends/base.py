@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def open_decoder(backend: str, file: EngineFile) -> DecoderEngine:
     return decoder
 
 
-def _module(backend: str):  # type: ignore[no-untyped-def]
+def _module(backend: str) -> Any:
     import importlib
 
     if backend not in BACKENDS:
@@ -80,5 +80,7 @@ def _module(backend: str):  # type: ignore[no-untyped-def]
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingTool(f"backend {backend!r} needs a library that is not installed ({error.name}): "
-                          f"pip install 'msao-compile[{extra}]'") from error
+        raise MissingTool(
+            f"backend {backend!r} needs a library that is not installed ({error.name}): "
+            f"pip install 'msao-compile[{extra}]'"
+        ) from error

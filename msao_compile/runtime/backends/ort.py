@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidProtobuf, NoSuchFile, RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidProtobuf,
+    NoSuchFile,
+    RuntimeException,
+)
 
 from msao_compile.errors import DeploymentError, StageError
 from msao_compile.manifest.schema import DecoderFacts
@@ -33,7 +39,9 @@ class OrtEngine:
         try:
             self.session = ort.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
         except _FAULTS as error:
-            raise DeploymentError(f"{file.path}: ONNX Runtime {ort.__version__} refuses it: {_first_line(error)}") from error
+            raise DeploymentError(
+                f"{file.path}: ONNX Runtime {ort.__version__} refuses it: {_first_line(error)}"
+            ) from error
         self.path = file.path
         self.inputs = {value.name for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
@@ -86,8 +94,10 @@ class ConcatCache:
         """Copy the positions that stay."""
         _check_backwards(self.length, length)
         if length < self.length:
-            self.values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[:, :, :length]))
-                           for name, value in self.values.items()}
+            self.values = {
+                name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[:, :, :length]))
+                for name, value in self.values.items()
+            }
         self.length = length
 
 

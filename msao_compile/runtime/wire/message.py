@@ -46,8 +46,10 @@ def unpack(content: bytes) -> Message:
     start = 8 + struct.unpack("<I", content[4:8])[0]
     try:
         header = json.loads(content[8:start])
-        specs = [(str(spec["name"]), str(spec["dtype"]), tuple(int(size) for size in spec["shape"]))
-                 for spec in header["tensors"]]
+        specs = [
+            (str(spec["name"]), str(spec["dtype"]), tuple(int(size) for size in spec["shape"]))
+            for spec in header["tensors"]
+        ]
         kind, fields = str(header["kind"]), dict(header["fields"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"a message with a damaged header ({error}): send it again") from error

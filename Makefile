@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python >= 3.11 and nothing else; everything lands in .venv.
+PYTHON ?= python3
+# How pip finds torch. Empty: whatever your pip is set up for. See the README for CPU-only and CUDA builds.
+TORCH_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check fast bench calibrate clean
+
+PICTURES := calibration/shapes/pictures
+DEPLOYMENT := artifacts/deployments/shapes-vqa
+ASK = $(BIN)/msao-compile run $(DEPLOYMENT) --max-new-tokens 48
+
+demo: $(STAMP)
+	@$(BIN)/msao-compile build recipes/shapes-vqa.toml --jobs 2
+	@$(BIN)/msao-compile report $(DEPLOYMENT) --quiet
+	@for route in edge cloud split; do \
+	  echo; echo "== route $$route"; \
+	  sed -n '1p;2p;12p' $(PICTURES)/questions.jsonl | $(BIN)/python -c "import json, sys; [print(row['image'], row['question'], sep='\t') for row in map(json.loads, sys.stdin)]" | \
+	  while IFS="$$(printf '\t')" read -r picture question; do \
+	    echo "$$picture: $$question"; \
+	    $(ASK) --route $$route --image $(PICTURES)/$$picture --prompt "$$question" || exit 1; \
+	  done || exit 1; \
+	done
+	@echo; echo "report: $(DEPLOYMENT)/report.html"
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest tests --ignore=tests/bench -m "golden or whole"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest tests --ignore=tests/bench -m "not golden and not whole and not device"
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench --json docs/benchmarks.json --markdown docs/benchmarks.md
+
+calibrate: $(STAMP)
+	$(BIN)/python -m calibration.train
+	$(BIN)/python -m calibration.evaluate
+
+clean:
+	rm -rf artifacts/store artifacts/deployments artifacts/bench
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[compile,dev]"
+	touch $(STAMP)

@@ -1,0 +1,68 @@
+"""The objects of one build: what stages left, checkpoint files as they are, and evidence, each known by its digest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from msao_compile.manifest.digest import canonical_json, sha256_bytes
+from msao_compile.manifest.schema import Deployment, FileRef, Frozen
+from msao_compile.runner import Runner
+from msao_compile.stages import emit
+from msao_compile.stages.compose import Object
+from msao_compile.store.record import Blob, Record
+
+
+class Stock:
+    """Keeps every object that the deployment may name."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.blobs: dict[str, Blob] = {}
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file outside the store."""
+        return self.runner.inputs.digest(path)
+
+    def digest_all(self, paths: list[Path]) -> str:
+        """One digest of several files and their names."""
+        return sha256_bytes(canonical_json([[path.name, self.digest(path)] for path in paths]))
+
+    def put(self, path: Path) -> Object:
+        """A file as it is; copied into the store unless it is there already, or this is a plan."""
+        blob = Blob(sha256=self.digest(path), size_bytes=path.stat().st_size)
+        if not self.runner.planning and not self.runner.store.path(blob).is_file():
+            blob = self.runner.store.put_file(path, move=False)
+        return self._keep(blob)
+
+    def output(self, record: Record | None, name: str) -> Object | None:
+        """What a stage left under `name`; None in a plan where it has not run."""
+        return None if record is None else self._keep(record.outputs[name])
+
+    def evidence(self, name: str, content: Frozen) -> FileRef:
+        """Evidence as a JSON file of the deployment."""
+        with self.runner.store.workspace() as folder:
+            path = folder / "evidence.json"
+            path.write_text(json.dumps(content.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+            blob = self._keep(self.runner.store.put_file(path))
+        return FileRef(path=f"evidence/{name}.json", sha256=blob.sha256, size_bytes=blob.size_bytes)
+
+    def place(self, sha256: str, destination: Path) -> None:
+        """Link an object to where a stage reads it."""
+        self.runner.store.materialise(self.blobs[sha256], destination)
+
+    def deploy(self, folder: Path, manifest: Deployment) -> None:
+        """Write a deployment folder from the objects kept here."""
+        emit.write(folder, manifest, self.runner.store, self.blobs.values())
+
+    def _keep(self, blob: Blob) -> Object:
+        self.blobs[blob.sha256] = blob
+        return Object(blob.sha256, blob.size_bytes)
+
+
+def result(record: Record) -> dict[str, Any]:
+    """What a stage returned: always a JSON object."""
+    value = record.payload["result"]
+    assert isinstance(value, dict)  # every stage's `run` is annotated so
+    return dict(value)

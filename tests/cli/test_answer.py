@@ -1,0 +1,96 @@
+"""`run`: the answer on stdout, the account on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from msao_compile.cli.answer import account, show
+from msao_compile.errors import StageError
+from msao_compile.runtime.answer import Answer, Piece, Timing
+
+from .conftest import Cli
+
+TIMING = Timing(38.2, 6.14, 118.0, {"vision_encoder": 21.3, "embed_tokens": 0.0, "decoder": 14.1}, 0, 0)
+ANSWER = Answer("a red circle", tuple(range(14)), "edge", "no cloud", False, TIMING)
+
+
+class Spoken:
+    """Stands where the runtime stands, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[Piece]:
+        """The answer in two pieces."""
+        self.asked = {"prompt": prompt, **options}
+        yield Piece("a red ")
+        yield Piece("circle", ANSWER)
+
+    def generate(self, prompt: str, **options: Any) -> Answer:
+        """The answer at once."""
+        self.asked = {"prompt": prompt, **options}
+        return ANSWER
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Spoken:
+    """What `load` gives."""
+    spoken = Spoken()
+    monkeypatch.setattr("msao_compile.runtime.load", lambda folder: spoken, raising=False)
+    return spoken
+
+
+def test_the_account_says_where_the_time_went() -> None:
+    assert account(ANSWER) == (
+        "edge · first token 38 ms (vision_encoder 21, embed_tokens 0, decoder 14) · 6.1 ms/token · 14 tokens · 0 B sent"
+    )
+
+
+def test_the_account_of_one_token_has_no_time_per_token() -> None:
+    timing = Timing(38.2, 0.0, 38.2, {}, 245_900, 310)
+    answer = Answer("a", (1,), "split", "", True, timing)
+    assert account(answer) == "split · first token 38 ms · 1 token · 246 kB sent, 310 B received"
+
+
+def test_the_answer_alone_is_on_stdout(cli: Cli, runtime: Spoken) -> None:
+    ran = cli("run", "d", "--prompt", "what is it?", "--image", "p.png", "--route", "edge", "--max-new-tokens", "5")
+    assert (ran.code, ran.out) == (0, "a red circle\n")
+    assert ran.err == account(ANSWER) + "\n"
+    assert runtime.asked == {
+        "prompt": "what is it?",
+        "image": "p.png",
+        "route": "edge",
+        "max_new_tokens": 5,
+        "temperature": 0.0,
+        "seed": 0,
+    }
+
+
+def test_quiet_leaves_out_the_account(cli: Cli, runtime: Spoken) -> None:
+    assert cli("run", "d", "--prompt", "x", "--quiet").err == ""
+
+
+def test_as_json_the_whole_answer_is_one_object(cli: Cli, runtime: Spoken) -> None:
+    facts = cli("run", "d", "--prompt", "x", "--json").json
+    assert (facts["text"], facts["route"], facts["timing"]["modules_ms"]["decoder"]) == ("a red circle", "edge", 14.1)
+    assert runtime.asked["image"] is None
+
+
+def test_a_stream_without_an_answer_is_an_error() -> None:
+    with pytest.raises(StageError, match="ended without an answer"):
+        show([Piece("a")])
+
+
+def test_an_unknown_route_names_the_known_ones(cli: Cli) -> None:
+    ran = cli("run", "d", "--prompt", "x", "--route", "clowd")
+    assert ran.code == 2
+    assert "'auto', 'edge', 'cloud', 'split', 'text'" in ran.err
+
+
+def test_a_folder_without_a_manifest_is_wrong_input(cli: Cli, tmp_path: object) -> None:
+    ran = cli("run", tmp_path, "--prompt", "x")
+    assert ran.code == 2
+    assert "no deployment.json" in ran.err

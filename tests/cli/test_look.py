@@ -1,0 +1,97 @@
+"""`inspect` and `schema`."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from msao_compile.store.key import Key
+from msao_compile.store.store import Store
+
+from .conftest import Cli
+
+
+def test_every_digest_of_a_deployment_is_verified(cli: Cli, deployment: Path) -> None:
+    ran = cli("inspect", deployment)
+    assert ran.code == 0
+    assert ran.err == "20 files, 48.7 kB: every digest is as recorded\n"
+    assert "vision_encoder  edge, cloud" in ran.out
+
+
+def test_a_changed_byte_is_found_and_exits_2(cli: Cli, deployment: Path) -> None:
+    damaged = deployment / "modules/edge/decoder.onnx.data"
+    damaged.write_bytes(b"X" + damaged.read_bytes()[1:])
+    ran = cli("inspect", deployment, "--json")
+    assert (ran.code, ran.json["error"]["class"]) == (2, "DamagedFile")
+    assert [file["path"] for file in ran.json["files"] if not file["intact"]] == ["modules/edge/decoder.onnx.data"]
+    assert "decoder.onnx.data" in ran.err
+
+
+def test_all_damage_is_counted_in_the_one_sentence(cli: Cli, deployment: Path) -> None:
+    for name in ("modules/edge/decoder.onnx.data", "tokenizer/edge/tokenizer.json"):
+        (deployment / name).unlink()
+    ran = cli("inspect", deployment)
+    assert "(1 more file damaged too)" in ran.err
+    assert ran.out.count("DAMAGED") == 2
+
+
+def test_a_checkpoint_is_told_by_its_tensors(cli: Cli, tmp_path: Path) -> None:
+    header = json.dumps({"model.vision.w": {"dtype": "F16", "shape": [3, 4], "data_offsets": [0, 24]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
+    (tmp_path / "config.json").write_text('{"model_type": "idefics3", "architectures": ["X"]}')
+    facts = cli("inspect", tmp_path, "--json").json
+    assert (facts["kind"], facts["model_type"], facts["params"], facts["size_bytes"]) == (
+        "checkpoint",
+        "idefics3",
+        12,
+        24,
+    )
+    assert facts["groups"] == [{"name": "model.vision", "tensors": 1, "params": 12, "bytes": 24}]
+
+
+def test_a_recipe_is_read_and_a_faulty_one_refused(cli: Cli, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    (tmp_path / "c").mkdir()
+    text = (
+        'recipe = 1\nname = "x"\n[models.edge]\ncheckpoint = "c"\nrole = "draft"\n'
+        '[tasks.vqa]\nmodels = ["edge"]\n[targets.here]\ndevice = "local-cpu"\nprecision = "fp32"\n'
+    )
+    recipe.write_text(text)
+    ran = cli("inspect", recipe)
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "recipe x")
+    recipe.write_text(text + "colour = 1\n")
+    assert cli("inspect", recipe, "--json").json["error"]["class"] == "RecipeError"
+
+
+def test_a_store_is_told_by_its_records(cli: Cli, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    source = tmp_path / "weights"
+    source.write_bytes(bytes(1000))
+    store.commit(Key(kind="stage", stage="export", version=1, fields={}), {"graph": source}, {})
+    facts = cli("inspect", tmp_path / "store", "--json").json
+    assert facts["records"] == [{"kind": "stage", "records": 1, "objects": 1, "bytes": 1000}]
+    assert (facts["objects"], facts["unnamed_objects"], facts["missing_objects"]) == (1, 0, 0)
+
+
+def test_an_onnx_file_is_told_with_its_weights(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "decoder.onnx").write_bytes(bytes(10))
+    (tmp_path / "decoder.onnx.data").write_bytes(bytes(2000))
+    facts = cli("inspect", tmp_path / "decoder.onnx", "--json").json
+    assert facts["files"] == {"decoder.onnx": 10, "decoder.onnx.data": 2000}
+
+
+@pytest.mark.parametrize("name", ["gone", "."])
+def test_what_is_not_known_is_wrong_input_and_the_known_kinds_are_named(cli: Cli, tmp_path: Path, name: str) -> None:
+    ran = cli("inspect", tmp_path / name)
+    assert ran.code == 2
+    assert all(kind in ran.err for kind in ("deployment", "recipe", "checkpoint", "store", ".onnx"))
+
+
+@pytest.mark.parametrize(("name", "field"), [("recipe", "targets"), ("deployment", "partition_points")])
+def test_a_schema_is_json_with_or_without_the_option(cli: Cli, name: str, field: str) -> None:
+    ran = cli("schema", name)
+    assert field in ran.json["properties"]
+    assert ran.json == cli("schema", name, "--json").json

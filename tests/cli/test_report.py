@@ -1,0 +1,164 @@
+"""The report page: complete, self-contained, escaped, and honest about what is not there."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msao_compile.cli.page.render import render
+from msao_compile.cli.page.sections import LADDER, engines, longest, sharing
+from msao_compile.cli.page.source import Source, read_source
+from msao_compile.manifest.evidence import BuildEvidence, StageRun
+
+from .conftest import Cli
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order and gathers what the tests ask about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        """The attributes of every tag with one of these names."""
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@pytest.fixture
+def source(deployment: Path) -> Source:
+    """The synthetic deployment, read."""
+    return read_source(deployment)
+
+
+def changed(deployment: Path, **parts: Any) -> Source:
+    """The deployment read again after a change of its manifest."""
+    path = deployment / "deployment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+    return read_source(deployment)
+
+
+def test_the_command_writes_one_page_where_it_is_told(cli: Cli, deployment: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    ran = cli("report", deployment, "-o", page, "--json")
+    assert ran.code == 0
+    assert ran.json == {"report": str(page), "size_bytes": page.stat().st_size}
+    assert cli("report", deployment).out == f"{deployment / 'report.html'}\n"
+    assert (deployment / "report.html").read_bytes() == page.read_bytes()
+
+
+def test_a_page_that_cannot_be_written_is_wrong_input(cli: Cli, deployment: Path, tmp_path: Path) -> None:
+    ran = cli("report", deployment, "-o", tmp_path / "gone" / "page.html")
+    assert ran.code == 2
+    assert "cannot be written" in ran.err
+
+
+def test_nothing_on_the_page_is_fetched(source: Source) -> None:
+    text = render(source)
+    page = Page(text)
+    assert page.all("script", "link", "img", "iframe", "object") == []
+    assert {value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")} == {
+        f"#{name}" for name in ("modules", "sharing", "engines", "parity", "time", "bytes", "cuts", "build", "files")
+    }
+    assert re.findall(r"url\((.*?)\)", text) == ["#hatch"]
+    assert "@import" not in text
+    assert "://" not in text
+
+
+def test_every_picture_and_table_can_be_read_aloud(source: Source) -> None:
+    page = Page(render(source))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for picture in page.all("svg"):
+        assert picture.get("aria-hidden") == "true" or str(picture["aria-labelledby"]).split()[0] in ids
+    assert all(header.get("scope") in ("row", "col") for header in page.all("th"))
+    assert len(page.all("h1")) == 1
+
+
+def test_what_a_deployment_says_of_itself_cannot_become_markup(deployment: Path) -> None:
+    nasty = "<script>alert(1)</script><img src=x onerror=y>"
+    page = Page(render(changed(deployment, name=nasty, created_by=nasty)))
+    assert page.all("script", "img") == []
+
+
+def test_the_same_deployment_gives_the_same_page(source: Source) -> None:
+    assert render(source) == render(source)
+
+
+def test_what_was_not_made_is_said_and_not_left_blank(deployment: Path) -> None:
+    text = render(changed(deployment, evidence={}, engines=[], partition_points=[]))
+    Page(text)
+    for sentence in (
+        "Nothing was compared",
+        "No route was measured",
+        "No partition point is offered",
+        "no record of its build",
+        "No engine was built",
+        "not made",
+    ):
+        assert sentence in text
+
+
+def test_a_step_of_the_ladder_that_was_not_reached_is_no_pass(source: Source) -> None:
+    reached = {row.engine.status: [step for step, there in row.steps if there] for row in engines(source)}
+    assert reached == {
+        "deferred": [],
+        "built": ["built"],
+        "ran": ["built", "ran"],
+        "parity": ["built", "ran", "parity"],
+        "qualified": list(LADDER),
+    }
+    assert '<span class="open">qualified<span class="hidden">: not reached</span></span>' in render(source)
+
+
+def test_sharing_counts_a_module_once_and_a_copy_for_each_user(source: Source) -> None:
+    found = sharing(source)
+    assert (found.kept_bytes, found.copied_bytes, found.saved_bytes) == (1_333_000_000, 1_519_000_000, 186_000_000)
+    assert [(module.component, users) for module, users in found.shared] == [("vision_encoder", ("edge", "cloud"))]
+    assert "1.33 GB on disk instead of 1.52 GB" in render(source)
+
+
+def test_failures_come_first_in_the_parity_table(source: Source) -> None:
+    verdicts = re.findall(r'<td><span class="chip (\w+)">\1</span></td><td>\w+</td><td>', render(source))
+    assert verdicts[:3] == ["FAIL", "AMBIGUOUS", "PASS"]
+
+
+def test_many_stages_are_cut_to_the_longest_and_the_sum_of_the_rest() -> None:
+    runs = tuple(StageRun(stage="s", subject=str(n), seconds=n, peak_rss_bytes=n) for n in range(30))
+    found = longest(BuildEvidence(stages=runs, tools={}))
+    assert len(found) == 21
+    assert (found[0].subject, found[-1].stage) == ("29", "10 shorter stages")
+    assert (found[-1].seconds, found[-1].peak_rss_bytes) == (45, 9)
+
+
+def test_later_sections_appear_when_the_manifest_has_them(deployment: Path) -> None:
+    assert "<h2>Speculation</h2>" not in render(read_source(deployment))
+    assert "<h2>Speculation</h2>" in render(changed(deployment, speculation={"draft_length": 4}))
+
+
+def test_damaged_evidence_is_refused_and_not_drawn(cli: Cli, deployment: Path) -> None:
+    (deployment / "evidence/parity.json").write_text("{}")
+    ran = cli("report", deployment)
+    assert ran.code == 2
+    assert "evidence/parity.json" in ran.err
