@@ -46,6 +46,7 @@ class Event:
     expected_seconds: float | None
     done: int
     total: int
+    peak_rss_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,22 +197,25 @@ class Runner:
         with self._lock:
             self.ran += 1
         self._note(ask, record)
-        self._say(ask.stage, ask.subject, "finished", seconds, expected)
+        self._say(ask.stage, ask.subject, "finished", seconds, expected, result.peak_rss_bytes)
         return record
 
     def _note(self, ask: Ask, record: Record) -> None:
         run = StageRun(
             stage=ask.stage,
             subject=ask.subject,
+            record=record.digest,
             seconds=_number(record, "seconds") or 0.0,
             peak_rss_bytes=_whole(record, "peak_rss_bytes") or 0,
         )
         with self._lock:
             self.stages.append(run)
 
-    def _say(self, stage: str, subject: str, state: Any, seconds: float, expected: float | None) -> None:
+    def _say(
+        self, stage: str, subject: str, state: Any, seconds: float, expected: float | None, peak: int | None = None
+    ) -> None:
         if self.tell is not None:
-            self.tell(Event(stage, subject, state, seconds, expected, self.ran + self.reused, self.total))
+            self.tell(Event(stage, subject, state, seconds, expected, self.ran + self.reused, self.total, peak))
 
 
 def _number(record: Record | None, name: str) -> float | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msao_compile.farm.job import Job, Result
 from msao_compile.pipeline import Built, Event, Options, build
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES_EDGE = ROOT / "calibration" / "models" / "shapes-edge"
 SHAPES = ROOT / "recipes" / "shapes-vqa.toml"
-KV_CAPACITY = 128
+KV_CAPACITY = 256
 BOTH_DIALECTS = {"edge": "fused", "device": "portable"}
 
 
@@ -40,12 +44,13 @@ class Workshop:
     """A store and a folder of deployments, and what the builds in them told."""
 
     folder: Path
+    jobs: int = 2
     events: list[Event] = field(default_factory=list)
 
     @property
     def options(self) -> Options:
         """Where builds go."""
-        return Options(out=self.folder / "deployments", store=self.folder / "store", jobs=2)
+        return Options(out=self.folder / "deployments", store=self.folder / "store", jobs=self.jobs)
 
     def build(self, recipe: Path) -> Built:
         """Build, and remember the events of this build alone."""
@@ -75,3 +80,12 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+def run_here(job: Job, on_progress: object = None, stop: object = None) -> Result:
+    """Stands for `farm.local.run`: the stage runs in this process, which has imported torch already."""
+    module, _, name = job.function.partition(":")
+    started = time.perf_counter()
+    value = getattr(importlib.import_module(module), name)(json.loads(json.dumps(dict(job.arguments))), lambda record: None)
+    seconds = time.perf_counter() - started
+    return Result(value=json.loads(json.dumps(value)), seconds=seconds, peak_rss_bytes=1, cpu_seconds=seconds)

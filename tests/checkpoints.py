@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,16 +21,17 @@ CLASSES = {
     "llava": "LlavaForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
 }
-VOCABULARY, IMAGE_TOKEN, VIDEO_TOKEN = 160, 150, 151
+SIDE_FILES = Path(__file__).resolve().parents[1] / "calibration" / "models" / "shapes-edge"
+VOCABULARY, IMAGE_TOKEN, VIDEO_TOKEN = 722, 4, 5  # the vocabulary of SIDE_FILES
 NEW_TOKENS = 6
 TEXT = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 256, "initializer_range": 0.1,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0,
 }  # fmt: skip
 TOWER = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
-    "patch_size": 4, "initializer_range": 0.1,
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 72,
+    "patch_size": 12, "initializer_range": 0.1,
 }  # fmt: skip
 QWEN_TOWER = {
     "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4,
@@ -49,7 +51,10 @@ HUB = {
 
 
 def write(family: str, folder: Path, spelling: str = "saved") -> Path:
-    """A checkpoint of about 100 kB: what `save_pretrained` writes, the hub's names, or transformers 5's own (`module`)."""
+    """A checkpoint of about 200 kB: what `save_pretrained` writes, the hub's names, or transformers 5's own (`module`).
+
+    Those of Idefics3's kind come with the tokenizer and processor of the shapes models, which fit them.
+    """
     with _seeded(family):
         model = getattr(transformers, CLASSES[family])(_config(family)).eval()
         _perturb(model)
@@ -61,6 +66,10 @@ def write(family: str, folder: Path, spelling: str = "saved") -> Path:
     if spelling == "hub":
         file = folder / "model.safetensors"
         save_file({_hub_name(family, name): value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    if family in ("idefics3", "smolvlm"):
+        for path in SIDE_FILES.iterdir():
+            if path.name.startswith(("tokenizer", "processor", "chat_template")):
+                shutil.copy(path, folder)
     return folder
 
 
@@ -78,7 +87,7 @@ def _config(family: str) -> Any:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     return transformers.Qwen2_5_VLConfig(
         text_config={**TEXT, "rope_parameters": rope}, vision_config=QWEN_TOWER, image_token_id=IMAGE_TOKEN,
-        video_token_id=VIDEO_TOKEN, vision_start_token_id=152, vision_end_token_id=153, tie_word_embeddings=False,
+        video_token_id=VIDEO_TOKEN, vision_start_token_id=6, vision_end_token_id=7, tie_word_embeddings=False,
     )  # fmt: skip
 
 
@@ -118,13 +127,13 @@ def example(family: str, seed: int = 0) -> dict[str, np.ndarray]:
     chance = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray]
     if family in ("idefics3", "smolvlm"):
-        tokens, tensors = 8, {"pixel_values": chance.standard_normal((1, 2, 3, 16, 16)).astype(np.float32)}
+        tokens, tensors = 18, {"pixel_values": chance.standard_normal((1, 2, 3, 72, 72)).astype(np.float32)}
     elif family == "llava":
-        tokens, tensors = 16, {"pixel_values": chance.standard_normal((1, 3, 16, 16)).astype(np.float32)}
+        tokens, tensors = 36, {"pixel_values": chance.standard_normal((1, 3, 72, 72)).astype(np.float32)}
     else:
         grid = np.array([[1, 4, 6]], np.int64)
         tokens, tensors = 6, {"pixel_values": chance.standard_normal((24, 96)).astype(np.float32), "image_grid_thw": grid}
-    words = chance.integers(3, 140, 9)
+    words = chance.integers(10, 700, 9)
     ids = np.concatenate([words[:4], np.full(tokens, IMAGE_TOKEN), words[4:]])[None].astype(np.int64)
     if family == "qwen2_5_vl":
         tensors["mm_token_type_ids"] = (ids == IMAGE_TOKEN).astype(np.int64)

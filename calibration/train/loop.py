@@ -18,7 +18,7 @@ from calibration.train.rows import Batch, RowMaker, normalised, pictures
 logger = logging.getLogger(__name__)
 
 SEEING_PICTURES = 64
-WARM_UP_STEPS = 60
+WARM_UP_STEPS = 30
 FLOOR = 0.02
 PATCH_WEIGHT = 0.3
 LOG_EVERY = 50

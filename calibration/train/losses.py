@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from calibration.shapes.render import patch_owners
-from calibration.shapes.scene import COLORS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
+from calibration.shapes.scene import BACKGROUNDS, COLORS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
 from calibration.train.tokenizer import word_ids
 
 BACKGROUND_WEIGHT = 0.2
@@ -44,26 +44,37 @@ class PatchHeads(nn.Module):
 
 
 class WordAlignment:
-    """Pulls the image token of a shape's cell towards the embeddings of the words that describe the shape."""
+    """Pulls the image token of each cell towards the embeddings of the words for what is in it.
+
+    For a shape these are its colour, shape, size, row and column, for an empty cell the kind of background.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._ids = [torch.tensor(word_ids(tokenizer, words)) for words in WORDS]
+        self._ids = [torch.tensor(word_ids(tokenizer, words)) for words in (*WORDS, BACKGROUNDS)]
 
     def loss(
         self, image_tokens: torch.Tensor, embeddings: torch.Tensor, scenes: Sequence[Scene]
     ) -> tuple[torch.Tensor, list[float]]:
         """Image tokens (P, 9, hidden), embeddings (vocabulary, hidden); the loss and the accuracy per trait."""
-        places = [(index, thing) for index, scene in enumerate(scenes) for thing in scene.things]
-        rows = [index for index, _ in places]
-        cells = [3 * thing.row + thing.column for _, thing in places]
-        wanted = torch.tensor([traits(thing) for _, thing in places])
-        seen = functional.normalize(image_tokens[rows, cells], dim=-1)
+        shown = [(row, _cell(thing), traits(thing)) for row, scene in enumerate(scenes) for thing in scene.things]
+        taken = {(row, cell) for row, cell, _ in shown}
+        empty = [(row, cell) for row in range(len(scenes)) for cell in range(9) if (row, cell) not in taken]
+        wanted = torch.tensor([trait for _, _, trait in shown])
+        background = torch.tensor([BACKGROUNDS.index(scenes[row].background) for row, _ in empty])
+        things = image_tokens[[row for row, _, _ in shown], [cell for _, cell, _ in shown]]
+        gaps = image_tokens[[row for row, _ in empty], [cell for _, cell in empty]]
         total, right = image_tokens.new_zeros(()), []
-        for trait, ids in enumerate(self._ids):
-            logits = SHARPNESS * seen @ functional.normalize(embeddings[ids], dim=-1).T
-            total = total + functional.cross_entropy(logits, wanted[:, trait])
-            right.append((logits.argmax(-1) == wanted[:, trait]).float().mean().item())
+        parts = [(things, wanted[:, trait]) for trait in range(len(WORDS))] + [(gaps, background)]
+        for ids, (tokens, labels) in zip(self._ids, parts, strict=True):
+            words = functional.normalize(embeddings[ids], dim=-1)
+            logits = SHARPNESS * functional.normalize(tokens, dim=-1) @ words.T
+            total = total + functional.cross_entropy(logits, labels)
+            right.append((logits.argmax(-1) == labels).float().mean().item())
         return total, right
+
+
+def _cell(thing: Thing) -> int:
+    return 3 * thing.row + thing.column
 
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -42,14 +42,15 @@ def gc(
 
 
 def named_objects(out: Path) -> tuple[list[str], set[str]]:
-    """The deployments under a folder, and the digests of every file they name.
+    """The deployments under a folder, and the digests of every file and stage run that they name.
 
     Raises:
         InputError: there is none, because then everything would be removed.
         DeploymentError: one cannot be read, because what it needs is then unknown.
     """
+    from msao_compile.manifest.evidence import BuildEvidence
     from msao_compile.manifest.schema import MANIFEST_NAME
-    from msao_compile.runtime.loader import read_manifest
+    from msao_compile.runtime.loader import locate, read_manifest
 
     folders = sorted(path.parent for path in out.glob(f"*/{MANIFEST_NAME}"))
     if not folders:
@@ -57,5 +58,11 @@ def named_objects(out: Path) -> tuple[list[str], set[str]]:
             f"{out}: holds no deployment, so everything would be removed; give the right --out, "
             "or delete the store's folder if that is what you want"
         )
-    digests = {ref.sha256 for folder in folders for ref in read_manifest(folder).all_files().values()}
+    digests: set[str] = set()
+    for folder in folders:
+        manifest = read_manifest(folder)
+        digests |= {ref.sha256 for ref in manifest.all_files().values()}
+        if "build" in manifest.evidence:
+            evidence = BuildEvidence.model_validate_json(locate(folder, manifest.evidence["build"]).read_bytes())
+            digests |= {run.record for run in evidence.stages}
     return [folder.name for folder in folders], digests

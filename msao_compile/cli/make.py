@@ -12,7 +12,7 @@ import typer
 from msao_compile.cli import draw, units
 from msao_compile.cli.options import DEPLOYMENTS, STORE, Json, Modules, Out, Quiet, RecipeFile, StoreFolder, Targets
 from msao_compile.cli.talk import talk_of
-from msao_compile.errors import CheckpointError, InputError
+from msao_compile.errors import CheckpointError, InputError, StageError
 
 if TYPE_CHECKING:
     from msao_compile.pipeline import Built, Step
@@ -38,9 +38,7 @@ def init(
         raise CheckpointError(f"{checkpoint}: holds no config.json; give the folder that `save_pretrained` wrote")
     if output.exists():
         raise InputError(f"{output}: exists already and may hold your edits; choose another name with -o, or remove it")
-    from msao_compile.stages.propose import propose
-
-    found = propose(checkpoint.resolve())
+    found = _proposed(checkpoint, output)
     _write(output, found["recipe_toml"])
     facts = {"recipe": str(output), "family": found["family"], "modules": found["modules"]}
     rows = [(one["component"], units.count(one["params"]), units.size(one["bytes"])) for one in found["modules"]]
@@ -154,6 +152,17 @@ def built_summary(built: Built) -> str:
     if waiting:
         parts.append(f"{units.plural(waiting, 'engine')} left to the device")
     return f"{', '.join(parts)}, {units.seconds(built.seconds)}"
+
+
+def _proposed(checkpoint: Path, output: Path) -> dict[str, Any]:
+    from msao_compile.farm.job import Job
+    from msao_compile.farm.local import run
+
+    arguments = {"checkpoint": str(checkpoint), "recipe": str(output)}
+    found = run(Job(function="msao_compile.stages.propose:run", arguments=arguments)).value
+    if not isinstance(found, dict):
+        raise StageError(f"proposing a recipe for {checkpoint} gave no answer; run again with --debug")
+    return found
 
 
 def _page(built: Built) -> Path:

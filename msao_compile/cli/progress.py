@@ -36,7 +36,8 @@ def plain_line(event: Event) -> str:
     """The line for an event, or nothing for one that is not worth a line."""
     subject = f"{event.stage} {event.subject}"
     if event.state == "finished":
-        return f"{subject} … {units.seconds(event.seconds)}"
+        peak = "" if event.peak_rss_bytes is None else f", {units.size(event.peak_rss_bytes)}"
+        return f"{subject} … {units.seconds(event.seconds)}{peak}"
     if event.state == "deferred":
         return f"{subject} … deferred to the device"
     if event.state == "reused":

@@ -53,7 +53,7 @@ def parity(
     talk = talk_of(context, as_json, quiet)
     if reference is not None and not reference.is_file():
         raise InputError(f"{reference}: there is no such file; give a .npz file with recorded inputs and outputs")
-    rows = check_deployment(deployment, reference, model).rows
+    rows = check_deployment(deployment, reference, model, gate=False).rows
     facts = {"deployment": str(deployment), "verdict": overall(rows), "rows": [row.model_dump() for row in rows]}
     talk.reply(facts, lambda: draw.table(HEADERS, [_cells(row) for row in rows], NUMBERS))
     refuse(rows)

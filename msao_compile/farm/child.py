@@ -42,6 +42,9 @@ def main() -> None:
         job = json.loads(sys.stdin.readline())
         _watch_parent()
         send(_outcome(job["function"], job["arguments"], lambda record: send({"progress": record})))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the answer is out: taking torch apart again would only cost seconds
 
 
 def _outcome(function: str, arguments: Mapping[str, Any], on_progress: Callable[[Mapping[str, Any]], None]) -> object:

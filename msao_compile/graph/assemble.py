@@ -167,6 +167,7 @@ def _clean(model: ir.Model) -> None:
         common.InlinePass(),
         common.RemoveUnusedFunctionsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),  # the layers' equal constants; weights have no values yet
         common.CommonSubexpressionEliminationPass(),
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),

@@ -182,8 +182,15 @@ def _rotary(
         raise StageError("rotary embedding over part of a head, or of another layout, has no fused form yet")
     half = cos.shape[-1] // 2
     tables = [cos[..., :half], sin[..., :half]]
-    rotated = [
-        torch.onnx.ops.symbolic("RotaryEmbedding", [part, *tables], {}, dtype=part.dtype, shape=part.shape, version=23)
-        for part in (query, key)
-    ]
-    return rotated[0], rotated[1]
+    return _rotated(query, tables), _rotated(key, tables)
+
+
+def _rotated(part: torch.Tensor, tables: list[torch.Tensor]) -> torch.Tensor:
+    """Rotate [B, N, S, D] in the layout [B, S, N x D] that projection and attention have: no transpose stays."""
+    heads, size = part.shape[1], part.shape[3]
+    flat = part.transpose(1, 2).flatten(2)
+    rotated = torch.onnx.ops.symbolic(
+        "RotaryEmbedding", [flat, *tables], {"num_heads": heads}, dtype=flat.dtype, shape=flat.shape, version=23
+    )
+    output: torch.Tensor = rotated.unflatten(2, (heads, size))
+    return output.transpose(1, 2)

@@ -73,10 +73,14 @@ class MeasureEvidence(Frozen):
 
 
 class StageRun(Frozen):
-    """One stage run of the build that made an object; `peak_rss_bytes` is the child process's own maximum."""
+    """One stage run of the build that made an object; `peak_rss_bytes` is the child process's own maximum.
+
+    `record` is the digest of the key that names this run in the store; garbage collection keeps it.
+    """
 
     stage: str
     subject: str
+    record: str
     seconds: float
     peak_rss_bytes: int
 

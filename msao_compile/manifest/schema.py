@@ -201,9 +201,14 @@ class Deployment(Frozen):
             for component, module_id in model.components.items():
                 if module_id not in ids:
                     raise ValueError(f"models.{model.name}.{component} names module {module_id}, which is not listed")
-        for route in self.routes:
-            if route.model not in names:
-                raise ValueError(f"route {route.name!r} names model {route.model!r}, which is not listed")
+        for engine in self.engines:
+            if engine.module not in ids:
+                raise ValueError(f"an engine for {engine.target!r} names module {engine.module}, which is not listed")
+        used = [(f"task {task.name!r}", model) for task in self.tasks for model in task.models]
+        used += [(f"route {route.name!r}", route.model) for route in self.routes]
+        for what, model_name in used:
+            if model_name not in names:
+                raise ValueError(f"{what} names model {model_name!r}, which is not listed")
         return self
 
     def model(self, name: str) -> Model:

@@ -12,6 +12,8 @@ from msao_compile.errors import GateError
 from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Verdict
 
+NEAR_TIE = 0.02  # of a row's standard deviation
+
 
 @dataclass(frozen=True)
 class Distance:
@@ -27,15 +29,15 @@ class Distance:
 def distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Distance:
     """Compare (ours, original) pairs row by row.
 
-    `near_ties_only`: wherever the largest entry differs, the original's two largest are closer than twice the largest
-    error, so either order is within it.
+    `near_ties_only`: wherever the largest entry differs, the original's two largest are all but equal, measured against
+    the spread of their row and not against our error, which would excuse itself.
 
     Raises:
         ValueError: two arrays have different shapes.
     """
     rows = [_rows(ours, original) for ours, original in pairs]
     ours, original = [np.concatenate([row[side].reshape(-1) for row in rows]) for side in (0, 1)]
-    if not np.isfinite(ours).all():
+    if not (np.isfinite(ours).all() and np.isfinite(original).all()):
         return Distance(float(np.finfo(np.float64).max), -1.0, 0.0, False, len(ours))
     max_abs = float(np.abs(ours - original).max(initial=0.0))
     cosines, equal, ties = [], [], []
@@ -45,7 +47,7 @@ def distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Distance:
         same = one.argmax(-1) == other.argmax(-1)
         top = np.sort(other, axis=-1)[:, -2:]
         equal.append(same)
-        ties.append(same | (top[:, -1] - top[:, 0] <= 2 * max_abs))
+        ties.append(same | (top[:, -1] - top[:, 0] <= NEAR_TIE * other.std(-1)))
     agreement = float(np.concatenate(equal).mean())
     return Distance(
         max_abs,
@@ -71,7 +73,7 @@ def verdict(found: Distance, bounds: dict[str, Any]) -> tuple[Verdict, str]:
     limit = bounds.get("max_abs")
     cosine = bounds.get("min_cosine")
     agreement = bounds.get("argmax_agreement")
-    if (limit is not None and found.max_abs > limit) or (cosine is not None and found.min_cosine < cosine):
+    if (limit is not None and not found.max_abs <= limit) or (cosine is not None and not found.min_cosine >= cosine):
         return "FAIL", words
     if agreement is not None and found.argmax_agreement < agreement:
         return ("AMBIGUOUS" if found.near_ties_only else "FAIL"), words

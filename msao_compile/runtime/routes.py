@@ -74,7 +74,7 @@ def remote(session: ModelSession, question: Question, clock: Clock, link: Link, 
                 clock.token()
                 yield int(reply.fields["id"])
             else:
-                clock.modules_ms |= {f"cloud {name}": ms for name, ms in reply.fields["modules_ms"].items()}
+                clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.fields["modules_ms"].items()}
 
     return RouteRun(run(), session.tokenizer, clock, session.model.role == "target", traffic)
 

@@ -53,8 +53,8 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Read tokenizer.json and, where present, tokenizer_config.json, special_tokens_map.json,
-        generation_config.json and the chat template (chat_template.jinja, then chat_template.json, the processor's, then
-        the tokenizer's own entry, as transformers prefers them).
+        generation_config.json and the chat template (chat_template.jinja, then chat_template.json, the processor's,
+        then the tokenizer's own entry, as transformers prefers them).
 
         Raises:
             InputError: tokenizer.json is missing, or a file is damaged.

@@ -78,11 +78,11 @@ def _route(name: str, task: str, model: str, answers: list[Answer]) -> RouteTimi
 
 
 def _modules(model: str, answers: list[Answer]) -> list[ModuleTiming]:
-    keys = [key for key in answers[0].timing.modules_ms if key.removeprefix("cloud ") != "preprocess"]
+    keys = [key for key in answers[0].timing.modules_ms if key.removeprefix("cloud/") != "preprocess"]
     return [
         ModuleTiming(
             model=model,
-            component=key.removeprefix("cloud "),
+            component=key.removeprefix("cloud/"),
             target="local-cpu",
             time=_spread([answer.timing.modules_ms[key] for answer in answers]),
             shape="one request, prefill",

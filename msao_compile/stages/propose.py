@@ -56,7 +56,7 @@ def _recipe(checkpoint: Path, recipe: Path | None, known: Mapping[str, Any]) -> 
     beside = (recipe.parent if recipe is not None else Path.cwd()).resolve()
     place = os.path.relpath(checkpoint.resolve(), beside)
     name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in checkpoint.resolve().name)
-    return f"""# A {known["family"]} checkpoint on this machine's CPU; `msao-compile schema recipe` describes every field.
+    return f"""# A {known["family"]} checkpoint on this machine's CPU; see `msao-compile schema recipe` for every field.
 recipe = 1
 name = "{name.strip("-") or "model"}"
 

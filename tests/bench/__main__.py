@@ -27,9 +27,8 @@ def main() -> int:
     chosen = _arguments()
     layout, runs = Layout(chosen.folder.resolve()), 1 if chosen.quick else work.RUNS
     where, made_at = machine(), commit()
-    _say("standard model")
-    finish(module("tests.bench.standard", str(layout.root)))
-    build = _attempt("build", lambda: build_cost.measure(layout, runs))
+    _attempt("standard model", lambda: finish(module("tests.bench.standard", str(layout.root))))
+    build = _attempt("build", lambda: build_cost.measure(layout, 1 if chosen.quick else chosen.builds, runs))
     eager = _peer("Hugging Face eager fp32", "hf_peer", layout, runs)
     ours = _peer("msao-compile fp32", "ours_peer", layout, runs)
     llama = _peer("llama.cpp f32", "llama_peer", layout, runs, python=str(chosen.llama_python))
@@ -50,6 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
     parser.add_argument("--quick", action="store_true", help="one run each: to see that everything works")
+    parser.add_argument("--builds", type=int, default=work.RUNS, metavar="N", help="builds from nothing to time")
     parser.add_argument("--folder", type=Path, default=Path("artifacts/bench"), help="where models and builds are kept")
     parser.add_argument(
         "--llama-python",

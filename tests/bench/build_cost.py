@@ -31,13 +31,17 @@ class BuildCost:
     import_s: tuple[float, ...]
 
 
-def measure(layout: Layout, runs: int) -> BuildCost:
-    """Build `runs` times from nothing after a warm-up, then time builds with nothing to do and imports.
+def measure(layout: Layout, builds: int, runs: int) -> BuildCost:
+    """Build `builds` times from nothing, then time `runs` builds with nothing to do and imports.
+
+    A warm-up comes before each of the three, but not before a single build from nothing.
 
     Raises:
         ChildFailed: a build failed.
     """
-    fresh = [_fresh(layout) for _ in range(WARM_UPS + runs)][WARM_UPS:]
+    if builds > 1:
+        _fresh(layout)
+    fresh = [_fresh(layout) for _ in range(builds)]
     noop = [finish(build_command(layout.recipe, layout)).seconds for _ in range(WARM_UPS + runs)]
     return BuildCost(
         weight_bytes=sum(path.stat().st_size for path in layout.checkpoint.glob("*.safetensors")),

@@ -98,10 +98,10 @@ def _cell(values: tuple[float, ...], ours: tuple[float, ...]) -> str:
 def _build_rows(cost: BuildCost | Missing) -> list[tuple[str, ...]]:
     if isinstance(cost, Missing):
         return [("build", f"not run: {cost.reason}")]
-    weights = cost.weight_bytes
+    weights, count = cost.weight_bytes, len(cost.build_s)
     return [
-        ("export of all modules (stages load, split, export), s", str(Spread.of(cost.export_s))),
-        ("whole build from nothing, every stage, s", str(Spread.of(cost.build_s))),
+        (f"export of all modules (stages load, split, export), s, {count} builds", str(Spread.of(cost.export_s))),
+        (f"whole build from nothing, every stage, s, {count} builds", str(Spread.of(cost.build_s))),
         ("build with nothing to do, s", str(Spread.of(cost.noop_s))),
         ("import of the runtime, ms", str(Spread.of(tuple(seconds * 1e3 for seconds in cost.import_s)))),
         ("weights, MB", f"{weights / 1e6:.0f}"),

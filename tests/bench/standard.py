@@ -90,7 +90,7 @@ def make_model() -> SmolVLMForConditionalGeneration:
                 parameter.normal_(0.0, std, generator=chance)
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         pad_token_id=SPECIAL.index(PAD), bos_token_id=SPECIAL.index(START), eos_token_id=SPECIAL.index(END)
     )
     return model
@@ -138,7 +138,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,

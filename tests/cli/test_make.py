@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from msao_compile.cli.make import forecast, totals
 from msao_compile.errors import StageError
+from msao_compile.farm.job import Job, Result
 from msao_compile.pipeline import Built, Event, Options, Step
 from msao_compile.runtime.loader import read_manifest
 
@@ -105,14 +105,17 @@ def test_a_build_writes_the_report_once_and_again_after_a_new_manifest(cli: Cli,
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint folder, and a stage that proposes a recipe for it."""
-    stage = types.ModuleType("msao_compile.stages.propose")
-    stage.propose = lambda checkpoint: {  # type: ignore[attr-defined]
-        "family": "idefics3",
-        "modules": [{"component": "decoder", "params": 135_000_000, "bytes": 270_000_000}],
-        "recipe_toml": f'recipe = 1\n# {checkpoint}\nname = "x"\n',
-    }
-    monkeypatch.setitem(sys.modules, "msao_compile.stages.propose", stage)
+    """A checkpoint folder, and a farm that proposes a recipe for it."""
+
+    def run(job: Job) -> Result:
+        found: dict[str, Any] = {
+            "family": "idefics3",
+            "modules": [{"component": "decoder", "params": 135_000_000, "bytes": 270_000_000}],
+            "recipe_toml": f"recipe = 1\n# {job.function} {job.arguments['checkpoint']}\n",
+        }
+        return Result(value=found, seconds=1.0, peak_rss_bytes=1, cpu_seconds=1.0)
+
+    monkeypatch.setattr("msao_compile.farm.local.run", run)
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -123,7 +126,7 @@ def test_init_writes_a_recipe_and_says_what_to_do_next(cli: Cli, checkpoint: Pat
     recipe = tmp_path / "new.toml"
     ran = cli("init", checkpoint, "-o", recipe)
     assert ran.code == 0
-    assert recipe.read_text().startswith("recipe = 1")
+    assert recipe.read_text() == f"recipe = 1\n# msao_compile.stages.propose:run {checkpoint}\n"
     assert ran.out.splitlines()[1].split() == ["decoder", "135", "M", "270", "MB"]
     assert f"msao-compile plan {recipe}" in ran.err
 

@@ -63,7 +63,7 @@ def test_bars_are_drawn_at_most_four_times_a_second() -> None:
 def test_a_stage_that_runs_late_never_looks_finished() -> None:
     rich = progress._bars()
     rich.live.console = Console(file=io.StringIO(), width=120, force_terminal=True)
-    progress.Bars(rich).tell(event("started", expected=0.001))
+    progress.Bars(rich).tell(event("started", expected=1e-9))
     column = rich.columns[2]
     assert isinstance(column, ProgressColumn)
     bar = column.render(rich.tasks[1])

@@ -157,8 +157,9 @@ def test_later_sections_appear_when_the_manifest_has_them(deployment: Path) -> N
     assert "<h2>Speculation</h2>" in render(changed(deployment, speculation={"draft_length": 4}))
 
 
-def test_damaged_evidence_is_refused_and_not_drawn(cli: Cli, deployment: Path) -> None:
-    (deployment / "evidence/parity.json").write_text("{}")
+def test_forged_evidence_is_refused_and_not_drawn(cli: Cli, deployment: Path) -> None:
+    path = deployment / "evidence/parity.json"
+    path.write_text(path.read_text().replace("FAIL", "PASS"))
     ran = cli("report", deployment)
     assert ran.code == 2
     assert "evidence/parity.json" in ran.err

@@ -192,6 +192,7 @@ def longest(build: BuildEvidence) -> list[StageRun]:
     others = StageRun(
         stage=f"{len(rest)} shorter stages",
         subject="together; memory of the largest",
+        record="",
         seconds=sum(run.seconds for run in rest),
         peak_rss_bytes=max(run.peak_rss_bytes for run in rest),
     )

@@ -1,4 +1,4 @@
-"""Remove pairs of layout changes that undo each other: Transpose of Transpose, Reshape of Reshape."""
+"""Remove layout changes that undo each other or change nothing: Transpose of Transpose, Reshape of Reshape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ def cancel_layouts(model: ir.Model) -> None:
                 node.outputs[0].replace_all_uses_with(source.inputs[0])
         elif node.op_type == "Reshape" and not _copies_axes(node):
             node.replace_input_with(0, source.inputs[0])
+    for node in list(model.graph):
+        if node.op_type == "Reshape" and node.inputs[0] is not None and _same_shape(node.inputs[0], node.outputs[0]):
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
     common.RemoveUnusedNodesPass()(model)
+
+
+def _same_shape(before: ir.Value, after: ir.Value) -> bool:
+    """Equal numbers and equal symbols, and nothing unknown: tracing named equal lengths alike."""
+    if before.shape is None or after.shape is None or after.is_graph_output():
+        return False
+    sizes = [[size if isinstance(size, int) else size.value for size in value.shape] for value in (before, after)]
+    return sizes[0] == sizes[1] and None not in sizes[0]
 
 
 def _copies_axes(node: ir.Node) -> bool:

@@ -6,6 +6,7 @@ Layout: 4-byte magic `MSA1`, 4-byte little-endian header length, JSON header, th
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ class Message:
 
 def pack(message: Message) -> bytes:
     """Bytes of a message; arrays are made contiguous."""
-    arrays = {name: np.ascontiguousarray(value) for name, value in message.tensors.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in message.tensors.items()}
     specs = [{"name": name, "dtype": str(value.dtype), "shape": list(value.shape)} for name, value in arrays.items()]
     header = json.dumps({"kind": message.kind, "fields": message.fields, "tensors": specs}).encode()
     return b"".join([MAGIC, struct.pack("<I", len(header)), header, *(value.tobytes() for value in arrays.values())])
@@ -57,7 +58,7 @@ def unpack(content: bytes) -> Message:
     for name, dtype, shape in specs:
         if dtype not in _DTYPES or any(size < 0 for size in shape):
             raise InputError(f"tensor {name!r} of type {dtype} and shape {shape} cannot cross the wire")
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         if start + size > len(content):
             raise InputError(f"a message cut off inside tensor {name!r}: send it again")
         tensors[name] = np.frombuffer(content, np.dtype(dtype), size // np.dtype(dtype).itemsize, start).reshape(shape)

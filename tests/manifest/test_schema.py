@@ -1,0 +1,87 @@
+"""The manifest: what it holds comes back, its names resolve, and its paths stay inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import manifests
+from msao_compile.manifest.schema import Deployment, FileRef
+
+Content = dict[str, Any]
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> Content:
+    return manifests.content(tmp_path)
+
+
+def test_a_manifest_comes_back_as_it_was_written(content: Content) -> None:
+    read = Deployment.model_validate(content)
+    assert Deployment.model_validate_json(read.model_dump_json(exclude_none=True)) == read
+
+
+def test_a_real_manifest_comes_back_as_it_was_written(deployment: Path) -> None:
+    text = (deployment / "deployment.json").read_text()
+    assert Deployment.model_validate_json(text).model_dump_json(indent=1, exclude_none=True) + "\n" == text
+
+
+def test_what_was_read_cannot_be_changed(content: Content) -> None:
+    read = Deployment.model_validate(content)
+    with pytest.raises(ValidationError, match="frozen"):
+        read.name = "other"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("models", 0, "components"), {"decoder": manifests.OTHER}, f"models.edge.decoder names module {manifests.OTHER}"),
+        (("routes", 0, "model"), "cloud", "route 'edge' names model 'cloud', which is not listed"),
+        (("tasks", 0, "models"), ["cloud"], "cloud"),
+        (("engines", 0, "module"), manifests.OTHER, manifests.OTHER),
+        (("surprise",), 1, "Extra inputs"),
+        (("models", 0, "surprise"), 1, "Extra inputs"),
+        (("modules", 0, "id"), "A" * 64, "pattern"),
+        (("engines", 0, "status"), "sure", "'deferred', 'built', 'ran', 'parity' or 'qualified'"),
+        (("models", 0, "tokenizer"), "../tokenizer", "leaves the deployment folder"),
+        (("evidence", "parity", "size_bytes"), -1, "greater than or equal to 0"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(content: Content, path: tuple[Any, ...], value: Any, said: str) -> None:
+    place = content
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(ValidationError, match=said):
+        Deployment.model_validate(content)
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "..", "../x", "a/../../x", "a\\..\\x", "C:/x", "c:x", ".", "./"])
+def test_a_path_that_leaves_the_folder_is_refused(path: str) -> None:
+    with pytest.raises(ValidationError, match="leaves the deployment folder"):
+        FileRef(path=path, sha256="0" * 64, size_bytes=1)
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.onnx", "modules/edge/..data", "a b/ü"])
+def test_a_path_below_the_folder_is_accepted(path: str) -> None:
+    assert FileRef(path=path, sha256="0" * 64, size_bytes=1).path == path
+
+
+def test_all_files_are_the_graphs_the_weights_the_tokenizer_and_the_evidence(content: Content) -> None:
+    assert sorted(Deployment.model_validate(content).all_files()) == [
+        "evidence/parity.json",
+        "modules/edge/decoder.onnx",
+        "modules/edge/decoder.onnx.data",
+        "tokenizer/edge/tokenizer.json",
+    ]
+
+
+def test_the_json_schema_accepts_no_unknown_field() -> None:
+    schema = Deployment.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert all(part["additionalProperties"] is False for part in schema["$defs"].values())
+    json.dumps(schema)
