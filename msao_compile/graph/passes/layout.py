@@ -28,7 +28,7 @@ def _same_shape(before: ir.Value, after: ir.Value) -> bool:
     """Equal numbers and equal symbols, and nothing unknown: tracing named equal lengths alike."""
     if before.shape is None or after.shape is None or after.is_graph_output():
         return False
-    sizes = [[size if isinstance(size, int) else size.value for size in value.shape] for value in (before, after)]
+    sizes = [[size if isinstance(size, int) else size.value for size in shape] for shape in (before.shape, after.shape)]
     return sizes[0] == sizes[1] and None not in sizes[0]
 
 
