@@ -67,7 +67,8 @@ def export(request: Request) -> ir.Model:
 def layer_signature(layer: nn.Module, node: ir.Node, call: Any) -> str:
     """Equal for two layers exactly when the same traced graph serves both.
 
-    Covers module types, parameter shapes, every plain attribute (but the layer's own index) and the call's structure.
+    Covers module types, parameter shapes, every plain attribute and function (but the layer's own index) and the call's
+    structure.
     """
     facts: list[Any] = []
     for name, part in layer.named_modules():
@@ -76,7 +77,8 @@ def layer_signature(layer: nn.Module, node: ir.Node, call: Any) -> str:
             for key, value in vars(part).items()
             if isinstance(value, int | float | str | bool | tuple) and key not in _IGNORED and key[0] != "_"
         }
-        facts.append((name, type(part).__qualname__, sorted(map(repr, plain.items()))))
+        functions = {key: value.__qualname__ for key, value in vars(part).items() if hasattr(value, "__qualname__")}
+        facts.append((name, type(part).__qualname__, sorted(map(repr, [*plain.items(), *functions.items()]))))
     facts += [(name, tuple(value.shape)) for name, value in layer.named_parameters()]
     buffers = [(name, tuple(value.flatten().tolist())) for name, value in layer.named_buffers()]
     hidden, args, kwargs = call

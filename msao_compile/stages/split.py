@@ -54,7 +54,9 @@ def _component(
 ) -> dict[str, Any]:
     tensors: list[dict[str, Any]] = []
     offset = 0
-    for name, parameter in piece.module.named_parameters(remove_duplicate=False):
+    # Matrices first: without the biases between them, neighbouring products can be joined over one run of bytes.
+    named = sorted(piece.module.named_parameters(remove_duplicate=False), key=lambda item: item[1].ndim != 2)
+    for name, parameter in named:
         source = sources[names[id(parameter)]]
         digest = hashlib.sha256(read_tensor(folder, vars(source)).data).hexdigest()
         entry: dict[str, Any] = {"name": name, "shape": list(parameter.shape), "digest": digest, "source": vars(source)}

@@ -80,7 +80,7 @@ def _attempt(name: str, work_to_do: Callable[[], Found]) -> Found | Missing:
         return work_to_do()
     except ChildFailed as error:
         _say(f"{name}: not run: {error}")
-        return Missing(name, str(error).replace("|", "/"))
+        return Missing(name, str(error))
 
 
 def _write(report: Report, json_file: Path | None, markdown_file: Path | None) -> None:

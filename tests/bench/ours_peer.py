@@ -12,20 +12,16 @@ from tests.bench.work import NEW_TOKENS, QUESTION, WARM_UPS, Layout
 
 
 def measure(layout: Layout, runs: int) -> Times:
-    """Time `runs` answers after a warm-up.
-
-    Vision and prefill come from an answer of one token, TPOT from one of 64: `modules_ms` sums over a whole answer.
-    """
+    """Time `runs` answers after a warm-up; the runtime's `modules_ms` covers the time to the first token."""
     runtime = load(layout.deployment)
     vision_ms, prefill_ms, ttft_ms, tpot_ms = [], [], [], []
     for _ in range(WARM_UPS + runs):
-        first = runtime.generate(QUESTION, image=str(layout.picture), max_new_tokens=1, temperature=0.0)
-        whole = runtime.generate(QUESTION, image=str(layout.picture), max_new_tokens=NEW_TOKENS, temperature=0.0)
-        modules = first.timing.modules_ms
+        answer = runtime.generate(QUESTION, image=str(layout.picture), max_new_tokens=NEW_TOKENS, temperature=0.0)
+        modules = answer.timing.modules_ms
         vision_ms.append(modules["vision_encoder"])
         prefill_ms.append(modules["embed_tokens"] + modules["decoder"])
-        ttft_ms.append(whole.timing.ttft_ms)
-        tpot_ms.append(whole.timing.tpot_ms)
+        ttft_ms.append(answer.timing.ttft_ms)
+        tpot_ms.append(answer.timing.tpot_ms)
     return Times(
         name="msao-compile fp32",
         versions={"onnxruntime": version("onnxruntime"), "numpy": version("numpy")},
@@ -33,8 +29,8 @@ def measure(layout: Layout, runs: int) -> Times:
         prefill_ms=tuple(prefill_ms[WARM_UPS:]),
         ttft_ms=tuple(ttft_ms[WARM_UPS:]),
         tpot_ms=tuple(tpot_ms[WARM_UPS:]),
-        token_ids=tuple(int(token) for token in whole.token_ids),
-        checks={"route": str(whole.route)},
+        token_ids=tuple(int(token) for token in answer.token_ids),
+        checks={"route": str(answer.route)},
     )
 
 

@@ -10,6 +10,7 @@ from tests.bench.bars import Bar, Missing
 from tests.bench.build_cost import BuildCost
 from tests.bench.timing import Spread, Times
 
+QUIET_LOAD = 1.0
 INTRODUCTION = f"""\
 The standard model: SmolVLM-256M's dimensions with random weights, fp32. The work: one picture of {work.PICTURE_PX} px,
 {work.PROMPT_TOKENS} prompt tokens ({work.IMAGE_TOKENS} of them the picture's), {work.NEW_TOKENS} new tokens, greedy.
@@ -37,6 +38,8 @@ def markdown(report: Report) -> str:
     """The whole report as Markdown whose columns also line up in a terminal."""
     facts = [*report.machine.items(), *sorted(_versions(report).items())]
     note = "**Quick run: too few runs to be quoted.**\n\n" if report.quick else ""
+    if float(report.machine["load_average"]) > QUIET_LOAD:
+        note += "**The machine was busy before this run: not to be quoted.**\n\n"
     parts = [
         "# Benchmarks\n",
         f"{note}Made by `{report.command}` at commit {report.commit}, {report.runs} runs each.\n{INTRODUCTION}\n",
@@ -56,6 +59,7 @@ def markdown(report: Report) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with padded columns."""
+    rows = [[cell.replace("|", "/") for cell in row] for row in rows]
     widths = [max(3, *(len(row[index]) for row in [header, *rows])) for index in range(len(header))]
     lines = [_line(header, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
     return "\n".join([*lines, *(_line(row, widths) for row in rows)]) + "\n"
@@ -74,7 +78,7 @@ def _peer_rows(peers: Sequence[Times | Missing]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for peer in peers:
         if isinstance(peer, Missing):
-            rows.append((peer.name, f"not run: {peer.reason}", "", "", "", ""))
+            rows.append((peer.name, "not run", "", "", "", ""))
             continue
         base = ours if isinstance(ours, Times) and peer is not ours else None
         columns = (peer.vision_ms, peer.prefill_ms, _sums(peer), peer.tpot_ms, peer.ttft_ms)

@@ -14,7 +14,8 @@ def cancel_layouts(model: ir.Model) -> None:
             continue
         if node.op_type == "Transpose":
             outer, inner = node.attributes["perm"].as_ints(), source.attributes["perm"].as_ints()
-            if [inner[axis] for axis in outer] == list(range(len(outer))):
+            undone = [inner[axis] for axis in outer] == list(range(len(outer)))
+            if undone and not node.outputs[0].is_graph_output():
                 node.outputs[0].replace_all_uses_with(source.inputs[0])
         elif node.op_type == "Reshape" and not _copies_axes(node):
             node.replace_input_with(0, source.inputs[0])
