@@ -5,6 +5,8 @@ TORCH_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# llama.cpp, a peer of the benchmark, is compiled into an environment of its own.
+LLAMA := .venv-bench
 
 .PHONY: demo test check fast bench calibrate clean
 
@@ -36,6 +38,8 @@ check: $(STAMP)
 	$(BIN)/python -m pytest tests --ignore=tests/bench -m "not golden and not whole and not device"
 
 bench: $(STAMP)
+	@$(LLAMA)/bin/python -c "import llama_cpp, gguf" 2>/dev/null || { $(PYTHON) -m venv $(LLAMA) && \
+	  CMAKE_ARGS="-DGGML_NATIVE=on" $(LLAMA)/bin/python -m pip install --quiet -r tests/bench/requirements-llama.txt; } || true
 	$(BIN)/python -m tests.bench --json docs/benchmarks.json --markdown docs/benchmarks.md
 
 calibrate: $(STAMP)

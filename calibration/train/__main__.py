@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 RUNS = {
-    "edge": (EDGE, Schedule(400, 2e-3, 900, 1.5e-3, 0.3, 20.0, 150, 16)),
+    "edge": (EDGE, Schedule(400, 2e-3, 600, 1.5e-3, 0.3, 20.0, 100, 16)),
     "cloud": (CLOUD, Schedule(500, 2e-3, 3000, 1.2e-3, 0.3, 60.0, 200, 16)),
 }
 

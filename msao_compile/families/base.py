@@ -36,6 +36,10 @@ SIZES = (
 )
 
 
+# What parity asks: one request with one picture, one with two of other shapes.
+REQUEST_SIZES = (Sizes(1, 1, 0, 1, ((1, 8, 12),)), Sizes(1, 1, 0, 2, ((1, 4, 8), (1, 8, 4))))
+
+
 @dataclass(frozen=True)
 class KVFacts:
     """Shape of a decoder's key-value cache, layout `bhsd/v1`."""

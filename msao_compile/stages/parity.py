@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +19,6 @@ from msao_compile.runtime.loader import locate, read_manifest, verify
 from msao_compile.runtime.session import ModelSession, Request
 from msao_compile.runtime.wire.message import Message, pack, unpack
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from msao_compile.families.base import Family, Sizes
-
 DEFAULT_BOUNDS = {"min_cosine": 0.9999, "max_abs": 1e-3}
 PROMPT_TOKENS = 6
 Pair = tuple[np.ndarray, np.ndarray]
@@ -36,37 +31,73 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     """
     import torch
 
-    from msao_compile.families.base import SIZES
-
     folder = Path(arguments["folder"])
     deployment = read_manifest(folder)
-    family, original = _original(Path(arguments["checkpoint"]))
     rows: list[ParityRow] = []
-    with torch.no_grad():
+    with torch.inference_mode():
+        original = _Original(Path(arguments["checkpoint"]))
         for dialect in sorted({engine.dialect for engine in deployment.engines}):
             engines = Engines(folder, deployment, verify=True, demand=("built",), dialect=dialect)
             session = engines.session(deployment.model(arguments["model"]))
-            judge = _Judge(family, original, session, SIZES, int(arguments["steps"]))
-            for subject, found in judge.subjects():
+            for subject, found in _Judge(original, session, int(arguments["steps"])).subjects():
                 on_progress({"subject": subject, "dialect": dialect})
                 rows.append(_row(session.model.name, subject, dialect, found, arguments["bounds"]))
     return ParityEvidence(rows=tuple(rows)).model_dump(mode="json")
 
 
-def _original(folder: Path) -> tuple[Family, PreTrainedModel]:
-    import torch
-    import transformers
+class _Original:
+    """The torch model, eager fp32; each answer is computed once however many dialects are compared with it."""
 
-    from msao_compile.families.checkpoint import read_config
-    from msao_compile.families.registry import find
+    def __init__(self, folder: Path) -> None:
+        import torch
+        import transformers
 
-    config = read_config(folder)
-    name = config["architectures"][0]
-    architecture = getattr(transformers, name)
-    model = architecture.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    family = find(config["model_type"], name)
-    family.host_facts(model.config)
-    return family, model
+        from msao_compile.families.base import REQUEST_SIZES
+        from msao_compile.families.checkpoint import read_config
+        from msao_compile.families.registry import find
+
+        config = read_config(folder)
+        architecture = getattr(transformers, config["architectures"][0])
+        self.model = architecture.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self.family = find(config["model_type"], config["architectures"][0])
+        self.family.host_facts(self.model.config)
+        self.pictures = [
+            self.family.example_pictures(self.model.config, sizes, np.random.default_rng(seed))
+            for seed, sizes in enumerate(REQUEST_SIZES)
+        ]
+        self.known: dict[tuple[str, int], np.ndarray] = {}
+
+    def features(self, seed: int) -> np.ndarray:
+        """Features of request `seed`, [tokens, hidden]."""
+
+        def compute() -> np.ndarray:
+            found = self.model.model.get_image_features(**_torch(self.pictures[seed])).pooler_output
+            return np.concatenate([part.reshape(-1, part.shape[-1]).numpy() for part in found])
+
+        return self._once(("features", seed), compute)
+
+    def embeds(self, ids: np.ndarray, seed: int) -> np.ndarray:
+        """Embeddings of tokens, [tokens, hidden]."""
+        return self._once(("embeds", seed), lambda: self.model.get_input_embeddings()(_tensor(ids)).numpy())
+
+    def text_logits(self, ids: np.ndarray, seed: int) -> np.ndarray:
+        """Logits of one pass over text, [tokens, vocabulary]."""
+        return self._once(("text", seed), lambda: self.model(input_ids=_tensor(ids)[None]).logits[0].numpy())
+
+    def logits(self, ids: np.ndarray, seed: int) -> np.ndarray:
+        """Logits of one pass over tokens and the pictures of request `seed`."""
+
+        def compute() -> np.ndarray:
+            inputs = self.family.forward_inputs(_tensor(ids)[None], _torch(self.pictures[seed]))
+            logits: np.ndarray = self.model(**inputs).logits[0].numpy()
+            return logits
+
+        return self._once(("whole", seed), compute)
+
+    def _once(self, key: tuple[str, int], compute: Callable[[], np.ndarray]) -> np.ndarray:
+        if key not in self.known:
+            self.known[key] = compute()
+        return self.known[key]
 
 
 def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: dict[str, Any]) -> ParityRow:
@@ -86,93 +117,88 @@ def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: di
     )
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One request with pictures, and the tokens to decode after it."""
+
+    ids: np.ndarray
+    tensors: dict[str, np.ndarray]
+    features: np.ndarray
+    teacher: np.ndarray
+
+
 class _Judge:
     """Runs the same requests through the torch original and through the loaded modules."""
 
-    def __init__(
-        self, family: Family, original: PreTrainedModel, session: ModelSession, sizes: Sequence[Sizes], steps: int
-    ) -> None:
-        self.family, self.original, self.session, self.sizes, self.steps = family, original, session, sizes, steps
-        self.facts = session.model.decoder
+    def __init__(self, original: _Original, session: ModelSession, steps: int) -> None:
+        self.original, self.session, self.steps = original, session, steps
+        self.requests = [self._request(seed) for seed in range(len(original.pictures))]
 
     def subjects(self) -> Iterator[tuple[str, Distance]]:
         """Every comparison: modules first, then the whole, then each cut against the whole."""
-        yield "vision_encoder", distance([self._features(sizes, seed) for seed, sizes in enumerate(self.sizes)])
+        seeds = range(len(self.requests))
+        flat = [asked.features.reshape(-1, asked.features.shape[-1]) for asked in self.requests]
+        yield "vision_encoder", distance([(flat[seed], self.original.features(seed)) for seed in seeds])
         yield "embed_tokens", distance([self._embeds(seed) for seed in range(3)])
         yield "decoder", distance([self._decoder(seed) for seed in range(2)])
-        requests = [(sizes, seed) for seed, sizes in enumerate(self.sizes)]
-        yield "whole", distance([self._whole(*request) for request in requests])
+        ours = [self._decode(asked, *self._cut(None, asked)) for asked in self.requests]
+        theirs = [
+            self.original.logits(np.concatenate([asked.ids, asked.teacher]), seed)
+            for seed, asked in enumerate(self.requests)
+        ]
+        yield "whole", distance(list(zip(ours, theirs, strict=True)))
         for cut in ("vision_encoder", "embed_tokens"):
-            yield f"split after {cut}", distance([self._split(cut, *request) for request in requests])
-
-    def _pictures(self, sizes: Sizes, seed: int) -> dict[str, np.ndarray]:
-        return self.family.example_pictures(self.original.config, sizes, np.random.default_rng(seed))
-
-    def _features(self, sizes: Sizes, seed: int) -> Pair:
-        tensors = self._pictures(sizes, seed)
-        ours = self.session.encode(tensors, Clock())
-        assert ours is not None  # the tensors hold pictures
-        found = self.original.model.get_image_features(**_torch(tensors)).pooler_output
-        parts = [part.reshape(-1, part.shape[-1]).numpy() for part in found]
-        return ours.reshape(-1, ours.shape[-1]), np.concatenate(parts)
+            split = [self._decode(asked, *self._cut(cut, asked)) for asked in self.requests]
+            yield f"split after {cut}", distance(list(zip(split, ours, strict=True)))
 
     def _embeds(self, seed: int) -> Pair:
         ids = self._text(seed, 11)
-        return self.session.embed(ids, None, Clock())[0], self.original.get_input_embeddings()(_tensor(ids)).numpy()
+        return self.session.embed(ids, None, Clock())[0], self.original.embeds(ids, seed)
 
     def _decoder(self, seed: int) -> Pair:
-        """Random embeddings: prefill of a part, then one step a token, against one pass over all of them."""
+        """Text alone: prefill of a part, then one step a token, against one pass over all of it."""
         total = PROMPT_TOKENS + self.steps
         ids = self._text(seed, total)
         logits, talk = self.session.prefill(Request(ids[:PROMPT_TOKENS], {}), None, Clock(), every=True)
         rows = [logits, *(self.session.extend(ids[[index]], talk, Clock()) for index in range(PROMPT_TOKENS, total))]
-        return np.concatenate(rows), self.original(input_ids=_tensor(ids)[None]).logits[0].numpy()
+        return np.concatenate(rows), self.original.text_logits(ids, seed)
 
-    def _request(self, sizes: Sizes, seed: int) -> tuple[Request, np.ndarray, np.ndarray]:
+    def _request(self, seed: int) -> _Asked:
         """A request with pictures, its features, and the tokens that a teacher makes it decode."""
-        tensors = self._pictures(sizes, seed)
+        tensors = self.original.pictures[seed]
         features = self.session.encode(tensors, Clock())
-        assert features is not None and self.session.model.image_token_id is not None
+        assert features is not None and self.session.model.image_token_id is not None  # the tensors hold pictures
         parts = [self._text(seed, 3)]
         for count in picture_tokens(self.session, tensors, features):
             parts += [np.full(count, self.session.model.image_token_id, np.int64), self._text(seed + count, 2)]
         ids = np.concatenate([*parts, self._text(seed + 50, PROMPT_TOKENS)])
-        return Request(ids, tensors), features, self._text(seed + 100, self.steps)
+        return _Asked(ids, tensors, features, self._text(seed + 100, self.steps))
 
-    def _ours(self, sizes: Sizes, seed: int) -> np.ndarray:
-        request, features, teacher = self._request(sizes, seed)
-        logits, talk = self.session.prefill(request, features, Clock(), every=True)
-        return np.concatenate([logits, *(self.session.extend(teacher[[i]], talk, Clock()) for i in range(self.steps))])
-
-    def _whole(self, sizes: Sizes, seed: int) -> Pair:
-        request, _, teacher = self._request(sizes, seed)
-        ids = _tensor(np.concatenate([request.ids, teacher]))[None]
-        inputs = self.family.forward_inputs(ids, _torch(request.tensors))
-        return self._ours(sizes, seed), self.original(**inputs).logits[0].numpy()
-
-    def _split(self, cut: str, sizes: Sizes, seed: int) -> Pair:
-        """What crosses the cut goes through bytes and back; the rest must not notice."""
-        request, features, teacher = self._request(sizes, seed)
-        positions, offset = self.session.positions(request)
+    def _cut(self, cut: str | None, asked: _Asked) -> tuple[np.ndarray, tuple[np.ndarray, int]]:
+        """Merged embeddings and positions; what crosses a cut goes through bytes and back, the rest must not notice."""
+        positions, offset = self.session.positions(Request(asked.ids, asked.tensors))
+        ids, features = asked.ids, asked.features
         if cut == "vision_encoder":
-            crossed = unpack(
-                pack(Message("features", {}, {"input_ids": request.ids, "image_features": features}))
-            ).tensors
-            embeds = self.session.embed(crossed["input_ids"], crossed["image_features"], Clock())
-        else:
-            merged = self.session.embed(request.ids, features, Clock())
-            crossed = unpack(pack(Message("embeds", {}, {"inputs_embeds": merged, "position_ids": positions}))).tensors
+            crossed = unpack(pack(Message("features", {}, {"input_ids": ids, "image_features": features}))).tensors
+            ids, features = crossed["input_ids"], crossed["image_features"]
+        embeds = self.session.embed(ids, features, Clock())
+        if cut == "embed_tokens":
+            message = Message("embeds", {}, {"inputs_embeds": embeds, "position_ids": positions})
+            crossed = unpack(pack(message)).tensors
             embeds, positions = crossed["inputs_embeds"], crossed["position_ids"]
-        logits, talk = self.session.prefill_embeds(embeds, (positions, offset), Clock(), every=True)
-        steps = [self.session.extend(teacher[[index]], talk, Clock()) for index in range(self.steps)]
-        return np.concatenate([logits, *steps]), self._ours(sizes, seed)
+        return embeds, (positions, offset)
+
+    def _decode(self, asked: _Asked, embeds: np.ndarray, positions: tuple[np.ndarray, int]) -> np.ndarray:
+        """Logits of the prompt and of each token the teacher gives."""
+        logits, talk = self.session.prefill_embeds(embeds, positions, Clock(), every=True)
+        steps = [self.session.extend(asked.teacher[[index]], talk, Clock()) for index in range(self.steps)]
+        return np.concatenate([logits, *steps])
 
     def _text(self, seed: int, count: int) -> np.ndarray:
         """Random tokens that stand for no picture."""
-        special = [value for name, value in self.session.model.family_facts.items() if name.endswith("_token_id")]
-        known = np.setdiff1d(
-            np.arange(self.facts.vocab_size), np.asarray([value for value in special if value is not None])
-        )
+        facts = self.session.model.family_facts
+        special = [value for name, value in facts.items() if name.endswith("_token_id") and value is not None]
+        known = np.setdiff1d(np.arange(self.session.model.decoder.vocab_size), np.asarray(special))
         return np.random.default_rng(seed).choice(known, count).astype(np.int64)
 
 

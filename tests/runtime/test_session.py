@@ -1,0 +1,160 @@
+"""A loaded model in both dialects: rolling back, refusing, batches with padding, one session for what is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import checkpoints
+from msao_compile.errors import CapacityExceeded, InputError, PictureError, PromptError
+from msao_compile.runtime import load
+from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.engines import Engines
+from msao_compile.runtime.loader import read_manifest
+from msao_compile.runtime.session import ModelSession, Request
+
+PROMPT, STEPS = np.arange(20, 31, dtype=np.int64), np.arange(40, 48, dtype=np.int64)
+
+
+@pytest.fixture(scope="module", params=["fused", "portable"])
+def session(request: pytest.FixtureRequest, deployment: Path) -> ModelSession:
+    manifest = read_manifest(deployment)
+    return Engines(deployment, manifest, verify=True, dialect=request.param).session(manifest.models[0])
+
+
+def extend(session: ModelSession, talk: object, ids: np.ndarray) -> np.ndarray:
+    return np.concatenate([session.extend(ids[[index]], talk, Clock()) for index in range(len(ids))])
+
+
+def test_a_rollback_forgets_and_the_same_tokens_give_the_same_bits_again(session: ModelSession) -> None:
+    _, talk = session.prefill(Request(PROMPT, {}), None, Clock())
+    first = extend(session, talk, STEPS)
+    talk.cache.rollback(len(PROMPT) + 2)
+    other = extend(session, talk, STEPS[::-1])  # another continuation must leave no trace
+    talk.cache.rollback(len(PROMPT) + 2)
+    again = extend(session, talk, STEPS[2:])
+    assert again.tobytes() == first[2:].tobytes()
+    assert not np.array_equal(other[: len(again)], again)
+
+
+def test_a_rollback_to_the_start_is_a_new_conversation(session: ModelSession) -> None:
+    fresh, _ = session.prefill(Request(PROMPT, {}), None, Clock(), every=True)
+    _, talk = session.prefill(Request(STEPS, {}), None, Clock())
+    talk.cache.rollback(0)
+    np.testing.assert_allclose(extend(session, talk, PROMPT), fresh, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [-1, 12, 999])
+def test_a_rollback_goes_backwards_only(session: ModelSession, length: int) -> None:
+    _, talk = session.prefill(Request(PROMPT, {}), None, Clock())
+    with pytest.raises(ValueError, match=f"a KV cache of 11 positions cannot roll back to {length}"):
+        talk.cache.rollback(length)
+    assert talk.cache.length == len(PROMPT)
+
+
+def test_several_tokens_at_once_equal_one_after_the_other(session: ModelSession) -> None:
+    _, one = session.prefill(Request(PROMPT, {}), None, Clock())
+    _, other = session.prefill(Request(PROMPT, {}), None, Clock())
+    np.testing.assert_allclose(session.extend(STEPS, one, Clock()), extend(session, other, STEPS), atol=1e-5)
+
+
+def test_two_conversations_do_not_share_a_cache(session: ModelSession) -> None:
+    alone, first = session.prefill(Request(PROMPT, {}), None, Clock())
+    expected = session.extend(STEPS[:1], first, Clock())
+    _, one = session.prefill(Request(PROMPT, {}), None, Clock())
+    _, two = session.prefill(Request(STEPS, {}), None, Clock())
+    session.extend(STEPS[:3], two, Clock())
+    assert session.extend(STEPS[:1], one, Clock()).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("family", ["idefics3", "llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_gives_transformers_logits_where_there_is_no_padding(
+    built: Callable[[str], Path], checkpoint: Callable[..., Path], family: str, side: str
+) -> None:
+    import torch
+
+    inputs = padded_batch(family, side)
+    found = load(built(family)).forward(inputs)["logits"]
+    with torch.no_grad():
+        given = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        wanted = checkpoints.original(checkpoint(family))(**given).logits.numpy()
+    real = inputs["attention_mask"].astype(bool)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found[real], wanted[real], atol=1e-4)
+    assert not found[~real].any()
+
+
+def padded_batch(family: str, side: str) -> dict[str, np.ndarray]:
+    """Two requests with a picture each, the second four tokens shorter and padded on one side."""
+    one, other = checkpoints.example(family, 0), checkpoints.example(family, 1)
+    batch = {}
+    for name in one:
+        second = other[name]
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            kept, gap = second[:, :-4], np.zeros((1, 4), second.dtype)
+            second = np.concatenate([gap, kept] if side == "left" else [kept, gap], axis=1)
+        batch[name] = np.concatenate([one[name], second])
+    return batch
+
+
+def test_pictures_that_no_placeholder_asks_for_are_refused(deployment: Path) -> None:
+    inputs = checkpoints.example("idefics3")
+    inputs["input_ids"] = np.where(inputs["input_ids"] == checkpoints.IMAGE_TOKEN, 9, inputs["input_ids"])
+    with pytest.raises(InputError, match="0 picture placeholders where the pictures give 18 features"):
+        load(deployment).forward(inputs)
+
+
+class Untouched:
+    """Stands where the engines stand; nothing may run."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"{name} was asked for")
+
+    __getitem__ = __getattr__
+
+
+@pytest.fixture
+def idle(deployment: Path) -> object:
+    """The runtime with a session in which no module may run."""
+    runtime = load(deployment)
+    for model in runtime.deployment.models:
+        runtime._sessions[model.name] = ModelSession(model, deployment, Untouched(), Untouched())
+    return runtime
+
+
+@pytest.mark.parametrize("route", ["edge", "cloud", "split"])
+def test_a_request_beyond_the_capacity_is_refused_before_anything_runs(idle: object, picture: Path, route: str) -> None:
+    with pytest.raises(CapacityExceeded, match=r"\d+ prompt tokens and 250 new ones exceed the KV cache of 256") as caught:
+        idle.generate("what is it?", image=picture, max_new_tokens=250, route=route)
+    assert caught.value.exit_code == 2
+
+
+def test_a_forward_beyond_the_capacity_is_refused_before_anything_runs(idle: object) -> None:
+    with pytest.raises(CapacityExceeded, match="257 prompt tokens and 0 new ones exceed the KV cache of 256"):
+        idle.forward({"input_ids": np.full((1, 257), 9)})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"prompt": " \n"}, PromptError, "the prompt is empty"),
+        ({"prompt": "x", "route": "moon"}, InputError, "route 'moon' is not one this deployment has: choose edge, cloud, split"),
+        ({"prompt": "x", "max_new_tokens": 0}, InputError, "ask for at least one token"),
+        ({"prompt": "x", "image": b"no picture"}, PictureError, "not an image"),
+        ({"prompt": "x", "temperature": -1.0}, InputError, "temperature"),
+        ({"prompt": "broken \udcff"}, PromptError, "UTF-8|surrogate|encod"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_runs(idle: object, options: dict, error: type, said: str) -> None:
+    with pytest.raises(error, match=said) as caught:
+        idle.generate(**options)
+    assert caught.value.exit_code == 2
+
+
+def test_a_model_that_the_deployment_lacks_is_named(idle: object) -> None:
+    with pytest.raises(InputError, match="model 'moon' is not one this deployment has: choose edge"):
+        idle.forward({"input_ids": np.ones((1, 2), np.int64)}, model="moon")
