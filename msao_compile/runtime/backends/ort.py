@@ -107,6 +107,7 @@ class OrtDecoder(OrtEngine):
     def __init__(self, file: EngineFile) -> None:
         super().__init__(file)
         self.fused = file.dialect == "fused"
+        self.vocabulary = next(int(value.shape[2]) for value in self.session.get_outputs() if value.name == "logits")
 
     def new_cache(self, facts: DecoderFacts) -> KVCache:
         """An empty cache for one sequence."""
@@ -124,16 +125,15 @@ class OrtDecoder(OrtEngine):
             binding.bind_cpu_input(name, value)
         if isinstance(cache, ConcatCache):
             _bind_concat(binding, cache)
-        binding.bind_output("logits", "cpu")
+        logits = np.empty((1, len(feed["logits_positions"]), self.vocabulary), np.float32)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
             self.session.run_with_iobinding(binding)
         except _FAULTS as error:
             raise StageError(f"{self.path}: {_first_line(error)}") from error
         cache.length += feed["inputs_embeds"].shape[1]
-        outputs = binding.get_outputs()
         if isinstance(cache, ConcatCache):
-            cache.values = dict(zip(cache.names, outputs, strict=False))
-        logits: np.ndarray = outputs[-1].numpy()
+            cache.values = dict(zip(cache.names, binding.get_outputs(), strict=False))
         return logits
 
 
