@@ -30,9 +30,9 @@ class Stock:
         return sha256_bytes(canonical_json([[path.name, self.digest(path)] for path in paths]))
 
     def put(self, path: Path) -> Object:
-        """A file as it is; copied into the store unless it is there already, or this is a plan."""
+        """A file as it is; copied into the store unless it is there already and whole, or this is a plan."""
         blob = Blob(sha256=self.digest(path), size_bytes=path.stat().st_size)
-        if not self.runner.planning and not self.runner.store.path(blob).is_file():
+        if not self.runner.planning and not self.runner.store.holds(blob):
             blob = self.runner.store.put_file(path, move=False)
         return self._keep(blob)
 

@@ -29,8 +29,8 @@ class Answerer:
 
     def __init__(self, folder: Path) -> None:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        self.model.eval()  # type: ignore[no-untyped-call]
-        self.processor: Any = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+        self.model.eval()
+        self.processor: Any = AutoProcessor.from_pretrained(folder)
 
     def prompts(self, rows: Sequence[Sample], flat: Image.Image | None) -> dict[str, torch.Tensor]:
         """Model inputs for the rows, padded on the left; `flat` takes the place of every picture."""

@@ -33,10 +33,9 @@ def insert(readme: Path, text: str) -> None:
 def _accuracy(result: dict[str, Any]) -> list[str]:
     edge, cloud = result["models"]["edge"], result["models"]["cloud"]
     lines = [
-        f"Exact match in percent on the first {result['questions']} questions of the {result['set']} set, with 95 %",
-        "Wilson intervals.",
-        '"Blank" is the same question with the fixed flat picture; "same" is how many answers the blank picture left',
-        'unchanged; "blind" is the best guess from the question alone, learned from the fit set.',
+        f"Exact match in percent on the first {result['questions']} questions of the {result['set']} set, with",
+        '95 % Wilson intervals. "Blank" is the same question with the fixed flat picture; "same" is how many answers',
+        'the blank picture left unchanged; "blind" is the best guess from the question alone, from the fit set.',
         "",
         "| kind | n | cloud | edge | cloud, blank | edge, blank | same, cloud | same, edge | blind |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -16,7 +16,7 @@ from calibration.shapes.scene import draw_scene
 Split: TypeAlias = Literal["train", "fit", "validation", "heldout"]
 
 SEEDS: dict[Split, range] = {
-    "train": range(0, 100_000_000),
+    "train": range(100_000_000),
     "fit": range(100_000_000, 101_000_000),
     "validation": range(101_000_000, 102_000_000),
     "heldout": range(102_000_000, 103_000_000),

@@ -149,7 +149,7 @@ def optimizers_for(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[torch
 def _update(loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group["params"]], 1.0)
     for group in groups:

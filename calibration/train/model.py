@@ -68,7 +68,7 @@ def build(widths: Widths, tokenizer: PreTrainedTokenizerFast) -> Idefics3ForCond
         pad_token_id=pad,
     )
     model = Idefics3ForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=pad, bos_token_id=user, do_sample=False, max_new_tokens=64
     )
     return model
@@ -96,7 +96,7 @@ def save(model: Idefics3ForConditionalGeneration, tokenizer: PreTrainedTokenizer
     fresh, stale = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for left_over in (fresh, stale):
         shutil.rmtree(left_over, ignore_errors=True)
-    half.half().save_pretrained(fresh)  # type: ignore[no-untyped-call]
+    half.half().save_pretrained(fresh)
     build_processor(tokenizer).save_pretrained(fresh)
     if folder.exists():
         folder.rename(stale)

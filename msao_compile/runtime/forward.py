@@ -15,12 +15,17 @@ def forward(session: ModelSession, inputs: Mapping[str, np.ndarray]) -> dict[str
     """`logits` [batch, sequence, vocabulary]; rows are run one by one, padding is skipped and its logits are zero.
 
     Raises:
-        InputError: `input_ids` is missing, or placeholders and features do not match.
+        InputError: `input_ids` is missing or no such tokens, or placeholders and features do not match.
     """
-    if "input_ids" not in inputs:
+    if "input_ids" not in inputs or np.ndim(inputs["input_ids"]) != 2:
         raise InputError("forward needs input_ids [batch, sequence]")
     ids_BS = np.asarray(inputs["input_ids"], np.int64)
     mask_BS = np.asarray(inputs.get("attention_mask", np.ones_like(ids_BS))).astype(bool)
+    if mask_BS.shape != ids_BS.shape:
+        raise InputError(f"attention_mask has shape {mask_BS.shape} where input_ids have {ids_BS.shape}")
+    known = session.model.decoder.vocab_size
+    if ((ids_BS < 0) | (ids_BS >= known))[mask_BS].any():
+        raise InputError(f"input_ids hold tokens outside the vocabulary of {known}")
     clock = Clock()
     features = session.encode(inputs, clock)
     rows = None if features is None else features.reshape(-1, features.shape[-1])

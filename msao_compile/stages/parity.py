@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -235,21 +236,32 @@ def check_deployment(folder: Path, reference: Path | None, model: str | None, ga
     return evidence
 
 
-def _reference_rows(folder: Path, deployment: Deployment, reference: Path, model: str | None) -> Iterator[ParityRow]:
-    if not reference.is_file():
-        raise InputError(f"{reference}: no such file; name an .npz with in.<name> arrays and logits")
+def _read_reference(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; name an .npz with in.<name> arrays and logits")
     try:
-        held = dict(np.load(reference, allow_pickle=False))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{reference}: not an .npz of plain arrays ({error})") from error
+        return dict(np.load(path, allow_pickle=False))
+    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
+        raise InputError(f"{path}: not an .npz of plain arrays ({error})") from error
+
+
+def _reference_rows(folder: Path, deployment: Deployment, reference: Path, model: str | None) -> Iterator[ParityRow]:
+    held = _read_reference(reference)
     inputs = {name.removeprefix("in."): value for name, value in held.items() if name.startswith("in.")}
     if "logits" not in held or not inputs:
         raise InputError(f"{reference}: holds no logits or no in.<name> arrays, so there is nothing to compare")
     name = model or deployment.models[0].name
+    if name not in {entry.name for entry in deployment.models}:
+        raise InputError(f"model {name!r} is not in this deployment: it has "
+                         f"{', '.join(entry.name for entry in deployment.models)}")
     for dialect in sorted({engine.dialect for engine in deployment.engines if engine.status != "deferred"}):
         session = Engines(folder, deployment, verify=True, dialect=dialect).session(deployment.model(name))
         ours = forward(session, inputs)["logits"]
-        yield _row(name, "logits of the reference", dialect, distance([(ours, held["logits"])]), DEFAULT_BOUNDS)
+        if ours.shape != held["logits"].shape:
+            raise InputError(f"{reference}: its logits have shape {held['logits'].shape} where its inputs give {ours.shape}")
+        real = np.asarray(inputs.get("attention_mask", np.ones(ours.shape[:2]))).astype(bool)
+        found = distance([(ours[real], held["logits"][real])])
+        yield _row(name, "logits of the reference", dialect, found, DEFAULT_BOUNDS)
         if "generate" in held:
             wanted = np.asarray(held["generate"]).reshape(-1)
             tokens = _greedy(session, inputs, len(wanted))

@@ -68,7 +68,7 @@ def _component(
             entry |= {"offset": offset, "size_bytes": size}
             offset += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         tensors.append(entry)
-    facts = {key: _stable(value) for key, value in piece.facts.items()}
+    facts = _stable(dict(piece.facts))
     identity = {
         "component": piece.component,
         "facts": facts,

@@ -195,6 +195,15 @@ class Store:
                 self._forget(damage)
             return damages[0] if damages else found
 
+    def holds(self, blob: Blob) -> bool:
+        """Whether an object is there and whole; it is hashed only where it changed since it was hashed last.
+
+        Raises:
+            StageError: something in the store cannot be read.
+        """
+        with files.translated("looking up an object", self.root):
+            return self._fault(blob, "digest", trust=True, remember=True) is None
+
     def records(self, kind: str) -> list[Record]:
         """The undamaged records of a kind, the most recent first.
 

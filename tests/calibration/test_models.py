@@ -46,7 +46,7 @@ def test_sentence_answers_take_15_to_30_tokens() -> None:
 
 @pytest.fixture(scope="module", params=NAMES)
 def processor(request: pytest.FixtureRequest) -> Any:
-    return AutoProcessor.from_pretrained(MODELS / request.param)  # type: ignore[no-untyped-call]
+    return AutoProcessor.from_pretrained(MODELS / request.param)
 
 
 def test_the_chat_template_takes_strings_and_parts(processor: Any) -> None:

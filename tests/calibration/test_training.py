@@ -19,7 +19,7 @@ EDGE = Path(__file__).parents[2] / "calibration" / "models" / "shapes-edge"
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    return AutoProcessor.from_pretrained(EDGE)  # type: ignore[no-untyped-call]
+    return AutoProcessor.from_pretrained(EDGE)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,210 @@
+"""Each family through the whole pipeline in both dialects: parity, names, operators, and every weight written once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import checkpoints
+from building import run
+from msao_compile.cli.app import main
+from msao_compile.errors import GateError
+from msao_compile.manifest.evidence import ParityEvidence
+from msao_compile.manifest.schema import Deployment
+from msao_compile.runtime.loader import read_manifest, verify
+from msao_compile.stages.parity import check_deployment
+
+Built = Callable[[str], Path]
+FAMILIES = ("idefics3", "llava", "qwen2_5_vl")
+SUBJECTS = {"vision_encoder", "embed_tokens", "decoder", "whole", "split after vision_encoder", "split after embed_tokens"}
+DYNAMIC = {
+    "idefics3": {"pixel_values": "num_images", "position_ids": "num_images"},
+    "llava": {"pixel_values": "num_images"},
+    "qwen2_5_vl": {"pixel_values": "num_patches", "window_index": "num_image_tokens", "window_segments": "num_patches"},
+}
+ALIGNMENT = 64
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(family: str, built: Built) -> Path:
+    return built(family)
+
+
+@pytest.fixture
+def manifest(folder: Path) -> Deployment:
+    return read_manifest(folder)
+
+
+@pytest.fixture
+def reference(family: str, checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    return checkpoints.reference(family, checkpoint(family), tmp_path / "reference.npz")
+
+
+def graphs(folder: Path, manifest: Deployment) -> dict[tuple[str, str], ir.Model]:
+    return {(module.component, graph.dialect): ir.load(folder / graph.file.path) for module in manifest.modules for graph in module.graphs}
+
+
+def test_every_subject_passes_parity_in_both_dialects(folder: Path, manifest: Deployment) -> None:
+    verify(folder, manifest)
+    rows = ParityEvidence.model_validate_json((folder / "evidence/parity.json").read_bytes()).rows
+    assert {(row.subject, row.dialect) for row in rows} == {(subject, dialect) for subject in SUBJECTS for dialect in ("fused", "portable")}
+    assert [row for row in rows if row.verdict != "PASS" or row.compared == 0] == []
+    assert max(row.max_abs for row in rows) < 1e-4
+    assert [point.after for point in manifest.partition_points] == ["vision_encoder", "embed_tokens"]
+
+
+def test_opsets_are_the_dialects_own_and_no_graph_branches(folder: Path, manifest: Deployment) -> None:
+    found = graphs(folder, manifest)
+    assert len(found) == 6
+    for (_, dialect), model in found.items():
+        assert model.opset_imports[""] == {"portable": 20, "fused": 23}[dialect]
+        operators = {node.op_type for node in model.graph}
+        assert not operators & {"If", "Loop", "Scan"}
+        assert not model.functions
+        assert {node.domain for node in model.graph} <= ({""} if dialect == "portable" else {"", "com.microsoft"})
+
+
+def test_fused_decoders_hold_one_attention_node_a_layer(folder: Path, manifest: Deployment) -> None:
+    operators = [node.op_type for node in graphs(folder, manifest)["decoder", "fused"].graph]
+    layers = manifest.models[0].decoder.num_layers
+    assert (operators.count("GroupQueryAttention"), operators.count("Softmax")) == (layers, 0)
+
+
+def test_dynamic_dimensions_carry_their_names(family: str, folder: Path, manifest: Deployment) -> None:
+    for (component, dialect), model in graphs(folder, manifest).items():
+        first = {value.name: str(value.shape[0]) for value in model.graph.inputs}
+        if component == "vision_encoder":
+            assert first.items() >= DYNAMIC[family].items()
+        elif component == "embed_tokens":
+            assert first == {"input_ids": "batch_size"}
+        else:
+            shapes = {value.name: [str(size) for size in value.shape] for value in model.graph.inputs}
+            assert shapes["inputs_embeds"] == ["batch_size", "sequence_length", "32"]
+            assert shapes["past_key_values.1.value"] == ["batch_size", "2", "past_sequence_length", "8"]
+            present = "total_sequence_length" if dialect == "portable" else "past_sequence_length"
+            outputs = {value.name: [str(size) for size in value.shape] for value in model.graph.outputs}
+            assert outputs["present.0.key"] == ["batch_size", "2", present, "8"]
+            assert outputs["logits"] == ["batch_size", "num_logits", str(checkpoints.VOCABULARY)]
+
+
+def test_every_weight_is_written_once(folder: Path, manifest: Deployment, checkpoint: Callable[..., Path], family: str) -> None:
+    data = {path: ref for path, ref in manifest.all_files().items() if path.endswith(".onnx.data")}
+    model = checkpoints.original(checkpoint(family))
+    left_out = unused(model) if family == "llava" else 0
+    numbers = sum(parameter.numel() for parameter in model.parameters()) - left_out  # a tied weight counts once here
+    padding = ALIGNMENT * len(list(model.parameters()))
+    assert numbers * 4 <= sum(ref.size_bytes for ref in data.values()) <= numbers * 4 + padding
+    assert sum((folder / path).stat().st_size for path in data) == sum(ref.size_bytes for ref in data.values())
+    largest = max(path.stat().st_size for path in folder.rglob("*.onnx"))
+    assert largest < 100_000  # the graphs hold structure, not weights
+
+
+def unused(model: object) -> int:
+    """Llava reads its tower one layer before the last, and never normalises: those weights are left out."""
+    tower = model.model.vision_tower
+    left_out = [*tower.encoder.layers[-1].parameters(), *tower.post_layernorm.parameters()]
+    return sum(parameter.numel() for parameter in left_out)
+
+
+def test_both_dialects_read_the_same_data_files(manifest: Deployment) -> None:
+    for module in manifest.modules:
+        portable, fused = module.graphs if module.graphs[0].dialect == "portable" else reversed(module.graphs)
+        assert portable.data == fused.data
+        assert portable.file != fused.file
+
+
+def test_a_tied_head_reads_the_embedding_s_bytes(built: Built) -> None:
+    manifest = read_manifest(built("idefics3"))
+    files = {module.component: [ref.path for ref in module.graphs[0].data] for module in manifest.modules}
+    assert files["decoder"] == ["modules/edge/decoder.onnx.data", "modules/edge/embed_tokens.onnx.data"]
+    model = graphs(built("idefics3"), manifest)["decoder", "portable"]
+    head = model.graph.initializers["lm_head.weight"].const_value
+    assert (head.location, head.offset) == ("embed_tokens.onnx.data", 0)
+
+
+def test_transformers_own_logits_and_greedy_tokens_pass(folder: Path, reference: Path) -> None:
+    rows = check_deployment(folder, reference, None).rows
+    assert [(row.subject, row.dialect, row.verdict) for row in rows] == [
+        (subject, dialect, "PASS")
+        for dialect in ("fused", "portable")
+        for subject in ("logits of the reference", "greedy tokens of the reference")
+    ]
+
+
+@pytest.mark.parametrize("array", ["logits", "generate", "in.pixel_values"])
+def test_a_corrupted_reference_closes_the_gate(folder: Path, reference: Path, array: str) -> None:
+    held = dict(np.load(reference))
+    held[array].flat[0] += 1
+    if array == "in.pixel_values":
+        held[array] = held[array] + 1
+    np.savez(reference, **held)
+    with pytest.raises(GateError, match=r"parity failed for edge/(logits|greedy tokens) of the reference"):
+        check_deployment(folder, reference, None)
+
+
+def test_the_command_exits_0_for_a_good_reference_and_5_for_a_bad_one(
+    deployment: Path, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = checkpoints.reference("idefics3", checkpoint("idefics3"), tmp_path / "reference.npz")
+    assert run("parity", deployment, "--reference", file).returncode == 0
+    held = dict(np.load(file))
+    np.savez(file, **{**held, "logits": held["logits"][..., ::-1]})
+    done = run("parity", deployment, "--reference", file)
+    assert done.returncode == 5
+    assert "error: parity failed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"in.input_ids": np.ones((1, 2), np.int64)}, "holds no logits"),
+        ({"logits": np.ones((1, 2, 722), np.float32)}, "no in.<name> arrays"),
+        ({"in.pixel_values": np.ones(3), "logits": np.ones(3)}, "forward needs input_ids"),
+        ({"in.input_ids": np.ones(2, np.int64), "logits": np.ones(3)}, "forward needs input_ids"),
+        (
+            {"in.input_ids": np.ones((1, 2), np.int64), "logits": np.ones((1, 3, 722), np.float32)},
+            r"its logits have shape \(1, 3, 722\) where its inputs give \(1, 2, 722\)",
+        ),
+        ({"in.input_ids": np.full((1, 2), 9999), "logits": np.ones((1, 2, 722))}, "tokens outside the vocabulary of 722"),
+        ({"in.input_ids": np.full((1, 2), -1), "logits": np.ones((1, 2, 722))}, "tokens outside the vocabulary of 722"),
+    ],
+)
+def test_a_reference_that_cannot_be_used_exits_2(
+    deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: dict[str, np.ndarray], said: str
+) -> None:
+    np.savez(tmp_path / "odd.npz", **arrays)
+    assert main(["parity", str(deployment), "--reference", str(tmp_path / "odd.npz")]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_padding_in_a_reference_is_not_compared(deployment: Path, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    held = dict(np.load(checkpoints.reference("idefics3", checkpoint("idefics3"), tmp_path / "reference.npz")))
+    del held["generate"]
+    held["in.input_ids"] = np.pad(held["in.input_ids"], ((0, 0), (0, 2)))
+    held["in.attention_mask"] = np.pad(held["in.attention_mask"], ((0, 0), (0, 2)))
+    held["logits"] = np.pad(held["logits"], ((0, 0), (0, 2), (0, 0)), constant_values=7)
+    np.savez(tmp_path / "padded.npz", **held)
+    assert {row.verdict for row in check_deployment(deployment, tmp_path / "padded.npz", None).rows} == {"PASS"}
+
+
+def test_a_model_that_is_not_there_exits_2(deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "odd.npz", **{"in.input_ids": np.ones((1, 2), np.int64), "logits": np.ones((1, 2, 722))})
+    assert main(["parity", str(deployment), "--reference", str(tmp_path / "odd.npz"), "--model", "moon"]) == 2
+    assert "model 'moon' is not in this deployment: it has edge" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_npz_exits_2(deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in (b"", b"PK\x03\x04 damaged", b"hello"):
+        (tmp_path / "odd.npz").write_bytes(content)
+        assert main(["parity", str(deployment), "--reference", str(tmp_path / "odd.npz")]) == 2
+        assert "not an .npz of plain arrays" in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""Taking checkpoints apart: the same model has the same module ids however it was saved, and a damaged one is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+from building import python, run, write_recipe
+from msao_compile.errors import CheckpointError, UnsupportedFamily
+from msao_compile.families.registry import find
+from msao_compile.stages import load, split
+
+Edit = Callable[[Path], None]
+NAMES = ("vision_encoder", "embed_tokens", "decoder")
+
+
+def components(folder: Path) -> dict[str, dict[str, Any]]:
+    result = split.run({"checkpoint": str(folder)}, lambda record: None)
+    return {part["component"]: part for part in result["components"]}
+
+
+def ids(folder: Path) -> dict[str, str]:
+    return {name: part["id"] for name, part in components(folder).items()}
+
+
+@pytest.fixture
+def mine(checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    """A checkpoint to damage."""
+    return Path(shutil.copytree(checkpoint("llava"), tmp_path / "mine"))
+
+
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Edit:
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+    return edit
+
+
+def edit_config(**changed: Any) -> Edit:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changed}))
+
+    return edit
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_every_spelling_of_the_keys_gives_the_same_modules(checkpoint: Callable[..., Path], family: str) -> None:
+    saved = ids(checkpoint(family, "saved"))
+    assert tuple(saved) == NAMES
+    assert ids(checkpoint(family, "hub")) == ids(checkpoint(family, "module")) == saved
+
+
+def test_the_spellings_do_differ(checkpoint: Callable[..., Path]) -> None:
+    keys = {spelling: frozenset(load_file(checkpoint("llava", spelling) / "model.safetensors")) for spelling in ("saved", "hub", "module")}
+    assert len(set(keys.values())) == 3
+    assert "vision_tower.vision_model.embeddings.class_embedding" in keys["hub"]
+    assert "language_model.model.embed_tokens.weight" in keys["hub"]
+
+
+def test_several_weight_files_give_the_same_modules_as_one(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoints.original(checkpoint("llava")).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert ids(tmp_path) == ids(checkpoint("llava"))
+
+
+def test_another_number_anywhere_changes_the_module_it_is_in_and_no_other(mine: Path) -> None:
+    before = ids(mine)
+    edit_weights(lambda tensors: tensors["language_model.model.norm.weight"].add_(1e-3))(mine)
+    after = ids(mine)
+    assert [name for name in NAMES if after[name] != before[name]] == ["decoder"]
+
+
+def test_another_epsilon_changes_the_module_it_is_in_and_no_other(mine: Path) -> None:
+    before, config = ids(mine), json.loads((mine / "config.json").read_text())
+    edit_config(text_config={**config["text_config"], "rms_norm_eps": 1e-3})(mine)
+    after = ids(mine)
+    assert [name for name in NAMES if after[name] != before[name]] == ["decoder"]
+
+
+@pytest.mark.parametrize(("family", "borrows"), [("idefics3", True), ("smolvlm", True), ("llava", False)])
+def test_a_tied_head_borrows_the_embedding(checkpoint: Callable[..., Path], family: str, borrows: bool) -> None:
+    head = next(entry for entry in components(checkpoint(family))["decoder"]["tensors"] if entry["name"] == "lm_head.weight")
+    assert head.get("borrowed") == (["embed_tokens", "embedding.weight"] if borrows else None)
+    assert ("offset" in head) is not borrows
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_half_and_double_weights_are_written_as_the_float32_that_torch_makes_of_them(
+    mine: Path, tmp_path: Path, kind: torch.dtype
+) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: value.to(kind) for name, value in tensors.items()})
+
+    edit_weights(change)(mine)
+    part = components(mine)["embed_tokens"]
+    load.run({"checkpoint": str(mine), "tensors": part["tensors"], "size_bytes": part["weight_bytes"],
+              "output": str(tmp_path / "data")}, lambda record: None)  # fmt: skip
+    wanted = load_file(mine / "model.safetensors")["language_model.model.embed_tokens.weight"].float().numpy()
+    written = np.fromfile(tmp_path / "data", "<f4")[: wanted.size].reshape(wanted.shape)
+    assert np.array_equal(written, wanted)
+
+
+FAULTS: dict[str, tuple[Edit, str]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json; point at"),
+    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+    "config is no checkpoint's": (lambda folder: (folder / "config.json").write_text("{}"), "config.json: no model_type"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"no \*.safetensors file"),
+    "truncated": (cut, r"model.safetensors: truncated, \d+ bytes where its header needs \d+"),
+    "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "truncated or damaged safetensors header"),
+    "no header": (
+        lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 9) + b"not json!"),
+        "damaged safetensors header",
+    ),
+    "missing tensor": (
+        edit_weights(lambda tensors: [tensors.pop("language_model.model.norm.weight")]),
+        r"tensor 'model.language_model.norm.weight' is missing \(1 in all\)",
+    ),
+    "unexpected tensor": (
+        edit_weights(lambda tensors: tensors.update({"surprise": torch.zeros(2)})),
+        r"tensor 'surprise' is not part of the model \(1 in all\); use the config.json",
+    ),
+    "wrong shape": (
+        edit_weights(lambda tensors: tensors.update({"language_model.model.norm.weight": torch.zeros(31)})),
+        r"tensor 'model.language_model.norm.weight' is \(31,\) where config.json says \(32,\)",
+    ),
+    "quantised": (
+        edit_weights(lambda tensors: tensors.update({"language_model.model.norm.weight": torch.zeros(32, dtype=torch.int8)})),
+        "has type I8: quantised checkpoints cannot be compiled yet",
+    ),
+    "missing shard": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'),
+        "gone.safetensors: named by model.safetensors.index.json but missing",
+    ),
+    "damaged index": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
+        "model.safetensors.index.json",
+    ),
+    "unknown architecture": (edit_config(architectures=["Moon"]), "architecture 'Moon' is not one of transformers"),
+    "unsupported family": (edit_config(model_type="llama", architectures=["LlamaForCausalLM"]), "family 'llama'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_checkpoint_that_is_not_whole_is_refused_with_its_place(mine: Path, fault: str) -> None:
+    damage, said = FAULTS[fault]
+    damage(mine)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        split.run({"checkpoint": str(mine)}, lambda record: None)
+    assert caught.value.exit_code == 2
+    if fault != "unsupported family":
+        assert str(mine) in str(caught.value)
+
+
+def test_an_unsupported_family_says_what_was_found_and_what_is_known() -> None:
+    with pytest.raises(UnsupportedFamily, match="family 'lava' \\(Lava\\).*did you mean 'llava'; known families: idefics3, llava"):
+        find("lava", "Lava")
+
+
+@pytest.mark.parametrize("fault", ["no config", "missing tensor", "unsupported family"])
+def test_build_exits_2_with_the_sentence_of_the_stage(mine: Path, tmp_path: Path, fault: str) -> None:
+    FAULTS[fault][0](mine)
+    recipe = write_recipe(tmp_path / "broken.toml", {"edge": (mine, "draft")})
+    done = run("build", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_loading_weights_needs_no_torch(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    part = components(checkpoint("llava"))["decoder"]
+    arguments = {"checkpoint": str(checkpoint("llava")), "tensors": part["tensors"], "size_bytes": part["weight_bytes"],
+                 "output": str(tmp_path / "data")}  # fmt: skip
+    code = "import sys, json\nfrom msao_compile.stages import load\nload.run(json.loads(sys.argv[1]), print)\nprint('torch' in sys.modules)"
+    done = python(code, json.dumps(arguments))
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+    assert (tmp_path / "data").stat().st_size == part["weight_bytes"]
