@@ -44,7 +44,9 @@ class Stock:
         """Evidence as a JSON file of the deployment."""
         with self.runner.store.workspace() as folder:
             path = folder / "evidence.json"
-            path.write_text(json.dumps(content.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+            path.write_text(
+                json.dumps(content.model_dump(mode="json"), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+            )
             blob = self._keep(self.runner.store.put_file(path))
         return FileRef(path=f"evidence/{name}.json", sha256=blob.sha256, size_bytes=blob.size_bytes)
 

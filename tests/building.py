@@ -23,7 +23,10 @@ BOTH_DIALECTS = {"edge": "fused", "device": "portable"}
 
 
 def write_recipe(
-    file: Path, models: Mapping[str, tuple[Path, str]], max_abs: float = 1e-3, targets: Mapping[str, str] = BOTH_DIALECTS
+    file: Path,
+    models: Mapping[str, tuple[Path, str]],
+    max_abs: float = 1e-3,
+    targets: Mapping[str, str] = BOTH_DIALECTS,
 ) -> Path:
     """A recipe for this machine. `models`: checkpoint folder and role by name; `targets`: dialect by name."""
     lines = ["recipe = 1", f'name = "{file.stem}"']
@@ -86,6 +89,8 @@ def run_here(job: Job, on_progress: object = None, stop: object = None) -> Resul
     """Stands for `farm.local.run`: the stage runs in this process, which has imported torch already."""
     module, _, name = job.function.partition(":")
     started = time.perf_counter()
-    value = getattr(importlib.import_module(module), name)(json.loads(json.dumps(dict(job.arguments))), lambda record: None)
+    value = getattr(importlib.import_module(module), name)(
+        json.loads(json.dumps(dict(job.arguments))), lambda record: None
+    )
     seconds = time.perf_counter() - started
     return Result(value=json.loads(json.dumps(value)), seconds=seconds, peak_rss_bytes=1, cpu_seconds=seconds)

@@ -132,7 +132,10 @@ def example(family: str, seed: int = 0) -> dict[str, np.ndarray]:
         tokens, tensors = 36, {"pixel_values": chance.standard_normal((1, 3, 72, 72)).astype(np.float32)}
     else:
         grid = np.array([[1, 4, 6]], np.int64)
-        tokens, tensors = 6, {"pixel_values": chance.standard_normal((24, 96)).astype(np.float32), "image_grid_thw": grid}
+        tokens, tensors = (
+            6,
+            {"pixel_values": chance.standard_normal((24, 96)).astype(np.float32), "image_grid_thw": grid},
+        )
     words = chance.integers(10, 700, 9)
     ids = np.concatenate([words[:4], np.full(tokens, IMAGE_TOKEN), words[4:]])[None].astype(np.int64)
     if family == "qwen2_5_vl":

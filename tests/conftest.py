@@ -6,13 +6,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
 import building
 import checkpoints
+import numpy as np
+import pytest
 from building import Workshop, write_recipe
+from PIL import Image
 
 Checkpoint = Callable[..., Path]
 

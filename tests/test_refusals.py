@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from building import ROOT, command, write_recipe
 from PIL import Image
 
-from building import ROOT, command, write_recipe
 from msao_compile.cli.app import main
 
 Capture = pytest.CaptureFixture[str]
@@ -123,7 +123,15 @@ def test_a_prompt_longer_than_the_cache_is_refused(deployment: Path, capsys: Cap
 
 
 def test_a_prompt_that_is_not_utf8_is_refused(deployment: Path) -> None:
-    words = [sys.executable.encode(), b"-m", b"msao_compile", b"run", str(deployment).encode(), b"--prompt", b"what \xff\xfe?"]
+    words = [
+        sys.executable.encode(),
+        b"-m",
+        b"msao_compile",
+        b"run",
+        str(deployment).encode(),
+        b"--prompt",
+        b"what \xff\xfe?",
+    ]
     done = subprocess.run(words, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONUTF8": "1"}, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(b"error: ")
@@ -145,12 +153,16 @@ def test_a_prompt_that_is_not_utf8_is_refused(deployment: Path) -> None:
         (("build",), "RECIPE"),
     ],
 )
-def test_wrong_arguments_are_refused(deployment: Path, tmp_path: Path, capsys: Capture, arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_arguments_are_refused(
+    deployment: Path, tmp_path: Path, capsys: Capture, arguments: tuple[str, ...], said: str
+) -> None:
     words = [word.format(deployment=deployment, nothing=tmp_path) for word in arguments]
     assert said in refused(capsys, *words)
 
 
 def test_the_exit_code_is_the_process_s_own(tmp_path: Path) -> None:
-    done = subprocess.run(command("plan", tmp_path / "gone.toml"), capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        command("plan", tmp_path / "gone.toml"), capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")

@@ -252,13 +252,16 @@ def _reference_rows(folder: Path, deployment: Deployment, reference: Path, model
         raise InputError(f"{reference}: holds no logits or no in.<name> arrays, so there is nothing to compare")
     name = model or deployment.models[0].name
     if name not in {entry.name for entry in deployment.models}:
-        raise InputError(f"model {name!r} is not in this deployment: it has "
-                         f"{', '.join(entry.name for entry in deployment.models)}")
+        raise InputError(
+            f"model {name!r} is not in this deployment: it has {', '.join(entry.name for entry in deployment.models)}"
+        )
     for dialect in sorted({engine.dialect for engine in deployment.engines if engine.status != "deferred"}):
         session = Engines(folder, deployment, verify=True, dialect=dialect).session(deployment.model(name))
         ours = forward(session, inputs)["logits"]
         if ours.shape != held["logits"].shape:
-            raise InputError(f"{reference}: its logits have shape {held['logits'].shape} where its inputs give {ours.shape}")
+            raise InputError(
+                f"{reference}: its logits have shape {held['logits'].shape} where its inputs give {ours.shape}"
+            )
         real = np.asarray(inputs.get("attention_mask", np.ones(ours.shape[:2]))).astype(bool)
         found = distance([(ours[real], held["logits"][real])])
         yield _row(name, "logits of the reference", dialect, found, DEFAULT_BOUNDS)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from building import ROOT, SHAPES, Workshop
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from building import ROOT, SHAPES, Workshop
 from calibration.shapes.dataset import Sample, samples
 from msao_compile.runtime import load
 from msao_compile.runtime.api import Runtime
@@ -39,7 +39,9 @@ def greedy(questions: list[Sample]) -> Callable[[str], list[Tokens]]:
     def answers(name: str) -> list[Tokens]:
         folder = ROOT / "calibration" / "models" / f"shapes-{name}"
         processor: Any = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         return [_answer(processor, model, row) for row in questions]
 
     return answers
@@ -50,6 +52,8 @@ def _answer(processor: Any, model: Any, row: Sample) -> Tokens:
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row.question}]}]
     text = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=text, images=[row.image], return_tensors="pt")
-    found = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+    found = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ].tolist()
     stop = model.generation_config.eos_token_id
     return tuple(found[: found.index(stop)] if stop in found else found)

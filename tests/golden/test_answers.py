@@ -19,7 +19,9 @@ def test_greedy_tokens_equal_transformers_on_every_question(
     runtime: Runtime, greedy: Callable[[str], list[Tokens]], questions: list[Sample], route: str, model: str
 ) -> None:
     wanted = greedy(model)
-    answers = [runtime.generate(row.question, image=row.image, route=route, max_new_tokens=NEW_TOKENS) for row in questions]
+    answers = [
+        runtime.generate(row.question, image=row.image, route=route, max_new_tokens=NEW_TOKENS) for row in questions
+    ]
     different = {row.id: (answer.token_ids, tokens) for row, answer, tokens in zip(questions, answers, wanted, strict=True)
                  if answer.token_ids != tokens}  # fmt: skip
     assert different == {}

@@ -43,7 +43,9 @@ def linear(folder: Path, gap: int = 0) -> tuple[ir.Model, dict[str, np.ndarray]]
         content += value.tobytes()
     (folder / "w.data").write_bytes(content)
     # Weights start as nameless-valued initialisers, as tracing leaves them.
-    text = TEXT.replace("(float[n,8] x)", "(float[n,8] x, " + ", ".join(f"float[{h},{WIDTH}] {n}" for n, h in HEIGHTS.items()) + ")")
+    text = TEXT.replace(
+        "(float[n,8] x)", "(float[n,8] x, " + ", ".join(f"float[{h},{WIDTH}] {n}" for n, h in HEIGHTS.items()) + ")"
+    )
     model = graph(text)
     for value in list(model.graph.inputs)[1:]:
         model.graph.inputs.remove(value)
@@ -91,7 +93,9 @@ def test_products_of_different_inputs_are_not_joined(tmp_path: Path) -> None:
 
 
 def test_a_product_of_two_computed_matrices_stays_as_it_is() -> None:
-    model = graph("g (float[2,3] x, float[4,3] z) => (float[2,4] y) { t = Transpose<perm = [1, 0]>(z) y = MatMul(x, t) }")
+    model = graph(
+        "g (float[2,3] x, float[4,3] z) => (float[2,4] y) { t = Transpose<perm = [1, 0]>(z) y = MatMul(x, t) }"
+    )
     fuse_linear(model)
     assert operators(model) == Counter({"Transpose": 1, "MatMul": 1})
 

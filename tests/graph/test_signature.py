@@ -14,7 +14,9 @@ NODE = ir.node("Layer", [ir.Value(name="hidden")], domain="msao.layer")
 class Layer(nn.Module):
     """A layer with what layers of transformers have: a number of its own, plain settings, parts, a buffer."""
 
-    def __init__(self, index: int, width: int = 8, window: int | None = None, scale: float = 1.0, act: str = "silu") -> None:
+    def __init__(
+        self, index: int, width: int = 8, window: int | None = None, scale: float = 1.0, act: str = "silu"
+    ) -> None:
         super().__init__()
         self.layer_idx = index
         self.window, self.scale = window, scale

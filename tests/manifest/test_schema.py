@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import manifests
 import pytest
 from pydantic import ValidationError
 
-import manifests
 from msao_compile.manifest.schema import Deployment, FileRef
 
 Content = dict[str, Any]
@@ -39,7 +39,11 @@ def test_what_was_read_cannot_be_changed(content: Content) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (("models", 0, "components"), {"decoder": manifests.OTHER}, f"models.edge.decoder names module {manifests.OTHER}"),
+        (
+            ("models", 0, "components"),
+            {"decoder": manifests.OTHER},
+            f"models.edge.decoder names module {manifests.OTHER}",
+        ),
         (("routes", 0, "model"), "cloud", "route 'edge' names model 'cloud', which is not listed"),
         (("tasks", 0, "models"), ["cloud"], "cloud"),
         (("engines", 0, "module"), manifests.OTHER, manifests.OTHER),
@@ -51,7 +55,9 @@ def test_what_was_read_cannot_be_changed(content: Content) -> None:
         (("evidence", "parity", "size_bytes"), -1, "greater than or equal to 0"),
     ],
 )
-def test_a_manifest_that_contradicts_itself_is_refused(content: Content, path: tuple[Any, ...], value: Any, said: str) -> None:
+def test_a_manifest_that_contradicts_itself_is_refused(
+    content: Content, path: tuple[Any, ...], value: Any, said: str
+) -> None:
     place = content
     for step in path[:-1]:
         place = place[step]

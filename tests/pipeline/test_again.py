@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 import building
+import pytest
 from building import Workshop, python, run, write_recipe
+
 from msao_compile.pipeline import plan
 from msao_compile.runtime import load
 from msao_compile.runtime.engines import Engines
@@ -44,7 +44,9 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_the_second_build_runs_nothing_and_leaves_the_same_deployment(mine: Workshop, recipe: Path, deployment: Path) -> None:
+def test_the_second_build_runs_nothing_and_leaves_the_same_deployment(
+    mine: Workshop, recipe: Path, deployment: Path
+) -> None:
     again = mine.build(recipe)
     assert (again.ran, again.reused > 10) == (0, True)
     assert mine.ran() == []
@@ -64,13 +66,17 @@ print(built.ran, sorted({"torch", "transformers", "onnx", "onnx_ir", "onnxruntim
     assert done.stdout == "0 []\n", done.stderr
 
 
-def test_a_changed_bound_runs_parity_and_nothing_before_it(mine: Workshop, recipe: Path, checkpoint: Checkpoint) -> None:
+def test_a_changed_bound_runs_parity_and_nothing_before_it(
+    mine: Workshop, recipe: Path, checkpoint: Checkpoint
+) -> None:
     write_recipe(recipe, {"edge": (checkpoint("idefics3"), "draft")}, max_abs=2e-3)
     mine.build(recipe)
     assert mine.ran() == ["parity"]
 
 
-def test_a_bound_that_is_broken_exits_5_and_leaves_no_deployment(mine: Workshop, recipe: Path, checkpoint: Checkpoint) -> None:
+def test_a_bound_that_is_broken_exits_5_and_leaves_no_deployment(
+    mine: Workshop, recipe: Path, checkpoint: Checkpoint
+) -> None:
     write_recipe(recipe, {"edge": (checkpoint("idefics3"), "draft")}, max_abs=1e-9)
     done = run("build", recipe, workshop=mine)
     assert done.returncode == 5
@@ -127,7 +133,9 @@ def test_a_first_plan_writes_nothing_at_all(checkpoint: Checkpoint, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
 
 
-def test_a_deployment_runs_after_it_was_moved_and_its_store_is_gone(mine: Workshop, recipe: Path, picture: Path, tmp_path: Path) -> None:
+def test_a_deployment_runs_after_it_was_moved_and_its_store_is_gone(
+    mine: Workshop, recipe: Path, picture: Path, tmp_path: Path
+) -> None:
     built = mine.build(recipe)
     here = load(built.folder).generate("what is it?", image=picture)
     shutil.copytree(built.folder, tmp_path / "elsewhere" / "moved")
@@ -137,7 +145,9 @@ def test_a_deployment_runs_after_it_was_moved_and_its_store_is_gone(mine: Worksh
     assert there.token_ids == here.token_ids
 
 
-def test_the_manifest_names_no_place_outside_the_folder(deployment: Path, checkpoint: Checkpoint, workshop: Workshop) -> None:
+def test_the_manifest_names_no_place_outside_the_folder(
+    deployment: Path, checkpoint: Checkpoint, workshop: Workshop
+) -> None:
     for path in (deployment / "deployment.json", *(deployment / "evidence").iterdir()):
         text = path.read_text()
         assert str(checkpoint("idefics3").parent) not in text
@@ -173,7 +183,9 @@ def test_two_models_with_the_same_modules_are_exported_stored_and_opened_once(
         (("--module", "moon"), "--module moon: no such module; this recipe has decoder, embed_tokens, vision_encoder"),
     ],
 )
-def test_a_name_that_the_recipe_lacks_exits_2(mine: Workshop, recipe: Path, options: tuple[str, str], said: str) -> None:
+def test_a_name_that_the_recipe_lacks_exits_2(
+    mine: Workshop, recipe: Path, options: tuple[str, str], said: str
+) -> None:
     done = run("build", recipe, *options, workshop=mine)
     assert (done.returncode, said in done.stderr) == (2, True)
 

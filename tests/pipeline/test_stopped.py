@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from building import ROOT, Workshop, command, run, write_recipe
+
 from msao_compile.manifest.schema import Deployment
 from msao_compile.runtime.loader import read_manifest, verify
 from msao_compile.store.store import Store
@@ -98,7 +98,13 @@ def forget(workshop: Workshop, shared: Workshop, kinds: Sequence[str]) -> None:
 
 
 def test_a_build_that_is_killed_again_and_again_completes(fresh: Workshop, recipe: Path, deployment: Path) -> None:
-    for moment in ("split edge started", "split edge …", "load edge/decoder", "export edge/embed_tokens (fused)", "export edge/decoder"):
+    for moment in (
+        "split edge started",
+        "split edge …",
+        "load edge/decoder",
+        "export edge/embed_tokens (fused)",
+        "export edge/decoder",
+    ):
         with building(recipe, fresh) as process:
             wait_for(process, moment)
             stages = children(process.pid)
@@ -131,10 +137,14 @@ def test_an_interrupted_build_exits_130_and_the_next_one_continues(
     check_whole(fresh, deployment)
 
 
-def test_two_builds_at_once_do_every_stage_once(fresh: Workshop, recipe: Path, workshop: Workshop, deployment: Path) -> None:
+def test_two_builds_at_once_do_every_stage_once(
+    fresh: Workshop, recipe: Path, workshop: Workshop, deployment: Path
+) -> None:
     forget(fresh, workshop, ("load", "parity", "build", "measure"))
     words = command("build", recipe, "--json", workshop=fresh)
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    both = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)
+    ]
     ended = [process.communicate(timeout=LIMIT_S) for process in both]
     assert [process.returncode for process in both] == [0, 0], ended
     facts = [json.loads(out) for out, _ in ended]
@@ -148,7 +158,9 @@ def test_two_builds_at_once_do_every_stage_once(fresh: Workshop, recipe: Path, w
 def small_disk(folder: Path, room_bytes: int) -> Iterator[Callable[[], None]]:
     """A file system of its own at `folder` that is full after `room_bytes`; gives what makes it larger."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room_bytes}", "tmpfs", str(folder)], check=True, capture_output=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={room_bytes}", "tmpfs", str(folder)], check=True, capture_output=True
+    )
     try:
         yield lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True, capture_output=True)  # type: ignore[func-returns-value]
     finally:
@@ -202,7 +214,9 @@ def test_a_file_that_may_not_grow_is_one_sentence(fresh: Workshop, recipe: Path,
     assert run("build", recipe, workshop=fresh).returncode == 0
 
 
-def test_an_output_folder_that_cannot_be_made_is_one_sentence(fresh: Workshop, recipe: Path, workshop: Workshop) -> None:
+def test_an_output_folder_that_cannot_be_made_is_one_sentence(
+    fresh: Workshop, recipe: Path, workshop: Workshop
+) -> None:
     forget(fresh, workshop, ())
     fresh.options.out.write_text("a file, not a folder")
     done = run("build", recipe, workshop=fresh)

@@ -23,7 +23,10 @@ def runtime(deployment: Path) -> Runtime:
 
 
 def test_every_route_gives_the_same_tokens(runtime: Runtime, picture: Path) -> None:
-    answers = {route: runtime.generate(PROMPT, image=picture, route=route, max_new_tokens=12) for route in ("edge", "cloud", "split")}
+    answers = {
+        route: runtime.generate(PROMPT, image=picture, route=route, max_new_tokens=12)
+        for route in ("edge", "cloud", "split")
+    }
     assert len({answer.token_ids for answer in answers.values()}) == 1
     assert len(answers["edge"].token_ids) == 12
     assert (answers["edge"].timing.bytes_up, answers["cloud"].timing.bytes_up > picture.stat().st_size) == (0, True)

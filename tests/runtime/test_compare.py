@@ -45,7 +45,9 @@ def test_equal_arrays_are_no_distance_apart() -> None:
 
 
 def test_the_worst_row_of_all_pairs_counts() -> None:
-    measured = distance([(ROW, ROW), (np.array([[1.0, 2.5, 4.0], [0.0, 1.0, 0.0]]), np.array([[1.0, 2.0, 4.0], [1.0, 0.0, 0.0]]))])
+    measured = distance(
+        [(ROW, ROW), (np.array([[1.0, 2.5, 4.0], [0.0, 1.0, 0.0]]), np.array([[1.0, 2.0, 4.0], [1.0, 0.0, 0.0]]))]
+    )
     assert (measured.max_abs, measured.min_cosine, measured.compared) == (1.0, pytest.approx(0.0, abs=1e-12), 3)
     assert measured.argmax_agreement == pytest.approx(2 / 3)
 
@@ -92,7 +94,9 @@ def row(word: str, max_abs: float) -> ParityRow:
 
 def test_a_failed_row_closes_the_gate_with_exit_5_and_names_the_worst() -> None:
     evidence = ParityEvidence(rows=(row("PASS", 0.0), row("FAIL", 0.25), row("FAIL", 0.5)))
-    with pytest.raises(GateError, match=r"edge/whole \(fused, ort\): max abs 0.5.*bound max_abs 0.001; 2 of 3") as caught:
+    with pytest.raises(
+        GateError, match=r"edge/whole \(fused, ort\): max abs 0.5.*bound max_abs 0.001; 2 of 3"
+    ) as caught:
         refuse_failures(evidence)
     assert caught.value.exit_code == 5
 

@@ -20,7 +20,9 @@ def test_features_take_the_places_of_the_placeholders_in_order() -> None:
 
 @pytest.mark.parametrize("features", [0, 1, 3])
 def test_counts_that_differ_are_both_named(features: int) -> None:
-    with pytest.raises(InputError, match=f"the prompt holds 2 picture placeholders where the pictures give {features} features"):
+    with pytest.raises(
+        InputError, match=f"the prompt holds 2 picture placeholders where the pictures give {features} features"
+    ):
         merge(EMBEDS, np.array([9, 4, 9, 4]), np.ones((features, 2), np.float32), placeholder=4)
 
 

@@ -25,7 +25,9 @@ def test_every_runtime_and_manifest_file_is_imported_without_compile_libraries()
 
 
 def test_a_deployment_answers_without_compile_libraries(deployment: Path, picture: Path) -> None:
-    code = "from msao_compile.runtime import load\nprint(load(sys.argv[1]).generate('what?', image=sys.argv[2]).token_ids)"
+    code = (
+        "from msao_compile.runtime import load\nprint(load(sys.argv[1]).generate('what?', image=sys.argv[2]).token_ids)"
+    )
     done = python(POISON + code, deployment, picture)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(")

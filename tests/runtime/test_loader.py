@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import manifests
 import pytest
 
-import manifests
 from msao_compile.cli.app import main
 from msao_compile.errors import DamagedFile, DeploymentError
 from msao_compile.runtime import load

@@ -22,7 +22,9 @@ TENSORS = st.dictionaries(
     st.sampled_from(DTYPES).flatmap(lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))),
     max_size=4,
 )  # fmt: skip
-PLAIN = st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8), max_size=4)
+PLAIN = st.dictionaries(
+    st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8), max_size=4
+)
 EXAMPLE = Message("features", {"limit": 3}, {"ids": np.arange(3), "features": np.ones((2, 2), np.float32)})
 
 

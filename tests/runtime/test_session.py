@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 import pytest
 
-import checkpoints
 from msao_compile.errors import CapacityExceeded, InputError, PictureError, PromptError
 from msao_compile.runtime import load
 from msao_compile.runtime.answer import Clock
@@ -128,7 +128,9 @@ def idle(deployment: Path) -> object:
 
 @pytest.mark.parametrize("route", ["edge", "cloud", "split"])
 def test_a_request_beyond_the_capacity_is_refused_before_anything_runs(idle: object, picture: Path, route: str) -> None:
-    with pytest.raises(CapacityExceeded, match=r"\d+ prompt tokens and 250 new ones exceed the KV cache of 256") as caught:
+    with pytest.raises(
+        CapacityExceeded, match=r"\d+ prompt tokens and 250 new ones exceed the KV cache of 256"
+    ) as caught:
         idle.generate("what is it?", image=picture, max_new_tokens=250, route=route)
     assert caught.value.exit_code == 2
 
@@ -142,7 +144,11 @@ def test_a_forward_beyond_the_capacity_is_refused_before_anything_runs(idle: obj
     ("options", "error", "said"),
     [
         ({"prompt": " \n"}, PromptError, "the prompt is empty"),
-        ({"prompt": "x", "route": "moon"}, InputError, "route 'moon' is not one this deployment has: choose edge, cloud, split"),
+        (
+            {"prompt": "x", "route": "moon"},
+            InputError,
+            "route 'moon' is not one this deployment has: choose edge, cloud, split",
+        ),
         ({"prompt": "x", "max_new_tokens": 0}, InputError, "ask for at least one token"),
         ({"prompt": "x", "image": b"no picture"}, PictureError, "not an image"),
         ({"prompt": "x", "temperature": -1.0}, InputError, "temperature"),

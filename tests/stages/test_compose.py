@@ -42,7 +42,9 @@ def test_the_draft_answers_at_the_edge_and_the_target_in_the_cloud() -> None:
 
 
 def test_the_order_in_the_task_does_not_matter() -> None:
-    assert routes(model("big", "target"), model("small", "draft")) == routes(model("small", "draft"), model("big", "target"))
+    assert routes(model("big", "target"), model("small", "draft")) == routes(
+        model("small", "draft"), model("big", "target")
+    )
 
 
 @pytest.mark.parametrize("role", ["draft", "target"])
@@ -57,7 +59,11 @@ def test_without_a_vision_encoder_there_is_nothing_to_split_after() -> None:
 
 
 def component(name: str, module: str, borrowed: str | None = None) -> dict[str, Any]:
-    tensor = {"name": "w", "shape": [4], "borrowed": [borrowed, "w"]} if borrowed else {"name": "w", "shape": [4], "offset": 0}
+    tensor = (
+        {"name": "w", "shape": [4], "borrowed": [borrowed, "w"]}
+        if borrowed
+        else {"name": "w", "shape": [4], "offset": 0}
+    )
     return {"component": name, "id": module * 64, "params": 4, "weight_bytes": 0 if borrowed else 16, "kv": name == "decoder",
             "tensors": [tensor], "inputs": [], "outputs": []}  # fmt: skip
 
@@ -68,7 +74,10 @@ def parts(name: str, *components: dict[str, Any]) -> ModelParts:
 
 def exported(*modules: tuple[str, int]) -> dict[str, Exported]:
     facts = {"opset": 20, "inputs": [], "outputs": []}
-    return {letter * 64: Exported(Object(letter * 64, size), {"portable": (Object("0" * 64, 9), facts)}) for letter, size in modules}
+    return {
+        letter * 64: Exported(Object(letter * 64, size), {"portable": (Object("0" * 64, 9), facts)})
+        for letter, size in modules
+    }
 
 
 def test_a_module_that_two_models_have_is_listed_once_in_the_folder_of_the_first() -> None:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 import onnx_ir as ir
 import pytest
-
-import checkpoints
 from building import run
+
 from msao_compile.cli.app import main
 from msao_compile.errors import GateError
 from msao_compile.manifest.evidence import ParityEvidence
@@ -21,7 +21,14 @@ from msao_compile.stages.parity import check_deployment
 
 Built = Callable[[str], Path]
 FAMILIES = ("idefics3", "llava", "qwen2_5_vl")
-SUBJECTS = {"vision_encoder", "embed_tokens", "decoder", "whole", "split after vision_encoder", "split after embed_tokens"}
+SUBJECTS = {
+    "vision_encoder",
+    "embed_tokens",
+    "decoder",
+    "whole",
+    "split after vision_encoder",
+    "split after embed_tokens",
+}
 DYNAMIC = {
     "idefics3": {"pixel_values": "num_images", "position_ids": "num_images"},
     "llava": {"pixel_values": "num_images"},
@@ -51,13 +58,19 @@ def reference(family: str, checkpoint: Callable[..., Path], tmp_path: Path) -> P
 
 
 def graphs(folder: Path, manifest: Deployment) -> dict[tuple[str, str], ir.Model]:
-    return {(module.component, graph.dialect): ir.load(folder / graph.file.path) for module in manifest.modules for graph in module.graphs}
+    return {
+        (module.component, graph.dialect): ir.load(folder / graph.file.path)
+        for module in manifest.modules
+        for graph in module.graphs
+    }
 
 
 def test_every_subject_passes_parity_in_both_dialects(folder: Path, manifest: Deployment) -> None:
     verify(folder, manifest)
     rows = ParityEvidence.model_validate_json((folder / "evidence/parity.json").read_bytes()).rows
-    assert {(row.subject, row.dialect) for row in rows} == {(subject, dialect) for subject in SUBJECTS for dialect in ("fused", "portable")}
+    assert {(row.subject, row.dialect) for row in rows} == {
+        (subject, dialect) for subject in SUBJECTS for dialect in ("fused", "portable")
+    }
     assert [row for row in rows if row.verdict != "PASS" or row.compared == 0] == []
     assert max(row.max_abs for row in rows) < 1e-4
     assert [point.after for point in manifest.partition_points] == ["vision_encoder", "embed_tokens"]
@@ -97,7 +110,9 @@ def test_dynamic_dimensions_carry_their_names(family: str, folder: Path, manifes
             assert outputs["logits"] == ["batch_size", "num_logits", str(checkpoints.VOCABULARY)]
 
 
-def test_every_weight_is_written_once(folder: Path, manifest: Deployment, checkpoint: Callable[..., Path], family: str) -> None:
+def test_every_weight_is_written_once(
+    folder: Path, manifest: Deployment, checkpoint: Callable[..., Path], family: str
+) -> None:
     data = {path: ref for path, ref in manifest.all_files().items() if path.endswith(".onnx.data")}
     model = checkpoints.original(checkpoint(family))
     left_out = unused(model) if family == "llava" else 0
@@ -175,7 +190,10 @@ def test_the_command_exits_0_for_a_good_reference_and_5_for_a_bad_one(
             {"in.input_ids": np.ones((1, 2), np.int64), "logits": np.ones((1, 3, 722), np.float32)},
             r"its logits have shape \(1, 3, 722\) where its inputs give \(1, 2, 722\)",
         ),
-        ({"in.input_ids": np.full((1, 2), 9999), "logits": np.ones((1, 2, 722))}, "tokens outside the vocabulary of 722"),
+        (
+            {"in.input_ids": np.full((1, 2), 9999), "logits": np.ones((1, 2, 722))},
+            "tokens outside the vocabulary of 722",
+        ),
         ({"in.input_ids": np.full((1, 2), -1), "logits": np.ones((1, 2, 722))}, "tokens outside the vocabulary of 722"),
     ],
 )
@@ -187,7 +205,9 @@ def test_a_reference_that_cannot_be_used_exits_2(
     assert re.search(said, capsys.readouterr().err)
 
 
-def test_padding_in_a_reference_is_not_compared(deployment: Path, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_padding_in_a_reference_is_not_compared(
+    deployment: Path, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     held = dict(np.load(checkpoints.reference("idefics3", checkpoint("idefics3"), tmp_path / "reference.npz")))
     del held["generate"]
     held["in.input_ids"] = np.pad(held["in.input_ids"], ((0, 0), (0, 2)))
@@ -197,7 +217,9 @@ def test_padding_in_a_reference_is_not_compared(deployment: Path, checkpoint: Ca
     assert {row.verdict for row in check_deployment(deployment, tmp_path / "padded.npz", None).rows} == {"PASS"}
 
 
-def test_a_model_that_is_not_there_exits_2(deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_is_not_there_exits_2(
+    deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.savez(tmp_path / "odd.npz", **{"in.input_ids": np.ones((1, 2), np.int64), "logits": np.ones((1, 2, 722))})
     assert main(["parity", str(deployment), "--reference", str(tmp_path / "odd.npz"), "--model", "moon"]) == 2
     assert "model 'moon' is not in this deployment: it has edge" in capsys.readouterr().err

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import numpy as np
 import pytest
 import torch
+from building import python, run, write_recipe
 from safetensors.torch import load_file, save_file
 
-import checkpoints
-from building import python, run, write_recipe
 from msao_compile.errors import CheckpointError, UnsupportedFamily
 from msao_compile.families.registry import find
 from msao_compile.stages import load, split
@@ -43,7 +43,11 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Edit:
     def edit(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
 
     return edit
 
@@ -69,7 +73,10 @@ def test_every_spelling_of_the_keys_gives_the_same_modules(checkpoint: Callable[
 
 
 def test_the_spellings_do_differ(checkpoint: Callable[..., Path]) -> None:
-    keys = {spelling: frozenset(load_file(checkpoint("llava", spelling) / "model.safetensors")) for spelling in ("saved", "hub", "module")}
+    keys = {
+        spelling: frozenset(load_file(checkpoint("llava", spelling) / "model.safetensors"))
+        for spelling in ("saved", "hub", "module")
+    }
     assert len(set(keys.values())) == 3
     assert "vision_tower.vision_model.embeddings.class_embedding" in keys["hub"]
     assert "language_model.model.embed_tokens.weight" in keys["hub"]
@@ -97,7 +104,9 @@ def test_another_epsilon_changes_the_module_it_is_in_and_no_other(mine: Path) ->
 
 @pytest.mark.parametrize(("family", "borrows"), [("idefics3", True), ("smolvlm", True), ("llava", False)])
 def test_a_tied_head_borrows_the_embedding(checkpoint: Callable[..., Path], family: str, borrows: bool) -> None:
-    head = next(entry for entry in components(checkpoint(family))["decoder"]["tensors"] if entry["name"] == "lm_head.weight")
+    head = next(
+        entry for entry in components(checkpoint(family))["decoder"]["tensors"] if entry["name"] == "lm_head.weight"
+    )
     assert head.get("borrowed") == (["embed_tokens", "embedding.weight"] if borrows else None)
     assert ("offset" in head) is not borrows
 
@@ -170,7 +179,9 @@ def test_a_checkpoint_that_is_not_whole_is_refused_with_its_place(mine: Path, fa
 
 
 def test_an_unsupported_family_says_what_was_found_and_what_is_known() -> None:
-    with pytest.raises(UnsupportedFamily, match="family 'lava' \\(Lava\\).*did you mean 'llava'; known families: idefics3, llava"):
+    with pytest.raises(
+        UnsupportedFamily, match="family 'lava' \\(Lava\\).*did you mean 'llava'; known families: idefics3, llava"
+    ):
         find("lava", "Lava")
 
 
