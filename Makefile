@@ -40,7 +40,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	@$(LLAMA)/bin/python -c "import llama_cpp, gguf" 2>/dev/null || { $(PYTHON) -m venv $(LLAMA) && \
 	  CMAKE_ARGS="-DGGML_NATIVE=on" $(LLAMA)/bin/python -m pip install --quiet -r tests/bench/requirements-llama.txt; } || true
-	$(BIN)/python -m tests.bench --json docs/benchmarks.json --markdown docs/benchmarks.md
+	$(BIN)/python -m tests.bench --builds 1 --json docs/benchmarks.json --markdown docs/benchmarks.md
 
 calibrate: $(STAMP)
 	$(BIN)/python -m calibration.train

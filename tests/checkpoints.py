@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of real families in the form `save_pretrained` writes, and references made by transformers."""
+"""Tiny random checkpoints of real families as `save_pretrained` writes them, and references made by transformers."""
 
 from __future__ import annotations
 

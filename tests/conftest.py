@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Workshop:
-    """A store in which the tiny Idefics3 was built in both dialects, each stage in a process of its own as users have it."""
+    """A store in which the tiny Idefics3 was built in both dialects, each stage in a process of its own."""
     made = Workshop(tmp_path_factory.mktemp("workshop"))
     made.build(write_recipe(made.folder / "tiny.toml", {"edge": (checkpoint("idefics3"), "draft")}))
     return made

@@ -35,17 +35,34 @@ RECIPES: dict[str, tuple[Change, str]] = {
     "unknown table": (lambda text: text + "[surprise]\nx = 1\n", "surprise"),
     "wrong type": (lambda text: text.replace("kv_capacity = 256", 'kv_capacity = "256"'), "kv_capacity"),
     "wrong version": (lambda text: text.replace("recipe = 1", "recipe = 2"), "recipe"),
-    "missing checkpoint": (lambda text: text.replace('checkpoint = "', 'checkpoint = "/gone'), "models.edge.checkpoint names no folder at /gone"),
+    "missing checkpoint": (
+        lambda text: text.replace('checkpoint = "', 'checkpoint = "/gone'),
+        "models.edge.checkpoint names no folder at /gone",
+    ),
     "clashing names": (
-        lambda text: text + text[text.index("[targets.edge]") : text.index("[targets.device]")].replace("edge]", "EDGE]"),
+        lambda text: (
+            text + text[text.index("[targets.edge]") : text.index("[targets.device]")].replace("edge]", "EDGE]")
+        ),
         "targets.edge and targets.EDGE would share a folder",
     ),
-    "min above opt": (lambda text: text.replace("sequence = [1, 16, 64]", "sequence = [32, 16, 64]"), "min <= opt <= max"),
-    "sequence above capacity": (lambda text: text.replace("kv_capacity = 256", "kv_capacity = 32"), "more than kv_capacity = 32"),
-    "unknown device": (lambda text: text.replace('device = "local-cpu"', 'device = "local-cup"', 1), "did you mean 'local-cpu'"),
-    "unknown model": (lambda text: text.replace('models = [\'edge\']', 'models = ["edgy"]'), "did you mean 'edge'"),
-    "a precision that is not built": (lambda text: text.replace('"fp32"', '"fp16"', 1), "targets.edge.precision: only fp32"),
-}  # fmt: skip
+    "min above opt": (
+        lambda text: text.replace("sequence = [1, 16, 64]", "sequence = [32, 16, 64]"),
+        "min <= opt <= max",
+    ),
+    "sequence above capacity": (
+        lambda text: text.replace("kv_capacity = 256", "kv_capacity = 32"),
+        "more than kv_capacity = 32",
+    ),
+    "unknown device": (
+        lambda text: text.replace('device = "local-cpu"', 'device = "local-cup"', 1),
+        "did you mean 'local-cpu'",
+    ),
+    "unknown model": (lambda text: text.replace("models = ['edge']", 'models = ["edgy"]'), "did you mean 'edge'"),
+    "a precision that is not built": (
+        lambda text: text.replace('"fp32"', '"fp16"', 1),
+        "targets.edge.precision: only fp32",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", RECIPES)
@@ -93,7 +110,7 @@ PICTURES = {
     not_an_image: "is not an image that can be read; convert it to PNG or JPEG",
     truncated: "is a truncated or damaged image",
     empty: "has no bytes; copy or download the image again",
-    folder: "is a directory; give the path of one image file in it|cannot be read (Is a directory); name a picture file",
+    folder: "is a directory; give the path of one image file in it|cannot be read (Is a directory)",
     bomb: "20000 x 20000 = 400000000 pixels|decompression bomb",
     absent: "does not exist|cannot be read",
 }

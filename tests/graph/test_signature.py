@@ -22,7 +22,7 @@ class Layer(nn.Module):
         self.window, self.scale = window, scale
         self.proj = nn.Linear(width, 8)
         self.act = nn.SiLU() if act == "silu" else nn.GELU()
-        self.register_buffer("table", torch.arange(4) * scale)
+        self.register_buffer("table", torch.arange(4))
 
 
 def signature(layer: nn.Module, hidden: torch.Tensor | None = None, **kwargs: object) -> str:
@@ -42,12 +42,15 @@ def test_layers_that_differ_in_anything_else_do_not() -> None:
     plain = signature(Layer(0))
     trained = Layer(0).eval()
     trained.proj.bias = None
+    turned = Layer(0)
+    turned.table = turned.table + 1
     others = {
         "width": signature(Layer(0, width=16)),
         "number": signature(Layer(0, scale=2.0)),
         "window": signature(Layer(0, window=8)),
         "part": signature(Layer(0, act="gelu")),
         "parameter": signature(trained),
+        "buffer": signature(turned),
         "rank": signature(Layer(0), torch.zeros(3, 8)),
         "argument": signature(Layer(0), causal=True),
     }

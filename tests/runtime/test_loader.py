@@ -56,10 +56,22 @@ def escape_by_folder(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], None], type[DeploymentError], str]] = {
-    "no manifest": (lambda folder: (folder / "deployment.json").unlink(), DeploymentError, "no deployment.json; point at"),
+    "no manifest": (
+        lambda folder: (folder / "deployment.json").unlink(),
+        DeploymentError,
+        "no deployment.json; point at",
+    ),
     "not JSON": (lambda folder: (folder / "deployment.json").write_text("{"), DeploymentError, "not valid JSON"),
-    "not UTF-8": (lambda folder: (folder / "deployment.json").write_bytes(b"\xff\xfe"), DeploymentError, "not valid JSON"),
-    "a list": (lambda folder: (folder / "deployment.json").write_text("[]"), DeploymentError, "schema_version is missing"),
+    "not UTF-8": (
+        lambda folder: (folder / "deployment.json").write_bytes(b"\xff\xfe"),
+        DeploymentError,
+        "not valid JSON",
+    ),
+    "a list": (
+        lambda folder: (folder / "deployment.json").write_text("[]"),
+        DeploymentError,
+        "schema_version is missing",
+    ),
     "no version": (lambda f: edit(f, lambda c: c.pop("schema_version")), DeploymentError, "schema_version is missing"),
     "odd version": (lambda f: edit(f, lambda c: c.update(schema_version="1.x")), DeploymentError, "not of the form"),
     "newer major": (
@@ -68,7 +80,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[DeploymentError], str]] = {
         "schema_version 2.0 where this runtime reads 1.x; install a matching msao-compile",
     ),
     "unknown field": (lambda f: edit(f, lambda c: c.update(surprise=1)), DeploymentError, "surprise: Extra inputs"),
-    "missing file": (lambda folder: (folder / DATA).unlink(), DeploymentError, "decoder.onnx.data: named by deployment.json"),
+    "missing file": (
+        lambda folder: (folder / DATA).unlink(),
+        DeploymentError,
+        "decoder.onnx.data: named by deployment.json",
+    ),
     "a folder": (lambda f: [(f / DATA).unlink(), (f / DATA).mkdir()], DeploymentError, "decoder.onnx.data: named by"),
     "flipped byte": (lambda folder: flip(folder / DATA), DamagedFile, "decoder.onnx.data: its SHA-256 is"),
     "truncated": (lambda folder: truncate(folder / DATA), DamagedFile, "63 bytes where 64 were recorded"),
@@ -76,7 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[DeploymentError], str]] = {
     "path upwards": (data_path("modules/../../x"), DeploymentError, "leaves the deployment folder"),
     "link outside": (escape, DeploymentError, "a symbolic link that leads out of the deployment folder"),
     "linked folder": (escape_by_folder, DeploymentError, "a symbolic link that leads out of the deployment folder"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -17,11 +17,9 @@ from msao_compile.runtime.wire.loopback import Loopback
 from msao_compile.runtime.wire.message import MAGIC, Message, pack, unpack
 
 DTYPES = [np.dtype(name) for name in ("float32", "float16", "int64", "int32", "uint8", "bool")]
-TENSORS = st.dictionaries(
-    st.text(max_size=8),
-    st.sampled_from(DTYPES).flatmap(lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))),
-    max_size=4,
-)  # fmt: skip
+SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+ARRAYS = st.sampled_from(DTYPES).flatmap(lambda kind: arrays.arrays(kind, SHAPES))
+TENSORS = st.dictionaries(st.text(max_size=8), ARRAYS, max_size=4)
 PLAIN = st.dictionaries(
     st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8), max_size=4
 )

@@ -62,7 +62,7 @@ def test_several_tokens_at_once_equal_one_after_the_other(session: ModelSession)
 
 
 def test_two_conversations_do_not_share_a_cache(session: ModelSession) -> None:
-    alone, first = session.prefill(Request(PROMPT, {}), None, Clock())
+    _, first = session.prefill(Request(PROMPT, {}), None, Clock())
     expected = session.extend(STEPS[:1], first, Clock())
     _, one = session.prefill(Request(PROMPT, {}), None, Clock())
     _, two = session.prefill(Request(STEPS, {}), None, Clock())

@@ -169,15 +169,15 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "assistant", "thinking": "hm", "content": [{"type": "text", "text": "x", "n": 1.5, "ok": True}]},
 ]
 TEMPLATES = {
-    "whitespace": "{% for m in messages %}\n  {% if m.role == 'user' %}\n  U{{ m.content[0].type }}\n {% endif %}\n{% endfor %}\n.",
-    "json": "{{ messages[0] | tojson }}{{ messages[2].content | tojson(indent=2) }}{{ messages[2] | tojson(sort_keys=True) }}",
+    "whitespace": "{% for m in messages %}\n  {% if m.role == 'user' %}\n  U{{ m.content[0].type }}\n {% endif %}\n{% endfor %}\n.",  # noqa: E501
+    "json": "{{ messages[0] | tojson }}{{ messages[2].content | tojson(indent=2) }}{{ messages[2] | tojson(sort_keys=True) }}",  # noqa: E501
     "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
     "generation": "{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}{% endfor %}",
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "special tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }}{{ tools }}{{ documents }}",
+    "special tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }}{{ tools }}{{ documents }}",  # noqa: E501
     "prompt": "{{ messages[0].content[0].text }}{% if add_generation_prompt %}Assistant:{% endif %}",
     "dates": "{{ strftime_now('%Y') }}",
-    "plain data": "{{ messages[1].content[0].image }}{{ messages[1].name is defined }}{{ messages[2].reasoning_content }}",
+    "plain data": "{{ messages[1].content[0].image }}{{ messages[1].name is defined }}{{ messages[2].reasoning_content }}",  # noqa: E501
     "dict": "{{ dict(a=1) | tojson }}{{ dict.fromkeys([1]) }}",
     "generators": "{{ messages | map(attribute='role') | join(',') }}{{ messages | length }}",
 }

@@ -19,8 +19,8 @@ FACTS = DecoderFacts(
 
 def model(name: str, role: str, parts: tuple[str, ...] = PARTS) -> Model:
     return Model(
-        name=name, role=role, family="llava", components=dict.fromkeys(parts, "a" * 64), decoder=FACTS, image_token_id=4,
-        family_facts={}, tokenizer="tokenizer/x", preprocessor="preprocessor/x", files=(),
+        name=name, role=role, family="llava", components=dict.fromkeys(parts, "a" * 64), decoder=FACTS,
+        image_token_id=4, family_facts={}, tokenizer="tokenizer/x", preprocessor="preprocessor/x", files=(),
     )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def component(name: str, module: str, borrowed: str | None = None) -> dict[str, 
         if borrowed
         else {"name": "w", "shape": [4], "offset": 0}
     )
-    return {"component": name, "id": module * 64, "params": 4, "weight_bytes": 0 if borrowed else 16, "kv": name == "decoder",
+    size = 0 if borrowed else 16
+    return {"component": name, "id": module * 64, "params": 4, "weight_bytes": size, "kv": name == "decoder",
             "tensors": [tensor], "inputs": [], "outputs": []}  # fmt: skip
 
 
@@ -104,8 +105,9 @@ def row(subject: str, word: str, max_abs: float) -> ParityRow:
 @pytest.mark.parametrize("word", ["FAIL", "AMBIGUOUS"])
 def test_a_cut_is_offered_only_where_every_dialect_proved_it(word: str) -> None:
     features = TensorSpec(name="image_features", dtype="float32", shape=("num_images", 9, 8))
-    graph = Graph.model_validate({"dialect": "fused", "opset": 23, "file": {"path": "x", "sha256": "0" * 64, "size_bytes": 1},
-                                  "data": [], "inputs": [], "outputs": [features]})  # fmt: skip
+    file = {"path": "x", "sha256": "0" * 64, "size_bytes": 1}
+    graph = Graph.model_validate({"dialect": "fused", "opset": 23, "file": file, "data": [], "inputs": [],
+                                  "outputs": [features]})  # fmt: skip
     vision = Module(id="a" * 64, component="vision_encoder", params=1, weight_bytes=4, graphs=(graph,))
     cuts = [row("split after vision_encoder", "PASS", 1e-6), row("split after vision_encoder", "PASS", 3e-6),
             row("split after embed_tokens", "PASS", 0.0), row("split after embed_tokens", word, 9.0)]  # fmt: skip

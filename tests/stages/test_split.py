@@ -130,10 +130,16 @@ def test_half_and_double_weights_are_written_as_the_float32_that_torch_makes_of_
 FAULTS: dict[str, tuple[Edit, str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json; point at"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
-    "config is no checkpoint's": (lambda folder: (folder / "config.json").write_text("{}"), "config.json: no model_type"),
+    "config is no checkpoint's": (
+        lambda folder: (folder / "config.json").write_text("{}"),
+        "config.json: no model_type",
+    ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"no \*.safetensors file"),
     "truncated": (cut, r"model.safetensors: truncated, \d+ bytes where its header needs \d+"),
-    "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "truncated or damaged safetensors header"),
+    "empty file": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        "truncated or damaged safetensors header",
+    ),
     "no header": (
         lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 9) + b"not json!"),
         "damaged safetensors header",
@@ -151,11 +157,15 @@ FAULTS: dict[str, tuple[Edit, str]] = {
         r"tensor 'model.language_model.norm.weight' is \(31,\) where config.json says \(32,\)",
     ),
     "quantised": (
-        edit_weights(lambda tensors: tensors.update({"language_model.model.norm.weight": torch.zeros(32, dtype=torch.int8)})),
+        edit_weights(
+            lambda tensors: tensors.update({"language_model.model.norm.weight": torch.zeros(32, dtype=torch.int8)})
+        ),
         "has type I8: quantised checkpoints cannot be compiled yet",
     ),
     "missing shard": (
-        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'),
+        lambda folder: (folder / "model.safetensors.index.json").write_text(
+            '{"weight_map": {"a": "gone.safetensors"}}'
+        ),
         "gone.safetensors: named by model.safetensors.index.json but missing",
     ),
     "damaged index": (
@@ -164,7 +174,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "unknown architecture": (edit_config(architectures=["Moon"]), "architecture 'Moon' is not one of transformers"),
     "unsupported family": (edit_config(model_type="llama", architectures=["LlamaForCausalLM"]), "family 'llama'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -200,7 +210,8 @@ def test_loading_weights_needs_no_torch(checkpoint: Callable[..., Path], tmp_pat
     part = components(checkpoint("llava"))["decoder"]
     arguments = {"checkpoint": str(checkpoint("llava")), "tensors": part["tensors"], "size_bytes": part["weight_bytes"],
                  "output": str(tmp_path / "data")}  # fmt: skip
-    code = "import sys, json\nfrom msao_compile.stages import load\nload.run(json.loads(sys.argv[1]), print)\nprint('torch' in sys.modules)"
+    code = "import sys, json\nfrom msao_compile.stages import load\n"
+    code += "load.run(json.loads(sys.argv[1]), print)\nprint('torch' in sys.modules)"
     done = python(code, json.dumps(arguments))
     assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert (tmp_path / "data").stat().st_size == part["weight_bytes"]
