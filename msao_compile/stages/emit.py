@@ -8,12 +8,15 @@ from pathlib import Path
 
 from msao_compile.errors import StageError
 from msao_compile.manifest.schema import MANIFEST_NAME, Deployment, FileRef
+from msao_compile.store.files import translated
 from msao_compile.store.record import Blob
 from msao_compile.store.store import Store
 
+ROOMS = ("modules", "engines", "tokenizer", "preprocessor", "evidence")
+
 
 def write(folder: Path, deployment: Deployment, store: Store, blobs: Iterable[Blob]) -> Path:
-    """Make `folder` hold exactly what the manifest names; the manifest is replaced in one step, then old files go.
+    """Make the rooms of `folder` hold what the manifest names; the manifest is replaced in one step, then old files go.
 
     Raises:
         StageError: an object is gone from the store or the folder cannot be written.
@@ -23,7 +26,8 @@ def write(folder: Path, deployment: Deployment, store: Store, blobs: Iterable[Bl
     for reference in files.values():
         destination = folder / reference.path
         if not _same(destination, store.path(held[reference.sha256])):
-            destination.parent.mkdir(parents=True, exist_ok=True)
+            with translated("writing the deployment", folder):
+                destination.parent.mkdir(parents=True, exist_ok=True)
             store.materialise(held[reference.sha256], destination)
     manifest = folder / MANIFEST_NAME
     text = deployment.model_dump_json(indent=1, exclude_none=True) + "\n"
@@ -51,11 +55,13 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _remove_others(folder: Path, files: Mapping[str, FileRef]) -> None:
-    kept = {MANIFEST_NAME, "report.html", *files}
+    """Whatever earlier builds left in the rooms of a deployment; what a user put beside them is not ours to remove."""
     for directory, _, names in os.walk(folder, topdown=False):
+        room = Path(directory).relative_to(folder).parts[:1]
         for name in names:
             path = Path(directory) / name
-            if path.relative_to(folder).as_posix() not in kept:
+            left = room[0] in ROOMS if room else name.startswith(f".{MANIFEST_NAME}.")
+            if left and path.relative_to(folder).as_posix() not in files:
                 path.unlink()
-        if Path(directory) != folder and not os.listdir(directory):
+        if room and room[0] in ROOMS and not os.listdir(directory):
             os.rmdir(directory)

@@ -17,7 +17,7 @@ from .conftest import Cli
 def test_every_digest_of_a_deployment_is_verified(cli: Cli, deployment: Path) -> None:
     ran = cli("inspect", deployment)
     assert ran.code == 0
-    assert ran.err == "20 files, 48.7 kB: every digest is as recorded\n"
+    assert ran.err == "20 files, 50.5 kB: every digest is as recorded\n"
     assert "vision_encoder  edge, cloud" in ran.out
 
 

@@ -20,7 +20,7 @@ UNSURE = tuple(row for row in ROWS if row.verdict != "FAIL")
 
 def given(monkeypatch: pytest.MonkeyPatch, rows: tuple[ParityRow, ...]) -> None:
     evidence = ParityEvidence(rows=rows)
-    monkeypatch.setattr("msao_compile.stages.parity.check_deployment", lambda folder, reference, model: evidence)
+    monkeypatch.setattr("msao_compile.stages.parity.check_deployment", lambda *_, gate: evidence)
 
 
 @pytest.mark.parametrize(("rows", "word"), [(PASSED, "PASS"), (UNSURE, "AMBIGUOUS"), (ROWS, "FAIL"), ((), "FAIL")])
@@ -52,7 +52,7 @@ def test_comparing_nothing_exits_5(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_gate_that_closes_in_the_stage_exits_5(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(folder: Path, reference: Path | None, model: str | None) -> ParityEvidence:
+    def refuse(folder: Path, reference: Path | None, model: str | None, gate: bool) -> ParityEvidence:
         raise GateError("no")
 
     monkeypatch.setattr("msao_compile.stages.parity.check_deployment", refuse)

@@ -145,7 +145,7 @@ def test_failures_come_first_in_the_parity_table(source: Source) -> None:
 
 
 def test_many_stages_are_cut_to_the_longest_and_the_sum_of_the_rest() -> None:
-    runs = tuple(StageRun(stage="s", subject=str(n), seconds=n, peak_rss_bytes=n) for n in range(30))
+    runs = tuple(StageRun(stage="s", record="", subject=str(n), seconds=n, peak_rss_bytes=n) for n in range(30))
     found = longest(BuildEvidence(stages=runs, tools={}))
     assert len(found) == 21
     assert (found[0].subject, found[-1].stage) == ("29", "10 shorter stages")

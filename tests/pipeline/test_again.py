@@ -107,10 +107,20 @@ def test_a_damaged_deployment_is_made_whole_again(mine: Workshop, recipe: Path) 
     (built.folder / "modules/edge/decoder.onnx").unlink()
     (built.folder / "tokenizer/edge/tokenizer.json").unlink()
     (built.folder / "tokenizer/edge/tokenizer.json").write_text("{}")
-    (built.folder / "surprise").write_text("x")
+    (built.folder / "modules/edge/old.onnx").write_text("x")
+    (built.folder / "modules/gone").mkdir()
     mine.build(recipe)
     verify(built.folder, built.deployment)
-    assert not (built.folder / "surprise").exists()
+    assert not (built.folder / "modules/edge/old.onnx").exists()
+    assert not (built.folder / "modules/gone").exists()
+
+
+def test_what_a_user_keeps_in_the_folder_stays(mine: Workshop, recipe: Path) -> None:
+    for name in ("notes.txt", "photos/one.png", ".hidden"):
+        (mine.options.out / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine.options.out / "tiny" / name).write_text("mine")
+    built = mine.build(recipe)
+    assert {path.name for path in built.folder.rglob("*") if path.is_file()} >= {"notes.txt", "one.png", ".hidden"}
 
 
 def test_a_plan_says_why_and_writes_nothing(mine: Workshop, recipe: Path, checkpoint: Checkpoint) -> None:

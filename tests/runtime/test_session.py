@@ -71,6 +71,16 @@ def test_two_conversations_do_not_share_a_cache(session: ModelSession) -> None:
 
 
 @pytest.mark.parametrize("family", ["idefics3", "llava", "qwen2_5_vl"])
+def test_tokens_after_a_picture_stand_where_one_pass_puts_them(built: Callable[[str], Path], family: str) -> None:
+    runtime, inputs = load(built(family)), checkpoints.example(family)
+    whole = runtime.forward(inputs)["logits"][0]
+    session, ids = runtime.session("edge"), inputs["input_ids"][0]
+    features = session.encode(inputs, Clock())
+    _, talk = session.prefill(Request(ids[:-3], inputs), features, Clock())
+    np.testing.assert_allclose(extend(session, talk, ids[-3:]), whole[-3:], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["idefics3", "llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_gives_transformers_logits_where_there_is_no_padding(
     built: Callable[[str], Path], checkpoint: Callable[..., Path], family: str, side: str
