@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msao_compile import runner
 from msao_compile.farm.job import Job, Result
 from msao_compile.pipeline import Built, Event, Options, build
 
@@ -78,11 +79,23 @@ def run(*arguments: object, workshop: Workshop | None = None) -> subprocess.Comp
     return subprocess.run(command(*arguments, workshop=workshop), capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run code in an interpreter of its own; `sys.argv[1:]` are the arguments."""
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start code in an interpreter of its own; `sys.argv[1:]` are the arguments."""
     words = [sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for a process and give what it said."""
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code in an interpreter of its own to its end."""
+    return finish(start(code, *arguments))
 
 
 def run_here(job: Job, on_progress: object = None, stop: object = None) -> Result:
@@ -94,3 +107,9 @@ def run_here(job: Job, on_progress: object = None, stop: object = None) -> Resul
     )
     seconds = time.perf_counter() - started
     return Result(value=json.loads(json.dumps(value)), seconds=seconds, peak_rss_bytes=1, cpu_seconds=seconds)
+
+
+def build_here(recipe: str, folder: str) -> None:
+    """Build with every stage in this very process: a child for each would spend its time on importing torch."""
+    runner.run_job = run_here
+    Workshop(Path(folder), jobs=1).build(Path(recipe))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import building
@@ -58,23 +58,27 @@ def copy(deployment: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint, deployment: Path
-) -> Iterator[Callable[[str], Path]]:
-    """`built(family)`: the deployment of a family's tiny checkpoint, both dialects.
+def others(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> dict[str, Path]:
+    """Deployments of the other families, built at the same time in a process each."""
+    made, code = (
+        Workshop(tmp_path_factory.mktemp("families")),
+        "import sys, building; building.build_here(*sys.argv[1:])",
+    )
+    recipes = {family: write_recipe(made.folder / f"{family}.toml", {"edge": (checkpoint(family), "draft")})
+               for family in ("llava", "qwen2_5_vl")}  # fmt: skip
+    started = [building.start(code, recipe, made.folder) for recipe in recipes.values()]
+    for done in [building.finish(process) for process in started]:
+        assert done.returncode == 0, done.stderr
+    return {family: made.options.out / family for family in recipes}
 
-    All but Idefics3 run their stages in this process: a child for each would spend its time on importing torch.
-    """
-    made = Workshop(tmp_path_factory.mktemp("families"), jobs=1)
 
-    def build(family: str) -> Path:
-        folder = made.options.out / family
+@pytest.fixture(scope="session")
+def built(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """`built(family)`: the deployment of a family's tiny checkpoint in both dialects; nobody writes to it."""
+
+    def folder(family: str) -> Path:
         if family == "idefics3":
-            return deployment
-        if not folder.is_dir():
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("msao_compile.runner.run_job", building.run_here)
-                made.build(write_recipe(made.folder / f"{family}.toml", {"edge": (checkpoint(family), "draft")}))
-        return folder
+            return Path(request.getfixturevalue("deployment"))
+        return Path(request.getfixturevalue("others")[family])
 
-    return build
+    return folder

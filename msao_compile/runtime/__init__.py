@@ -1,15 +1,23 @@
-"""The light runtime: load a deployment and ask it. Heavy parts are imported at the first `load`."""
+"""The light runtime: load a deployment and ask it. Everything heavy is imported by the first `load`, not before."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from msao_compile.runtime.answer import Answer, Piece, Timing
-    from msao_compile.runtime.api import Runtime, load
+    from msao_compile.runtime.api import Runtime
 
 __all__ = ["Answer", "Piece", "Runtime", "Timing", "load"]
-_HOMES = {"load": "api", "Runtime": "api", "Answer": "answer", "Piece": "answer", "Timing": "answer"}
+_HOMES = {"Runtime": "api", "Answer": "answer", "Piece": "answer", "Timing": "answer"}
+
+
+def load(folder: str | os.PathLike[str], cloud: str | None = None, verify: bool = True) -> Runtime:
+    """Open a deployment folder; see `msao_compile.runtime.api.load`."""
+    from msao_compile.runtime import api
+
+    return api.load(folder, cloud, verify)
 
 
 def __getattr__(name: str) -> object:

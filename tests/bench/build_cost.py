@@ -14,6 +14,7 @@ from tests.bench.work import WARM_UPS, Layout
 
 EXPORT_STAGES = ("load", "split", "export")
 IMPORT = "from msao_compile.runtime import load"
+FIRST_LOAD = "import msao_compile.runtime.api, onnxruntime"  # what the first `load` brings in
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class BuildCost:
     stages: tuple[dict[str, Any], ...]
     noop_s: tuple[float, ...]
     import_s: tuple[float, ...]
+    first_load_s: tuple[float, ...]
 
 
 def measure(layout: Layout, builds: int, runs: int) -> BuildCost:
@@ -56,7 +58,8 @@ def measure(layout: Layout, builds: int, runs: int) -> BuildCost:
         ),
         stages=tuple(fresh[-1][2]),
         noop_s=tuple(noop[WARM_UPS:]),
-        import_s=_imports(runs),
+        import_s=_imports(runs, IMPORT),
+        first_load_s=_imports(runs, FIRST_LOAD),
     )
 
 
@@ -90,10 +93,10 @@ def _fresh(layout: Layout) -> tuple[float, int, list[dict[str, Any]]]:
     return done.seconds, done.peak_rss_bytes, evidence["stages"]
 
 
-def _imports(runs: int) -> tuple[float, ...]:
+def _imports(runs: int, line: str) -> tuple[float, ...]:
     """Seconds of the import alone: a process that imports, less a bare interpreter right after it."""
     found = []
     for _ in range(WARM_UPS + runs):
-        importing = finish([sys.executable, "-c", IMPORT]).seconds
+        importing = finish([sys.executable, "-c", line]).seconds
         found.append(importing - finish([sys.executable, "-c", "pass"]).seconds)
     return tuple(found[WARM_UPS:])

@@ -108,6 +108,7 @@ def _build_rows(cost: BuildCost | Missing) -> list[tuple[str, ...]]:
         (f"whole build from nothing, every stage, s, {count} builds", str(Spread.of(cost.build_s))),
         ("build with nothing to do, s", str(Spread.of(cost.noop_s))),
         ("import of the runtime, ms", str(Spread.of(tuple(seconds * 1e3 for seconds in cost.import_s)))),
+        ("imports of the first load, ms", str(Spread.of(tuple(seconds * 1e3 for seconds in cost.first_load_s)))),
         ("weights, MB", f"{weights / 1e6:.0f}"),
         ("bytes written, of the weights", f"{cost.written_bytes / weights:.2f}x"),
         ("peak RSS of the export, of the weights", _of(cost.export_peak_rss_bytes, weights)),
