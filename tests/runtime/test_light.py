@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 from building import ROOT, python
@@ -46,8 +47,9 @@ def test_importing_the_runtime_imports_neither_numpy_nor_pydantic() -> None:
 
 def test_the_lazy_names_are_the_real_ones() -> None:
     from msao_compile import runtime
-    from msao_compile.runtime.answer import Answer, Piece, Timing
-    from msao_compile.runtime.api import Runtime, load
+    from msao_compile.runtime import answer, api
 
-    named = {name: getattr(runtime, name) for name in runtime.__all__}
-    assert named == {"Answer": Answer, "Piece": Piece, "Timing": Timing, "Runtime": Runtime, "load": load}
+    homes = {"Answer": answer.Answer, "Piece": answer.Piece, "Timing": answer.Timing, "Runtime": api.Runtime}
+    assert {name: getattr(runtime, name) for name in homes} == homes
+    assert {*homes, "load"} == set(runtime.__all__)
+    assert inspect.signature(runtime.load) == inspect.signature(api.load)
