@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from msao_compile.errors import StageError
 from msao_compile.manifest.schema import MANIFEST_NAME, Deployment, FileRef
+from msao_compile.store import locks
 from msao_compile.store.files import translated
 from msao_compile.store.record import Blob
 from msao_compile.store.store import Store
@@ -23,18 +26,30 @@ def write(folder: Path, deployment: Deployment, store: Store, blobs: Iterable[Bl
     """
     held = {blob.sha256: blob for blob in blobs}
     files = deployment.all_files()
-    for reference in files.values():
-        destination = folder / reference.path
-        if not _same(destination, store.path(held[reference.sha256])):
-            with translated("writing the deployment", folder):
-                destination.parent.mkdir(parents=True, exist_ok=True)
-            store.materialise(held[reference.sha256], destination)
     manifest = folder / MANIFEST_NAME
     text = deployment.model_dump_json(indent=1, exclude_none=True) + "\n"
-    if not manifest.is_file() or manifest.read_text(encoding="utf-8") != text:
-        _replace(manifest, text)
-    _remove_others(folder, files)
+    with translated("writing the deployment", folder), _alone(folder):
+        for reference in files.values():
+            destination = folder / reference.path
+            if not _same(destination, store.path(held[reference.sha256])):
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                store.materialise(held[reference.sha256], destination)
+        if not manifest.is_file() or manifest.read_text(encoding="utf-8") != text:
+            _replace(manifest, text)
+        _remove_others(folder, files)
     return manifest
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One writer at a time: another build of the same recipe would take half-written files for left-overs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        locks.wait(handle, fcntl.LOCK_EX, f"waiting for another build to write {folder}")
+        yield
+    finally:
+        os.close(handle)
 
 
 def _same(destination: Path, source: Path) -> bool:

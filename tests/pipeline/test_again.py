@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import building
 import pytest
 from building import Workshop, python, run, write_recipe
 
-from msao_compile.pipeline import plan
+from msao_compile.pipeline import build, plan
 from msao_compile.runtime import load
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.loader import read_manifest, verify
@@ -121,6 +122,15 @@ def test_what_a_user_keeps_in_the_folder_stays(mine: Workshop, recipe: Path) -> 
         (mine.options.out / "tiny" / name).write_text("mine")
     built = mine.build(recipe)
     assert {path.name for path in built.folder.rglob("*") if path.is_file()} >= {"notes.txt", "one.png", ".hidden"}
+
+
+def test_two_builds_that_write_at_once_leave_one_whole_deployment(mine: Workshop, recipe: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(8):
+            shutil.rmtree(mine.options.out, ignore_errors=True)
+            both = [pool.submit(build, recipe, mine.options, lambda event: None) for _ in range(2)]
+            for one in both:
+                verify(one.result().folder, one.result().deployment)
 
 
 def test_a_plan_says_why_and_writes_nothing(mine: Workshop, recipe: Path, checkpoint: Checkpoint) -> None:
