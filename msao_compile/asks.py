@@ -97,7 +97,8 @@ def export(
 def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: Deployment, stock: Stock) -> Ask:
     """A model's modules, whole and cuts against its torch original."""
     steps = stock.runner.recipe.parity.steps
-    own = set(draft.model(model.name).components.values())
+    entry = draft.model(model.name)
+    own = set(entry.components.values())
     graphs = [
         [module.component, graph.dialect, graph.file.sha256]
         for module in draft.modules
@@ -106,6 +107,7 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
     ]
     fields = {
         "graphs": graphs,
+        "host": [entry.name, entry.family, entry.image_token_id, dict(entry.family_facts)],
         "weights": stock.digest_all(weight_files(folder)),
         "bounds": dict(bounds),
         "steps": steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from building import Workshop, write_recipe
 from PIL import Image
 
 Checkpoint = Callable[..., Path]
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches the tests of it even where this shell started us with SIGINT ignored, as `nohup ... &` does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

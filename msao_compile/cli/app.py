@@ -113,6 +113,8 @@ def _fail(talk: Talk, error: BaseException, debug: bool) -> int:
 
 def failure(error: BaseException) -> tuple[str, str, int]:
     """An error's class for programs, its sentence for people, and the exit code."""
+    if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):
+        error = error.__cause__  # Typer takes the end of any file for a user who left
     kind = type(error).__name__
     if isinstance(error, MsaoError):
         return kind, " ".join(str(error).split()), error.exit_code

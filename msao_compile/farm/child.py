@@ -6,8 +6,8 @@ Lines are `{"progress": {...}}` any number of times, then one `{"value": ..., "u
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import fcntl
 import importlib
 import json
 import logging
@@ -23,12 +23,9 @@ from typing import Any
 
 from msao_compile import errors
 
-PR_SET_PDEATHSIG = 1
-
 
 def main() -> None:
     """Run one job and answer."""
-    _die_with_parent()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as answers:
         turn = threading.Lock()  # a stage may report from several threads
@@ -89,18 +86,17 @@ def peak_rss_bytes(process: int | str) -> int | None:
     return next((int(kibibytes) * 1024 for kibibytes in found), None)
 
 
-def _die_with_parent() -> None:
-    # At once, even while native code keeps Python from running; Linux only: elsewhere the watch below is what counts.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _watch_parent() -> None:
     """End this process and those it started when the parent's end of stdin closes, however the parent ended."""
     line = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
+    if hasattr(fcntl, "F_SETSIG"):
+        # Linux itself kills the group, at once, even while native code keeps Python from running.
+        fcntl.fcntl(line, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(line, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(line, fcntl.F_SETFL, fcntl.fcntl(line, fcntl.F_GETFL) | os.O_ASYNC)
     threading.Thread(target=_end_at_silence, args=(line,), daemon=True, name="watch-parent").start()
 
 

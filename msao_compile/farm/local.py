@@ -11,8 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,31 +42,6 @@ def run(job: Job, on_progress: OnProgress | None = None, stop: threading.Event |
     stop = stop or threading.Event()
     with stopped_by_signals(stop):
         return _run(job, on_progress, stop)
-
-
-def run_all(
-    jobs: Sequence[Job], workers: int, on_progress: Callable[[Job, Progress], None] | None = None
-) -> list[Result]:
-    """Run independent jobs, at most `workers` at a time; the results come in the order of the jobs.
-
-    The first failure ends the jobs that run and leaves out those that wait. `on_progress` is called on several threads.
-
-    Raises:
-        MsaoError: the first failure, as `run` raises it.
-    """
-    stop = threading.Event()
-
-    def one(job: Job) -> Result:
-        return _run(job, (lambda record: on_progress(job, record)) if on_progress else None, stop)
-
-    with stopped_by_signals(stop), ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = [pool.submit(one, job) for job in jobs]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        stop.set()  # ends what still runs after a failure; without one, nothing does
-        failures = [error for future in done if (error := future.exception()) is not None]
-    if failures:
-        raise next((error for error in failures if not isinstance(error, Interrupted)), failures[0])
-    return [future.result() for future in futures]
 
 
 @dataclass

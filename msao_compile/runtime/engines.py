@@ -46,8 +46,9 @@ class Engines:
             component: self._engine(module) for component, module in model.components.items() if component != "decoder"
         }
         session = ModelSession(model, self.folder, engines, self._decoder(model.components["decoder"]))
-        for _ in range(self.deployment.runtime.warm_up):
-            _, talk = session.prefill(Request(np.zeros(8, np.int64), {}), None, Clock())
+        prompt = min(8, model.decoder.kv_capacity - 1)
+        for _ in range(self.deployment.runtime.warm_up if prompt else 0):
+            _, talk = session.prefill(Request(np.zeros(prompt, np.int64), {}), None, Clock())
             session.extend(np.zeros(1, np.int64), talk, Clock())
         return session
 

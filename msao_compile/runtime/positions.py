@@ -16,20 +16,6 @@ from msao_compile.errors import PromptError
 Ints = NDArray[np.int64]
 
 
-def rope_positions(attention_mask: NDArray[np.integer], past_length: int = 0) -> Ints:
-    """`position_ids` [B, S] of the new tokens: how many real tokens come before each; 0 for padding.
-
-    Args:
-        attention_mask: [B, past_length + S], 1 for real tokens.
-        past_length: tokens already in the KV cache.
-
-    Source: GenerationMixin._prepare_position_ids_for_generation in transformers.
-    """
-    mask = np.asarray(attention_mask, dtype=np.int64)
-    position_ids = np.where(mask == 0, 0, mask.cumsum(axis=-1) - 1)
-    return position_ids[:, past_length:]
-
-
 @dataclass(frozen=True)
 class VideoGrids:
     """Clips of a prompt.

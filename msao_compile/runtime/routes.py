@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msao_compile.errors import PictureError
 from msao_compile.manifest.schema import Route
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.generate import tokens
+from msao_compile.runtime.preprocess.decode import read
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import CONTEXT_INPUTS, ModelSession
 from msao_compile.runtime.tokens import Tokenizer
@@ -107,13 +107,7 @@ def _bytes(picture: Picture) -> bytes:
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, str | os.PathLike):
-        try:
-            with open(picture, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise PictureError(
-                f"{os.fspath(picture)}: cannot be read ({error.strerror}); name a picture file"
-            ) from error
+        return read(picture)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

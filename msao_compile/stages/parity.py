@@ -16,7 +16,7 @@ from msao_compile.manifest.schema import Deployment, Dialect
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.compare import Distance, distance, refuse_failures, verdict
 from msao_compile.runtime.engines import Engines
-from msao_compile.runtime.forward import forward, picture_tokens
+from msao_compile.runtime.forward import forward, greedy, picture_tokens
 from msao_compile.runtime.loader import locate, read_manifest, verify
 from msao_compile.runtime.session import ModelSession, Request
 from msao_compile.runtime.wire.message import Message, pack, unpack
@@ -160,6 +160,7 @@ class _Judge:
     def _decoder(self, seed: int) -> Pair:
         """Text alone: prefill of a part, then one step a token, against one pass over all of it."""
         total = PROMPT_TOKENS + self.steps
+        self.session.check_capacity(PROMPT_TOKENS, self.steps)
         ids = self._text(seed, total)
         logits, talk = self.session.prefill(Request(ids[:PROMPT_TOKENS], {}), None, Clock(), every=True)
         rows = [logits, *(self.session.extend(ids[[index]], talk, Clock()) for index in range(PROMPT_TOKENS, total))]
@@ -174,6 +175,7 @@ class _Judge:
         for count in picture_tokens(self.session, tensors, features):
             parts += [np.full(count, self.session.model.image_token_id, np.int64), self._text(seed + count, 2)]
         ids = np.concatenate([*parts, self._text(seed + 50, PROMPT_TOKENS)])
+        self.session.check_capacity(len(ids), self.steps)
         return _Asked(ids, tensors, features, self._text(seed + 100, self.steps))
 
     def _cut(self, cut: str | None, asked: _Asked) -> tuple[np.ndarray, tuple[np.ndarray, int]]:
@@ -266,20 +268,20 @@ def _reference_rows(folder: Path, deployment: Deployment, reference: Path, model
         found = distance([(ours[real], held["logits"][real])])
         yield _row(name, "logits of the reference", dialect, found, DEFAULT_BOUNDS)
         if "generate" in held:
-            wanted = np.asarray(held["generate"]).reshape(-1)
-            tokens = _greedy(session, inputs, len(wanted))
-            one_hot = [np.eye(session.model.decoder.vocab_size)[ids] for ids in (tokens, wanted)]
+            wanted = _tokens(reference, held["generate"], ours)
+            tokens = greedy(session, inputs, wanted.shape[1])
+            one_hot = [np.eye(ours.shape[-1])[ids.reshape(-1)] for ids in (tokens, wanted)]
             yield _row(
                 name, "greedy tokens of the reference", dialect, distance([(one_hot[0], one_hot[1])]), DEFAULT_BOUNDS
             )
 
 
-def _greedy(session: ModelSession, inputs: dict[str, np.ndarray], count: int) -> np.ndarray:
-    tensors = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    request = Request(np.asarray(inputs["input_ids"][0], np.int64), tensors)
-    logits, talk = session.prefill(request, session.encode(tensors, Clock()), Clock())
-    found = []
-    for _ in range(count):
-        found.append(int(logits[-1].argmax()))
-        logits = session.extend(np.asarray(found[-1:], np.int64), talk, Clock())
-    return np.asarray(found)
+def _tokens(reference: Path, generate: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """The generated tokens of a reference, [batch, tokens], refused where they cannot belong to these logits."""
+    batch, _, vocabulary = logits.shape
+    found = generate[None] if generate.ndim == 1 else generate
+    if found.ndim != 2 or len(found) != batch or not np.issubdtype(found.dtype, np.integer):
+        raise InputError(f"{reference}: generate is {found.dtype} {found.shape}; it should be int64 ({batch}, tokens)")
+    if ((found < 0) | (found >= vocabulary)).any():
+        raise InputError(f"{reference}: generate holds tokens outside the vocabulary of {vocabulary}")
+    return found

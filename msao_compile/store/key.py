@@ -17,7 +17,7 @@ class Key(BaseModel):
 
     Two keys ask for the same exactly when their digests are equal. The field `subject`, where there is one, says in
     words what the request is about ("edge/vision_encoder") and lets `explain.nearest` find the request that this one
-    replaces.
+    replaces. It changes nothing in what comes out, so it is no part of the digest: a renamed model is not built again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,8 +37,9 @@ class Key(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON of the key, kind tag first."""
-        return sha256_bytes(canonical_json([self.kind, self.stage, self.version, self.fields]))
+        """SHA-256 over the canonical JSON of the key without its subject, kind tag first."""
+        asked = {name: value for name, value in self.fields.items() if name != "subject"}
+        return sha256_bytes(canonical_json([self.kind, self.stage, self.version, asked]))
 
     @property
     def subject(self) -> str | None:

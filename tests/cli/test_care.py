@@ -19,7 +19,7 @@ def filled(root: Path, deployment: Path) -> tuple[Store, Path, Path]:
     for name, data in (("kept", (deployment / "modules/edge/decoder.onnx.data").read_bytes()), ("lost", bytes(5000))):
         source = root / name
         source.write_bytes(data)
-        key = Key(kind="stage", stage="export", version=1, fields={"subject": name})
+        key = Key(kind="stage", stage="export", version=1, fields={"subject": name, "module": name})
         paths.append(store.path(store.commit(key, {"graph": source}, {}).outputs["graph"]))
     return store, paths[0], paths[1]
 

@@ -92,9 +92,3 @@ def hang_with_a_child(arguments: Arguments, on_progress: OnProgress) -> None:
 
 def leave_a_child_behind(arguments: Arguments, on_progress: OnProgress) -> int:
     return subprocess.Popen(["sleep", "100"]).pid
-
-
-def note_times(arguments: Arguments, on_progress: OnProgress) -> list[float]:
-    start = time.monotonic()
-    time.sleep(0.3)
-    return [start, time.monotonic()]

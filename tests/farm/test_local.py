@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from msao_compile.errors import GateError, Interrupted, ShapeSpecialised, StageError
+from msao_compile.errors import GateError, ShapeSpecialised, StageError
 from msao_compile.farm.job import Job
-from msao_compile.farm.local import run, run_all
+from msao_compile.farm.local import run
 
 from . import functions
 
@@ -197,31 +197,3 @@ def parent_of_a_hanging_job(tmp_path: Path, manners: str) -> tuple[subprocess.Po
     found = [int(pid) for pid in pids.read_text().split()]
     assert all(is_alive(pid) for pid in found)
     return parent, found
-
-
-def test_results_come_in_the_order_of_the_jobs_and_no_more_run_than_workers() -> None:
-    results = run_all([job("note_times") for _ in range(4)], workers=2)
-    spans = [result.value for result in results if isinstance(result.value, list)]
-    assert max(sum(bool(start <= moment < end) for start, end in spans) for moment, _ in spans) <= 2  # type: ignore[operator]
-    numbers = run_all([job("double", number=number) for number in (3, 1, 2)], workers=2)
-    assert [result.value for result in numbers] == [{"doubled": 6}, {"doubled": 2}, {"doubled": 4}]
-
-
-def test_the_first_failure_ends_the_others_and_is_what_is_raised(tmp_path: Path) -> None:
-    jobs = [job("hang_with_a_child", pids=str(tmp_path / "pids")), job("refuse"), job("double", number=1)]
-    start = time.monotonic()
-    with pytest.raises(GateError, match="cosine"):
-        run_all(jobs, workers=2)
-    assert time.monotonic() - start < 20
-    if (tmp_path / "pids").exists():
-        assert all_gone([int(pid) for pid in (tmp_path / "pids").read_text().split()])
-
-
-def test_an_interrupt_among_several_jobs_is_interrupted(tmp_path: Path) -> None:
-    def interrupt(running: Job, record: Mapping[str, Any]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    jobs = [job("double", number=1, steps=1), *(job("note_times") for _ in range(3))]
-    with pytest.raises(Interrupted) as caught:
-        run_all(jobs, workers=2, on_progress=interrupt)
-    assert caught.value.exit_code == 130

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import vision_utils
-from transformers.generation.utils import GenerationMixin
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
@@ -44,14 +43,6 @@ def rope_index(model: type, ids: np.ndarray, images: Any, videos: Any, seconds: 
     grids = {"image_grid_thw": images, "video_grid_thw": videos}
     grids = {name: None if grid is None else torch.tensor(grid) for name, grid in grids.items()}
     return model.get_rope_index(self, torch.from_numpy(ids)[None], types, **grids, **extra)  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("past_length", [0, 3])
-def test_rope_positions_skip_padding_as_generation_does(past_length: int) -> None:
-    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    arguments = {"attention_mask": torch.from_numpy(mask)}
-    reference = GenerationMixin._prepare_position_ids_for_generation(None, torch.zeros(3, 5), arguments)  # type: ignore
-    assert positions.rope_positions(mask, past_length).tolist() == reference[:, past_length:].tolist()
 
 
 @pytest.mark.parametrize("model", [Qwen2VLModel, Qwen2_5_VLModel])

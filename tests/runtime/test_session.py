@@ -152,6 +152,22 @@ def test_a_forward_beyond_the_capacity_is_refused_before_anything_runs(idle: obj
         idle.forward({"input_ids": np.full((1, 257), 9)})
 
 
+def test_pictures_beyond_the_capacity_are_refused_before_they_are_encoded(idle: object) -> None:
+    inputs = checkpoints.example("idefics3")
+    inputs["input_ids"] = np.concatenate([inputs["input_ids"], np.full((1, 300), 9)], axis=1)
+    with pytest.raises(CapacityExceeded, match="exceed the KV cache of 256"):
+        idle.forward({name: inputs[name] for name in ("input_ids", "pixel_values")})
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 5])
+def test_the_warm_up_fits_a_small_cache(deployment: Path, capacity: int) -> None:
+    runtime = load(deployment)
+    [model, *_] = runtime.deployment.models
+    small = model.model_copy(update={"decoder": model.decoder.model_copy(update={"kv_capacity": capacity})})
+    assert runtime.deployment.runtime.warm_up > 0
+    assert runtime.engines.session(small).model.decoder.kv_capacity == capacity
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [

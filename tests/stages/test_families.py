@@ -13,7 +13,7 @@ import pytest
 from building import run
 
 from msao_compile.cli.app import main
-from msao_compile.errors import GateError
+from msao_compile.errors import GateError, InputError
 from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Deployment
 from msao_compile.runtime.loader import read_manifest, verify
@@ -164,6 +164,22 @@ def test_a_corrupted_reference_closes_the_gate(folder: Path, reference: Path, ar
         held[array] = held[array] + 1
     np.savez(reference, **held)
     with pytest.raises(GateError, match=r"parity failed for edge/(logits|greedy tokens) of the reference"):
+        check_deployment(folder, reference, None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (np.array([[1, 10**6]]), "generate holds tokens outside the vocabulary"),
+        (np.array([[1], [2]]), "generate is int64 (2, 1); it should be int64 (1, tokens)"),
+        (np.array([[0.5]]), "generate is float64 (1, 1)"),
+    ],
+)
+def test_generated_tokens_that_cannot_be_are_refused(
+    folder: Path, reference: Path, tokens: np.ndarray, said: str
+) -> None:
+    np.savez(reference, **{**np.load(reference), "generate": tokens})
+    with pytest.raises(InputError, match=re.escape(said)):
         check_deployment(folder, reference, None)
 
 

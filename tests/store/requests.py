@@ -8,7 +8,8 @@ from msao_compile.store.store import Store
 
 
 def key(subject: str = "edge/vision_encoder", version: int = 1, **fields: str) -> Key:
-    return Key(kind="export", stage="export", version=version, fields={"subject": subject, **fields})
+    """A request that differs with every argument: two subjects alone would ask for the same."""
+    return Key(kind="export", stage="export", version=version, fields={"subject": subject, "module": subject, **fields})
 
 
 def flip_a_byte(store: Store, blob: Blob) -> None:

@@ -47,6 +47,7 @@ def test_killing_a_writer_at_any_moment_leaves_whole_records_or_none(tmp_path: P
         while (
             len(list(store.root.glob("records/export/*"))) <= seed
         ):  # at least one record a writer, however busy the machine
+            assert writer.is_alive()
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.03))
         writer.kill()

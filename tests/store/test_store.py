@@ -270,3 +270,10 @@ def test_a_store_can_be_moved(store: Store, file: MakeFile, tmp_path: Path) -> N
     done = built(store, file)
     shutil.move(store.root, tmp_path / "elsewhere")
     assert Store(tmp_path / "elsewhere").lookup(key(), "digest") == done
+
+
+def test_a_request_under_another_name_finds_what_was_made_before(store: Store, file: MakeFile) -> None:
+    done = built(store, file)
+    fields = {**key().fields, "subject": "renamed/vision_encoder"}
+    assert store.peek(key().model_copy(update={"fields": fields})) == done
+    assert store.peek(key(weights="other")) is None

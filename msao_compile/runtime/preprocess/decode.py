@@ -50,10 +50,15 @@ def decode(source: str | os.PathLike[str] | bytes | Image, max_pixels: int = MAX
         return _upright_rgb(source, "the given picture", max_pixels)
     if isinstance(source, bytes):
         return _decode_bytes(source, f"{len(source)} bytes", max_pixels)
-    return _decode_bytes(_read(source), os.fspath(source), max_pixels)
+    return _decode_bytes(read(source), os.fspath(source), max_pixels)
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a picture file, not looked at.
+
+    Raises:
+        PictureError: there is no such file, it is a directory, or it cannot be read.
+    """
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
