@@ -36,7 +36,8 @@ def main() -> int:
         "llama.cpp f32, flash attention", "llama_peer", layout, runs, "--flash", python=str(chosen.llama_python)
     )
     plain = _plain(layout, runs)
-    peers = (ours, eager, llama, flash, plain)
+    floor = _peer("floor of this machine", "floor", layout, runs)
+    peers = (ours, eager, llama, flash, plain, floor)
     bars = [*speed_bars(ours, eager, [llama, flash]), *build_bars(build), *token_bars(eager, [ours, llama, plain])]
     command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
     report = Report(command, made_at, where, chosen.quick, runs, peers, build, tuple(bars))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from msao_compile.manifest.schema import DecoderFacts
 from msao_compile.runtime.backends.base import Arrays, EngineFile, KVCache
 
 _FAULTS = (Fail, InvalidArgument, InvalidProtobuf, NoSuchFile, RuntimeException)
+_POOL: list[int | None] = []  # ONNX Runtime makes the shared pool once in the life of a process
+_POOL_LOCK = threading.Lock()
 _QUIET = 3  # ONNX Runtime's log level for errors only
 
 
@@ -32,7 +35,7 @@ class OrtEngine:
 
     def __init__(self, file: EngineFile) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = file.settings.threads
+        _give_threads(options, file.settings.threads)
         options.enable_cpu_mem_arena = file.settings.arena
         options.enable_mem_pattern = False  # sequence lengths change with every request
         options.log_severity_level = _QUIET
@@ -57,6 +60,31 @@ class OrtEngine:
         except _FAULTS as error:
             raise StageError(f"{self.path}: {_first_line(error)}") from error
         return dict(zip(self.outputs, found, strict=True))
+
+
+def _give_threads(options: ort.SessionOptions, threads: int) -> None:
+    """The pool that all sessions of this process share, or one of its own for another number of threads.
+
+    After a run the threads of a pool spin for a while, and where every session has its own they take the processors
+    from the module that runs next: 155 ms instead of 118 for a prompt of 94 tokens on 2 cores.
+    """
+    if _shared_threads(threads) == threads:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+
+
+def _shared_threads(wanted: int) -> int | None:
+    """How many threads the shared pool has: what the first session asked for. None: another library made the pool."""
+    with _POOL_LOCK:
+        if not _POOL:
+            try:
+                ort.set_global_thread_pool_sizes(wanted, 1)
+                _POOL.append(wanted)
+            except Fail:
+                _POOL.append(None)
+        return _POOL[0]
 
 
 class InPlaceCache:
