@@ -20,27 +20,40 @@ from tests.bench.timing import Times
 from tests.bench.work import Layout
 
 Found = TypeVar("Found")
+PLAIN = "ONNX Runtime fp32, plain run"
+PEERS = (  # name, module, options, whether it runs in llama.cpp's environment
+    ("msao-compile fp32", "ours_peer", (), False),
+    ("Hugging Face eager fp32", "hf_peer", (), False),
+    ("llama.cpp f32", "llama_peer", (), True),
+    ("llama.cpp f32, flash attention", "llama_peer", ("--flash",), True),
+    (PLAIN, "ort_peer", (), False),
+    ("floor of this machine", "floor", (), False),
+)
 
 
 def main() -> int:
     """Run everything; 0 when every bar is met, else 1."""
     chosen = _arguments()
-    layout, runs = Layout(chosen.folder.resolve()), 1 if chosen.quick else work.RUNS
+    layout, rounds = Layout(chosen.folder.resolve()), 1 if chosen.quick else work.ROUNDS
     where, made_at = machine(), commit()
+    _say("standard model and build")
     _attempt("standard model", lambda: finish(module("tests.bench.standard", str(layout.root))))
-    build = _attempt("build", lambda: build_cost.measure(layout, 1 if chosen.quick else chosen.builds, runs))
-    eager = _peer("Hugging Face eager fp32", "hf_peer", layout, runs)
-    ours = _peer("msao-compile fp32", "ours_peer", layout, runs)
-    llama = _peer("llama.cpp f32", "llama_peer", layout, runs, python=str(chosen.llama_python))
-    flash = _peer(
-        "llama.cpp f32, flash attention", "llama_peer", layout, runs, "--flash", python=str(chosen.llama_python)
-    )
-    plain = _plain(layout, runs)
-    floor = _peer("floor of this machine", "floor", layout, runs)
-    peers = (ours, eager, llama, flash, plain, floor)
+    repeats = 1 if chosen.quick else work.ROUNDS * work.RUNS
+    build = _attempt("build", lambda: build_cost.measure(layout, 1 if chosen.quick else chosen.builds, repeats))
+    # The portable build is not timed: it only makes the graphs of the plain ONNX Runtime peer.
+    portable = _attempt(PLAIN, lambda: finish(build_cost.build_command(layout.portable_recipe, layout)))
+    found: dict[str, Times | Missing] = {PLAIN: portable} if isinstance(portable, Missing) else {}
+    llama_python = str(chosen.llama_python)
+    for turn in range(rounds):
+        for name, file, options, python in PEERS:
+            before = found.get(name)
+            if not isinstance(before, Missing):
+                _say(f"{name}, round {turn + 1} of {rounds}")
+                found[name] = _peer(name, file, layout, options, llama_python if python else sys.executable, before)
+    ours, eager, llama, flash, plain, _ = peers = tuple(found[name] for name, *_ in PEERS)
     bars = [*speed_bars(ours, eager, [llama, flash]), *build_bars(build), *token_bars(eager, [ours, llama, plain])]
     command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
-    report = Report(command, made_at, where, chosen.quick, runs, peers, build, tuple(bars))
+    report = Report(command, made_at, where, chosen.quick, repeats, peers, build, tuple(bars))
     _write(report, chosen.json, chosen.markdown)
     return 0 if all(bar.met for bar in bars) else 1
 
@@ -62,21 +75,14 @@ def _arguments() -> argparse.Namespace:
 
 
 def _peer(
-    name: str, file: str, layout: Layout, runs: int, *options: str, python: str = sys.executable
+    name: str, file: str, layout: Layout, options: tuple[str, ...], python: str, before: Times | None
 ) -> Times | Missing:
-    command = module(f"tests.bench.{file}", str(layout.root), str(runs), *options, python=python)
-    return _attempt(name, lambda: Times.read(result(command)))
-
-
-def _plain(layout: Layout, runs: int) -> Times | Missing:
-    """The portable build is not timed: it only makes this peer's graphs."""
-    name = "ONNX Runtime fp32, plain run"
-    made = _attempt(name, lambda: finish(build_cost.build_command(layout.portable_recipe, layout)))
-    return made if isinstance(made, Missing) else _peer(name, "ort_peer", layout, runs)
+    command = module(f"tests.bench.{file}", str(layout.root), str(work.RUNS), *options, python=python)
+    times = _attempt(name, lambda: Times.read(result(command)))
+    return times if before is None or isinstance(times, Missing) else before.joined(times)
 
 
 def _attempt(name: str, work_to_do: Callable[[], Found]) -> Found | Missing:
-    _say(name)
     try:
         return work_to_do()
     except ChildFailed as error:

@@ -14,7 +14,9 @@ QUIET_LOAD = 1.0
 INTRODUCTION = f"""\
 The standard model: SmolVLM-256M's dimensions with random weights, fp32. The work: one picture of {work.PICTURE_PX} px,
 {work.PROMPT_TOKENS} prompt tokens ({work.IMAGE_TOKENS} of them the picture's), {work.NEW_TOKENS} new tokens, greedy.
-Same weights, same input, same tokens, {work.THREADS} threads; each peer alone in its own process, one after another.
+Same weights, same input, same tokens, {work.THREADS} threads; each peer alone in its own process, one after another in
+{work.ROUNDS} rounds, so that what else the machine does falls on all of them. The floor is what the arithmetic and the
+reading of weights cost at the fastest rates seen here (`tests/bench/floor.py`): no fp32 library can be faster.
 Figures are medians after a warm-up, (smallest-largest); "ours" is this project's median divided by the peer's.
 TPOT is (end to end - time to the first token) / (tokens - 1).
 Absolute times belong to this machine alone; the ratios are the result."""

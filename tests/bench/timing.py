@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -32,6 +32,13 @@ class Times:
         """From what `hand_back` printed."""
         tuples = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
         return cls(**(record | tuples))
+
+    def joined(self, later: Times) -> Times:
+        """The runs of both, in order; checks and tokens of the first, which a later round with others would belie."""
+        if later.token_ids != self.token_ids:
+            raise ValueError(f"{self.name} gave other tokens in a later round")
+        figures = ("prefill_ms", "tpot_ms", "vision_ms", "ttft_ms")
+        return replace(self, **{name: getattr(self, name) + getattr(later, name) for name in figures})
 
     def hand_back(self) -> None:
         """Print as the last line of stdout, where the parent reads it."""
