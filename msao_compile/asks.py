@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -41,7 +42,11 @@ def load(model: ModelParts, component: Component, folder: Path) -> Ask:
     layout = [[entry["name"], entry["digest"], entry.get("offset"), entry.get("borrowed")] for entry in entries]
     tensors = [{key: value for key, value in entry.items() if key != "digest"} for entry in entries]
     size = component["weight_bytes"]
-    fields = {"module": component["id"], "layout": sha256_bytes(canonical_json(layout))}
+    fields = {
+        "module": component["id"],
+        "layout": sha256_bytes(canonical_json(layout)),
+        "code": source_digest("families/checkpoint.py", "stages/load.py"),
+    }
 
     def arguments(workspace: Path) -> dict[str, Any]:
         return {"checkpoint": str(folder), "tensors": tensors, "size_bytes": size, "output": str(workspace / "data")}
@@ -108,6 +113,7 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
     fields = {
         "graphs": graphs,
         "host": [entry.name, entry.family, entry.image_token_id, dict(entry.family_facts)],
+        "config": stock.digest(folder / "config.json"),
         "weights": stock.digest_all(weight_files(folder)),
         "bounds": dict(bounds),
         "steps": steps,
@@ -132,7 +138,13 @@ def engine(module: Module, dialect: Dialect, settings: RuntimeSettings, stock: S
     graph = next(graph for graph in module.graphs if graph.dialect == dialect)
     files = {reference.sha256: Path(reference.path).name for reference in (graph.file, *graph.data)}
     plain = settings.model_dump(mode="json")
-    fields = {"files": sorted(files), "settings": plain, "tools": versions(RUN_TOOLS)}
+    fields = {
+        "files": sorted(files),
+        "settings": plain,
+        "machine": machine(),
+        "tools": versions(RUN_TOOLS),
+        "code": source_digest("runtime/backends", "stages/build.py"),
+    }
     place = Path(graph.file.path)
 
     def prepare(workspace: Path) -> None:
@@ -149,6 +161,7 @@ def measure(draft: Deployment, stock: Stock) -> Ask:
     """Every route of the deployment, timed."""
     fields = {
         "manifest": sha256_bytes(draft.model_dump_json().encode()),
+        "machine": machine(),
         "tools": versions(RUN_TOOLS),
         "code": source_digest("runtime", "stages/measure.py"),
     }
@@ -169,6 +182,20 @@ def _place(entry: Mapping[str, Any], component: Component, by_name: Mapping[str,
     owner, name = entry["borrowed"]
     held = next(other for other in by_name[owner]["tensors"] if other["name"] == name)
     return _place(held, by_name[owner], by_name) | {"shape": entry["shape"]}
+
+
+@cache
+def machine() -> dict[str, str | int]:
+    """What timings and opened engines depend on here: a store that was carried to another machine proves nothing."""
+    system = os.uname()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    # Without a model name (many ARM cores) the numbers of implementer and part stand for it.
+    named = ("model name", "CPU implementer", "CPU part")
+    cpu = sorted({line.replace("\t", "") for line in lines if line.startswith(named)})
+    return {"cpu": "; ".join(cpu), "platform": f"{system.sysname} {system.machine}", "cores": os.cpu_count() or 0}
 
 
 @cache

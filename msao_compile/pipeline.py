@@ -9,11 +9,14 @@ neither torch nor onnx.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from msao_compile.errors import InputError
 from msao_compile.recipe.read import read_recipe
+from msao_compile.recipe.schema import Recipe
 from msao_compile.runner import Built, Event, Options, Runner, Step
 from msao_compile.steps import Steps
 
@@ -26,7 +29,9 @@ def plan(recipe_path: Path, options: Options) -> tuple[Step, ...]:
     Raises:
         InputError: the recipe or a checkpoint cannot be used.
     """
-    runner = Runner(read_recipe(recipe_path), options, tell=None)
+    recipe = read_recipe(recipe_path)
+    _check_places(recipe, options, os.R_OK)
+    runner = Runner(recipe, options, tell=None)
     steps = Steps(runner)
     if steps.split() and steps.export() and steps.parity():
         steps.engines()
@@ -41,7 +46,9 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         InputError: the recipe or a checkpoint cannot be used. StageError: a stage failed. GateError: parity failed.
     """
     started = time.perf_counter()
-    runner = Runner(read_recipe(recipe_path), options, tell)
+    recipe = read_recipe(recipe_path)
+    _check_places(recipe, options, os.W_OK)
+    runner = Runner(recipe, options, tell)
     with runner.store.in_use():
         steps = Steps(runner)
         steps.split()
@@ -53,3 +60,15 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         folder = options.out / runner.recipe.name
         steps.stock.deploy(folder, deployment)
     return Built(folder, deployment, runner.ran, runner.reused, time.perf_counter() - started)
+
+
+def _check_places(recipe: Recipe, options: Options, mode: int) -> None:
+    """Before the first stage, because the deployment is written after the last one.
+
+    Raises:
+        InputError: a folder that a build writes to cannot be one.
+    """
+    for option, folder in (("--out", options.out / recipe.name), ("--store", options.store)):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, mode)):
+            raise InputError(f"{option}: {there} is no folder that can be used; choose another place")

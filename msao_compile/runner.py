@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from msao_compile.errors import Interrupted
-from msao_compile.farm.job import Job
+from msao_compile.farm.job import Job, Progress
 from msao_compile.farm.local import run as run_job
 from msao_compile.farm.process import stopped_by_signals
 from msao_compile.manifest.evidence import StageRun
@@ -22,6 +23,8 @@ from msao_compile.store.inputs import Inputs
 from msao_compile.store.key import Key
 from msao_compile.store.record import Record
 from msao_compile.store.store import Store
+
+INTERRUPTED = "interrupted; what was finished is kept, and the next build continues"
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,16 @@ class Event:
 
     stage: str
     subject: str
-    state: Literal["started", "finished", "reused", "deferred"]
+    state: Literal["started", "working", "finished", "reused", "deferred"]
     seconds: float
     expected_seconds: float | None
+    begun: int
+    """How many were started or found finished, this one included."""
     done: int
     total: int
     peak_rss_bytes: int | None = None
+    detail: str = ""
+    """What a `working` stage says of itself."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Ask:
     """One stage run to ask for.
 
     `arguments(workspace)` gives what the child is called with; `outputs` are the files it leaves, by name.
-    `inputs(workspace)` puts files there first.
+    `prepare(workspace)` puts files there first.
     """
 
     stage: str
@@ -108,7 +115,7 @@ class Runner:
         self.inputs = Inputs(options.store / "inputs.json", write=not self.planning)
         self.steps: list[Step] = []
         self.stages: list[StageRun] = []
-        self.ran = self.reused = self.total = 0
+        self.begun = self.ran = self.reused = self.total = 0
         self._lock = threading.Lock()
 
     def ask(self, asks: Sequence[Ask]) -> list[Record | None]:
@@ -130,10 +137,12 @@ class Runner:
                 stop.set()
         if failures:
             raise next((error for error in failures if not isinstance(error, Interrupted)), failures[0])
+        if stop.is_set():  # a signal that met no running child must end the build all the same
+            raise Interrupted(INTERRUPTED)
         return [future.result() for future in futures]
 
     def _plan(self, ask: Ask) -> Record | None:
-        found = self.store.peek(ask.key)
+        found = self.store.peek(ask.key, "digest")  # as `_run` looks: a plan that trusts sizes would promise too much
         before = nearest(self.store, ask.key)
         known = found if isinstance(found, Record) else before
         cost = {"seconds": _number(known, "seconds"), "peak_rss_bytes": _whole(known, "peak_rss_bytes")}
@@ -168,11 +177,12 @@ class Runner:
             if isinstance(found, Record):
                 return self._reuse(ask, found)
             if stop.is_set():
-                raise Interrupted("interrupted; what was finished is kept, and the next build continues")
+                raise Interrupted(INTERRUPTED)
             return self._make(ask, stop)
 
     def _reuse(self, ask: Ask, found: Record) -> Record:
         with self._lock:
+            self.begun += 1
             self.reused += 1
         self._note(ask, found)
         self._say(ask.stage, ask.subject, "reused", 0.0, None)
@@ -180,6 +190,8 @@ class Runner:
 
     def _make(self, ask: Ask, stop: threading.Event) -> Record:
         expected = _number(nearest(self.store, ask.key), "seconds")
+        with self._lock:
+            self.begun += 1
         self._say(ask.stage, ask.subject, "started", 0.0, expected)
         started = time.perf_counter()
         with self.store.workspace() as folder:
@@ -190,7 +202,7 @@ class Runner:
                 arguments=ask.arguments(folder),
                 threads=self.recipe.runtime.threads,
             )
-            result = run_job(job, None, stop)
+            result = run_job(job, partial(self._working, ask, expected), stop)
             seconds = time.perf_counter() - started
             payload = {"result": result.value, "seconds": seconds, "peak_rss_bytes": result.peak_rss_bytes}
             record = self.store.commit(ask.key, {name: folder / file for name, file in ask.outputs.items()}, payload)
@@ -199,6 +211,13 @@ class Runner:
         self._note(ask, record)
         self._say(ask.stage, ask.subject, "finished", seconds, expected, result.peak_rss_bytes)
         return record
+
+    def _working(self, ask: Ask, expected: float | None, record: Progress) -> None:
+        if self.tell is not None:
+            done, detail = self.ran + self.reused, ", ".join(f"{name} {value}" for name, value in record.items())
+            self.tell(
+                Event(ask.stage, ask.subject, "working", 0.0, expected, self.begun, done, self.total, detail=detail)
+            )
 
     def _note(self, ask: Ask, record: Record) -> None:
         run = StageRun(
@@ -215,7 +234,8 @@ class Runner:
         self, stage: str, subject: str, state: Any, seconds: float, expected: float | None, peak: int | None = None
     ) -> None:
         if self.tell is not None:
-            self.tell(Event(stage, subject, state, seconds, expected, self.ran + self.reused, self.total, peak))
+            done = self.ran + self.reused
+            self.tell(Event(stage, subject, state, seconds, expected, self.begun, done, self.total, peak))
 
 
 def _number(record: Record | None, name: str) -> float | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from msao_compile import asks
 from msao_compile.errors import InputError, RecipeError
-from msao_compile.families.checkpoint import read_config, side_files
+from msao_compile.families.checkpoint import read_config
+from msao_compile.families.side_files import lacks, side_files
 from msao_compile.manifest.evidence import BuildEvidence, MeasureEvidence, ParityEvidence, ParityRow
 from msao_compile.manifest.schema import (
     SCHEMA_MAJOR,
@@ -22,7 +24,7 @@ from msao_compile.manifest.schema import (
     RuntimeSettings,
     Task,
 )
-from msao_compile.recipe.schema import Bounds, TargetChoice
+from msao_compile.recipe.schema import KV_CAPACITY, Bounds, TargetChoice
 from msao_compile.recipe.targets import find
 from msao_compile.runner import Ask, Runner
 from msao_compile.runtime.compare import refuse_failures
@@ -31,7 +33,7 @@ from msao_compile.stages.compose import Exported, ModelParts
 from msao_compile.stock import Stock, result
 from msao_compile.store.record import Record
 
-KV_CAPACITY = 2048
+logger = logging.getLogger(__name__)
 BOUNDS = Bounds(min_cosine=0.9999, max_abs=1e-3)
 
 
@@ -41,18 +43,27 @@ class Steps:
     def __init__(self, runner: Runner) -> None:
         self.runner, self.recipe, self.stock = runner, runner.recipe, Stock(runner)
         self.targets = _targets(runner)
-        self.dialects: tuple[Dialect, ...] = tuple(sorted({choice.graph_dialect for choice in self.targets.values()}))
         self.checkpoints = {name: Path(model.checkpoint) for name, model in self.recipe.models.items()}
         self.parts: list[ModelParts] = []
         self.exported: dict[str, Exported] = {}
         self.rows: list[ParityRow] = []
+        self.bounds = (self.recipe.parity.fp32 or BOUNDS).model_dump(mode="json")
         self.measured: MeasureEvidence | None = None
         self.entries: list[Engine] = []
+        self.can_answer = True
+
+    @property
+    def dialects(self) -> list[Dialect]:
+        """What the targets need of every module."""
+        return sorted({choice.graph_dialect for choice in self.targets.values()})
 
     def split(self) -> bool:
         """Which modules each model has."""
         for folder in self.checkpoints.values():
             read_config(folder)
+            if lack := lacks(folder):
+                self.can_answer = False
+                logger.warning("%s", lack)
         records = self.runner.ask([asks.split(name, folder, self.stock) for name, folder in self.checkpoints.items()])
         if not all(records):
             return self._later(("load", "export", "parity", "build", "measure"), "split")
@@ -81,22 +92,35 @@ class Steps:
             self.exported[part["id"]] = Exported(self.stock.output(record, "data"))
         if not all(loads):
             return self._later(("export", "parity", "build", "measure"), "load")
+        self._keep_other_targets(distinct)
         if not self._graphs(distinct):
             return self._later(("parity", "build", "measure"), "export")
         return True
 
+    def _keep_other_targets(self, distinct: list[tuple[ModelParts, Mapping[str, Any]]]) -> None:
+        """With --target: the others stay in the deployment where the store has all their graphs, and leave it else."""
+        kept = {}
+        for name, choice in self.recipe.targets.items():
+            graphs = (self._export(model, part, choice.graph_dialect) for model, part in distinct)
+            if name in self.targets or (
+                _can_be_built(choice) and all(isinstance(self.runner.store.peek(ask.key), Record) for ask in graphs)
+            ):
+                kept[name] = choice
+            else:
+                logger.warning("target %s is left out: the store lacks a graph of it; build without --target", name)
+        self.targets = kept
+
     def _graphs(self, distinct: list[tuple[ModelParts, Mapping[str, Any]]]) -> bool:
         wanted = [(model, part, dialect) for model, part in distinct for dialect in self.dialects]
-        records = self.runner.ask([self._graph(*item) for item in wanted])
+        records = self.runner.ask([self._chosen(self._export(*item), item[1]) for item in wanted])
         for (_, part, dialect), record in zip(wanted, records, strict=True):
             blob = self.stock.output(record, "graph")
             if blob is not None and record is not None:
                 self.exported[part["id"]].graphs[dialect] = (blob, result(record))
         return all(records)
 
-    def _graph(self, model: ModelParts, part: Mapping[str, Any], dialect: Dialect) -> Ask:
-        folder = self.checkpoints[model.name]
-        return self._chosen(asks.export(model, part, dialect, folder, self.exported, self.stock), part)
+    def _export(self, model: ModelParts, part: Mapping[str, Any], dialect: Dialect) -> Ask:
+        return asks.export(model, part, dialect, self.checkpoints[model.name], self.exported, self.stock)
 
     def parity(self) -> bool:
         """Every model against its torch original; a FAIL ends the build.
@@ -104,16 +128,15 @@ class Steps:
         Raises:
             GateError: a comparison is outside the recipe's bounds.
         """
-        bounds = (self.recipe.parity.fp32 or BOUNDS).model_dump(mode="json")
         draft = self._manifest(tuple(self._draft_engines()), {})
         records = self.runner.ask(
-            [asks.parity(model, self.checkpoints[model.name], bounds, draft, self.stock) for model in self.parts]
+            [asks.parity(model, self.checkpoints[model.name], self.bounds, draft, self.stock) for model in self.parts]
         )
         for record in records:
             self.rows += ParityEvidence.model_validate(result(record)).rows if record is not None else ()
         if not all(records):
             return self._later(("build", "measure"), "parity")
-        refuse_failures(ParityEvidence(rows=tuple(self.rows)))
+        refuse_failures(self._evidence())
         return True
 
     def _draft_engines(self) -> Iterator[Engine]:
@@ -134,17 +157,28 @@ class Steps:
         self.runner.ask(
             [asks.engine(module, dialect, settings, self.stock) for module in modules for dialect in dialects]
         )
+        homes = compose.owners(self.parts)
         for name, choice in self.targets.items():
-            entries = [build.describe(module.id, module.component, name, choice) for module in modules]
+            entries = [
+                build.describe(module, name, choice, self._proven(module, choice.graph_dialect)) for module in modules
+            ]
             for entry, module in zip(entries, modules, strict=True):
                 if entry.status == "deferred":
-                    self.runner.defer(f"{module.component} for {name}", entry.reason or "")
+                    self.runner.defer(f"{homes[module.id]}/{module.component} for {name}", entry.reason or "")
             self.entries += entries
 
+    def _proven(self, module: Module, dialect: Dialect) -> bool:
+        """Whether every row about the module, and about the whole of each model that has it, is PASS in a dialect."""
+        having = {parts.name for parts in self.parts for part in parts.split["components"] if part["id"] == module.id}
+        needed = {(model, subject) for model in having for subject in (module.component, "whole")}
+        rows = [row for row in self.rows if row.dialect == dialect and (row.model, row.subject) in needed]
+        return {(row.model, row.subject, row.verdict) for row in rows} == {(*about, "PASS") for about in needed}
+
     def measure(self) -> None:
-        """Time the routes, where this machine can run them and the checkpoints have tokenizers."""
-        runnable = any(entry.status == "parity" for entry in self.entries)
-        if not runnable or not all("tokenizer.json" in model.side_files for model in self.parts):
+        """Time the routes, where this machine can run them and the checkpoints have what `run` needs."""
+        proven = {entry.module for entry in self.entries if entry.status == "parity"}
+        runnable = proven == {module.id for module in self._modules()}
+        if not runnable or not self.can_answer:
             return
         [record] = self.runner.ask([asks.measure(self._manifest(tuple(self.entries), {}), self.stock)])
         self.measured = None if record is None else MeasureEvidence.model_validate(result(record))
@@ -153,7 +187,7 @@ class Steps:
         """The manifest of what was built and proven."""
         stages = tuple(sorted(self.runner.stages, key=lambda run: (run.stage, run.subject)))
         evidence = {
-            "parity": self.stock.evidence("parity", ParityEvidence(rows=tuple(self.rows))),
+            "parity": self.stock.evidence("parity", self._evidence()),
             "build": self.stock.evidence("build", BuildEvidence(stages=stages, tools=asks.versions(asks.EXPORT_TOOLS))),
         }
         if self.measured is not None:
@@ -177,6 +211,9 @@ class Steps:
             runtime=self._settings(),
             evidence=dict(evidence),
         )
+
+    def _evidence(self) -> ParityEvidence:
+        return ParityEvidence(rows=tuple(self.rows), bounds=self.bounds)
 
     def _modules(self) -> tuple[Module, ...]:
         return compose.modules(self.parts, self.exported)
@@ -216,9 +253,7 @@ def _targets(runner: Runner) -> dict[str, TargetChoice]:
     for name in wanted:
         if name not in recipe.targets:
             raise InputError(f"--target {name}: no such target; the recipe has {', '.join(recipe.targets)}")
-        choice = recipe.targets[name]
-        precisions = {choice.precision} if isinstance(choice.precision, str) else set(choice.precision.values())
-        if find(choice.device).platform_kind == "cpu" and precisions != {"fp32"}:
+        if not _can_be_built(recipe.targets[name]):
             raise RecipeError(
                 f'targets.{name}.precision: only fp32 is built for local-cpu so far; set precision = "fp32"'
             )
@@ -231,3 +266,9 @@ def _targets(runner: Runner) -> dict[str, TargetChoice]:
                 f"{model.checkpoint} at revision {model.revision} and name the folder"
             )
     return {name: recipe.targets[name] for name in wanted}
+
+
+def _can_be_built(choice: TargetChoice) -> bool:
+    """Whether this version can serve a target: other precisions than fp32 only as something left to the device."""
+    precisions = {choice.precision} if isinstance(choice.precision, str) else set(choice.precision.values())
+    return find(choice.device).platform_kind != "cpu" or precisions == {"fp32"}

@@ -20,10 +20,12 @@ def reference(folder: Path, path: str, content: bytes) -> dict[str, Any]:
 
 def content(folder: Path) -> dict[str, Any]:
     """The manifest of the folder, whose files are written."""
-    spec = {"name": "inputs_embeds", "dtype": "float32", "shape": ["batch_size", 8]}
+    shapes = {"inputs_embeds": ["batch_size", 8], "position_ids": ["batch_size", 2], "logits": ["batch_size", 16],
+              **{f"past_key_values.0.{kind}": ["batch_size", 1, "past", 4] for kind in ("key", "value")}}  # fmt: skip
+    specs = [{"name": name, "dtype": "float32", "shape": shape} for name, shape in shapes.items()]
     graph = {
         "dialect": "fused", "opset": 23, "file": reference(folder, "modules/edge/decoder.onnx", b"graph"),
-        "data": [reference(folder, "modules/edge/decoder.onnx.data", bytes(64))], "inputs": [spec], "outputs": [spec],
+        "data": [reference(folder, "modules/edge/decoder.onnx.data", bytes(64))], "inputs": specs, "outputs": specs,
     }  # fmt: skip
     facts = {
         "hidden_size": 8, "vocab_size": 16, "num_layers": 1, "num_key_value_heads": 1, "head_dim": 4,

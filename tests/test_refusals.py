@@ -106,11 +106,16 @@ def absent(path: Path, picture: Path) -> None:
     return
 
 
+def pipe(path: Path, picture: Path) -> None:
+    os.mkfifo(path)
+
+
 PICTURES = {
     not_an_image: "is not an image that can be read; convert it to PNG or JPEG",
     truncated: "is a truncated or damaged image",
     empty: "has no bytes; copy or download the image again",
     folder: "is a directory; give the path of one image file in it",
+    pipe: "is a pipe or a device; give the path of an image file",
     bomb: "20000 x 20000 = 400000000 pixels|decompression bomb",
     absent: "does not exist; give the path of an image file",
 }
@@ -126,6 +131,11 @@ def test_a_picture_that_cannot_be_used_is_refused(
     sentence = refused(capsys, "run", deployment, "--prompt", "what?", "--image", path, "--route", route)
     assert any(said in sentence for said in PICTURES[make].split("|")), sentence
     assert (route == "cloud" and path.is_file()) or "given.png" in sentence
+
+
+def test_a_placeholder_without_a_picture_is_refused(deployment: Path, capsys: Capture) -> None:
+    sentence = refused(capsys, "run", deployment, "--prompt", "<image>")
+    assert "holds 1 picture placeholder where the pictures give 0 features" in sentence
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t"])

@@ -1,5 +1,6 @@
 """Everything that is measured on the held-out set, as plain counts."""
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def measure(models: Path, split: Split, count: int, progress: Callable[[str], No
         "set": split,
         "questions": count,
         "blind": _right(rows, blind_guesses(rows)),
+        "weights_sha256": weight_digests(models),
         "models": {},
     }
     shown: dict[str, list[Answer]] = {}
@@ -54,6 +56,12 @@ def measure(models: Path, split: Split, count: int, progress: Callable[[str], No
     right = [answer.text == row.answer for answer, row in zip(shown["edge"], rows, strict=True)]
     result["edge_confidence_auroc"] = auroc([answer.confidence for answer in shown["edge"]], right)
     return result
+
+
+def weight_digests(models: Path) -> dict[str, str]:
+    """What was measured: SHA-256 of each model's weights."""
+    files = {name: models / f"shapes-{name}" / "model.safetensors" for name in ("edge", "cloud")}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def blind_guesses(rows: Sequence[Sample]) -> list[str]:

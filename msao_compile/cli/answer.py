@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,15 +26,17 @@ class RouteChoice(StrEnum):
     EDGE = "edge"
     CLOUD = "cloud"
     SPLIT = "split"
-    TEXT = "text"
 
 
 def run(
     context: typer.Context,
     deployment: DeploymentFolder,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask.", show_default=False)],
-    image: Annotated[Path | None, typer.Option(metavar="F", help="A picture to ask about.", show_default=False)] = None,
+    image: Annotated[str | None, typer.Option(metavar="F", help="A picture to ask about.", show_default=False)] = None,
     route: Annotated[RouteChoice, typer.Option(help="Where the answer is computed.")] = RouteChoice.AUTO,
+    task: Annotated[
+        str | None, typer.Option(metavar="T", help="Which task, where several have the route.", show_default=False)
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Stop after so many tokens.")] = 32,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the draw where the temperature is above 0.")] = 0,
@@ -47,8 +48,9 @@ def run(
 
     talk = talk_of(context, as_json, quiet)
     options: dict[str, Any] = {
-        "image": image and str(image),
+        "image": image,
         "route": route.value,
+        "task": task,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "seed": seed,
@@ -81,7 +83,7 @@ def account(answer: Answer) -> str:
     parts = [
         answer.route + (", verified by the cloud model" if answer.verified and answer.route == "speculate" else ""),
         f"first token {units.milliseconds(timing.ttft_ms)} ms" + (f" ({modules})" if modules else ""),
-        f"{units.milliseconds(timing.tpot_ms)} ms/token" if len(answer.token_ids) > 1 else "",
+        f"{units.milliseconds(timing.tpot_ms)} ms/token" if timing.tpot_ms is not None else "",
         units.plural(len(answer.token_ids), "token"),
         f"{units.size(timing.bytes_up)} sent"
         + (f", {units.size(timing.bytes_down)} received" if timing.bytes_down else ""),

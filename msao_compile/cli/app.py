@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from msao_compile.cli import answer, care, doctor, look, make, prove, report
-from msao_compile.cli.talk import StderrHandler, Talk, printable
-from msao_compile.errors import MsaoError
+from msao_compile.cli import answer, care, doctor, draw, look, make, prove, report
+from msao_compile.cli.talk import StderrHandler, Talk, write_line
+from msao_compile.errors import InputError, MsaoError
 
 PROGRAM = "msao-compile"
 INTERRUPTED = 130
@@ -29,7 +31,6 @@ EXTRAS = {
     "onnxruntime": "ort",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
-    "jinja2": "compile",
 }
 
 COMMANDS = (
@@ -55,7 +56,6 @@ app = typer.Typer(
     help="Split multimodal checkpoints into modules, build them for edge and cloud, prove that they agree, run them.",
     epilog=EXIT_CODES,
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -63,8 +63,17 @@ for _function, _short, _example in COMMANDS:
     app.command(short_help=_short, epilog=f"\b\nExample:\n  {PROGRAM} {_example}")(_function)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        draw.line(f"{PROGRAM} {version(PROGRAM)}")
+        raise typer.Exit
+
+
 @app.callback()
 def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log; may stand anywhere.")] = False,
 ) -> None:
     """`main` takes --debug out of the arguments wherever it stands; it is declared here for the help page."""
@@ -77,7 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     talk = Talk(as_json="--json" in given, quiet="--quiet" in given)
     _prepare(debug)
     try:
-        code = app([word for word in given if word != "--debug"], PROGRAM, standalone_mode=False, obj=talk)
+        if sys.stdout is None:
+            raise InputError("stdout is closed, so the result would be lost; open it, or send it to a file")
+        words = [word for word in given if word != "--debug"] or ["--help"]
+        code = app(words, PROGRAM, standalone_mode=False, obj=talk)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         talk.close()
@@ -91,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare(debug: bool) -> None:
+    sys.stderr = sys.stderr or io.StringIO()  # where it is closed, `print` would write talk to stdout
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -103,10 +116,12 @@ def _fail(talk: Talk, error: BaseException, debug: bool) -> int:
     name, sentence, code = failure(error)
     if debug:
         traceback.print_exception(error)
-    print(f"error: {printable(sentence)}", file=sys.stderr, flush=True)
+    write_line(f"error: {sentence}")
     try:
         talk.close({"class": name, "message": sentence, "exit_code": code})
-    except BrokenPipeError:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
         _reader_left()
     return code
 
@@ -119,11 +134,13 @@ def failure(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, MsaoError):
         return kind, " ".join(str(error).split()), error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "Interrupted", "interrupted; what was finished is kept, run the same command to continue", INTERRUPTED
+        return "Interrupted", "interrupted", INTERRUPTED
     if isinstance(error, typer.TyperException):
         return "UsageError", _usage(error), 2
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
         return "MissingTool", f"{error.name} is not installed: pip install 'msao-compile[{extra}]'", 4
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return kind, f"writing failed ({error.strerror}); free some space or send the output elsewhere", UNEXPECTED
     said = " ".join(str(error).split())
     return kind, f"unexpected {kind}{': ' + said if said else ''}; rerun with --debug to see where", UNEXPECTED
 

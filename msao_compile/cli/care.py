@@ -30,7 +30,7 @@ def gc(
     facts = {
         "store": str(store),
         "deployments": deployments,
-        "kept_objects": len(keep),
+        "kept_objects": collected.kept_objects,
         "removed": collected.count,
         "freed_bytes": collected.size_bytes,
     }
@@ -52,7 +52,8 @@ def named_objects(out: Path) -> tuple[list[str], set[str]]:
     from msao_compile.manifest.schema import MANIFEST_NAME
     from msao_compile.runtime.loader import locate, read_manifest
 
-    folders = sorted(path.parent for path in out.glob(f"*/{MANIFEST_NAME}"))
+    # A hidden folder is one that a killed build left half-written.
+    folders = sorted(path.parent for path in out.glob(f"[!.]*/{MANIFEST_NAME}"))
     if not folders:
         raise InputError(
             f"{out}: holds no deployment, so everything would be removed; give the right --out, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def recipe(path: Path) -> Contents:
         Sheet(("task", "models"), tasks),
     )
     facts = {"kind": "recipe", "path": str(path), **found.model_dump(mode="json")}
-    return Contents(f"recipe {found.name}", facts, sheets, remark=f"next: msao-compile plan {path}")
+    return Contents(f"recipe {found.name}", facts, sheets, remark=f"next: msao-compile plan {shlex.quote(str(path))}")
 
 
 def _pairs(table: Mapping[Any, str]) -> str:
@@ -186,7 +187,9 @@ def checkpoint(folder: Path) -> Contents:
         "groups": [{"name": name, "tensors": n, "params": p, "bytes": b} for name, (n, p, b) in groups.items()],
     }
     title = f"checkpoint {config['model_type']} ({', '.join(architectures)})"
-    remark = f"{units.plural(len(files), 'file')}, {units.size(total)}; next: msao-compile init {folder}"
+    remark = (
+        f"{units.plural(len(files), 'file')}, {units.size(total)}; next: msao-compile init {shlex.quote(str(folder))}"
+    )
     return Contents(
         title,
         facts,
@@ -206,32 +209,40 @@ def onnx_file(path: Path) -> Contents:
 
 
 def store(folder: Path) -> Contents:
-    """A store: what it holds by kind, and what no record names."""
+    """A store: what it holds by kind, each object once, and what is damaged; nothing in it is changed."""
     from msao_compile.store.store import Store
 
     opened = Store(folder)
+    damages = opened.verify()
     kinds = sorted(path.name for path in (folder / "records").glob("*") if path.is_dir())
     rows: list[dict[str, Any]] = []
     named: set[str] = set()
     for kind in kinds:
         found = opened.records(kind)
         blobs = {blob.sha256: blob.size_bytes for record in found for blob in record.outputs.values()}
-        rows.append({"kind": kind, "records": len(found), "objects": len(blobs), "bytes": sum(blobs.values())})
+        fresh = [size for sha256, size in blobs.items() if sha256 not in named]
+        rows.append({"kind": kind, "records": len(found), "objects": len(fresh), "bytes": sum(fresh)})
         named |= set(blobs)
     objects = {path.name: path.stat().st_size for path in (folder / "objects").glob("??/*")}
+    unnamed = [size for sha256, size in objects.items() if sha256 not in named]
     facts: dict[str, Any] = {
         "kind": "store",
         "path": str(folder),
         "records": rows,
         "objects": len(objects),
         "size_bytes": sum(objects.values()),
-        "unnamed_objects": len(objects.keys() - named),
+        "unnamed_objects": len(unnamed),
         "missing_objects": len(named - objects.keys()),
+        "damaged": [damage.model_dump() for damage in damages],
     }
-    cells = tuple((row["kind"], str(row["records"]), str(row["objects"]), units.size(row["bytes"])) for row in rows)
-    sheet = Sheet(("records of", "records", "objects", "size"), cells, frozenset({1, 2, 3}))
+    cells = [(row["kind"], str(row["records"]), str(row["objects"]), units.size(row["bytes"])) for row in rows]
+    cells.append(("no stage: checkpoints' files and evidence", "", str(len(unnamed)), units.size(sum(unnamed))))
+    sheet = Sheet(("made by", "records", "objects", "size"), tuple(cells), frozenset({1, 2, 3}))
     title = f"store of {units.plural(len(objects), 'object')}, {units.size(facts['size_bytes'])}"
-    return Contents(title, facts, (sheet,), remark=f"next: msao-compile gc --store {folder}")
+    collect = f"msao-compile gc --store {shlex.quote(str(folder))} --out DIR, where DIR holds every deployment to keep"
+    faults = tuple(f"{folder}: {damage}; remove it with {collect}, then build again" for damage in damages)
+    sheets = (sheet, Sheet(("damaged",), tuple((fault,) for fault in faults))) if faults else (sheet,)
+    return Contents(title, facts, sheets, faults, f"every byte is as stored; next: {collect}")
 
 
 _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Contents]], ...] = (

@@ -46,7 +46,7 @@ def doctor(context: typer.Context, as_json: Json = False, quiet: Quiet = False) 
         "gpu": gpu,
         "backends": [asdict(one) for one in backends],
         "packages": packages,
-        "can_run": any(one.present for one in backends),
+        "can_run": any(one.present and answers_with(one.name) for one in backends),
         "can_compile": all(packages[name] for name in COMPILE_PACKAGES),
     }
     talk.reply(facts, lambda: draw.table(("", "what", "found", "to do"), [_cells(one) for one in findings]))
@@ -59,6 +59,13 @@ def may_ask(name: str, gpu: Mapping[str, Any]) -> bool:
     return name not in NEEDS_GPU or bool(gpu.get("usable"))
 
 
+def answers_with(name: str) -> bool:
+    """Whether the runtime of this version opens engines with a backend; others are only looked at."""
+    from msao_compile.runtime.backends.base import BACKENDS
+
+    return BACKEND_EXTRAS[name] in {extra for _, extra in BACKENDS.values()}
+
+
 def backend(name: str, gpu: Mapping[str, Any], answer: Mapping[str, Any] | None) -> Finding:
     """What is known of a backend; `answer` is None where it was not asked for want of a GPU."""
     install = f"pip install 'msao-compile[{BACKEND_EXTRAS[name]}]'"
@@ -69,7 +76,8 @@ def backend(name: str, gpu: Mapping[str, Any], answer: Mapping[str, Any] | None)
     if "error" in answer:
         return Finding(name, False, str(answer["error"]), install)
     providers = ", ".join(answer.get("providers", ()))
-    return Finding(name, True, str(answer["version"]) + (f", {providers}" if providers else ""))
+    advice = "" if answers_with(name) else "this version runs no deployment with it yet"
+    return Finding(name, True, str(answer["version"]) + (f", {providers}" if providers else ""), advice)
 
 
 def gpu_finding(gpu: Mapping[str, Any]) -> Finding:

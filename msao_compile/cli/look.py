@@ -33,7 +33,7 @@ def inspect(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a path is and what is in it; every digest of a deployment is verified."""
+    """Say what a path is and what is in it; every digest of a deployment or of a store is verified."""
     from msao_compile.cli.contents import look_into
 
     talk = talk_of(context, as_json, quiet)

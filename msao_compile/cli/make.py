@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from msao_compile.pipeline import Built, Step
 
 MODULE_HEADERS = ("component", "parameters", "size")
+logger = logging.getLogger(__name__)
 PLAN_HEADERS = ("", "stage", "subject", "time", "peak memory", "disk", "why")
 
 
@@ -33,17 +36,23 @@ def init(
     quiet: Quiet = False,
 ) -> None:
     """Look into a checkpoint and propose a recipe: its family, its modules, their sizes, sensible targets."""
+    from msao_compile.families.side_files import lacks
+
     talk = talk_of(context, as_json, quiet)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: holds no config.json; give the folder that `save_pretrained` wrote")
     if output.exists():
         raise InputError(f"{output}: exists already and may hold your edits; choose another name with -o, or remove it")
     found = _proposed(checkpoint, output)
+    if lack := lacks(checkpoint):
+        logger.warning("%s", lack)
     _write(output, found["recipe_toml"])
     facts = {"recipe": str(output), "family": found["family"], "modules": found["modules"]}
     rows = [(one["component"], units.count(one["params"]), units.size(one["bytes"])) for one in found["modules"]]
     talk.reply(facts, lambda: draw.table(MODULE_HEADERS, rows, frozenset({1, 2})))
-    talk.say(f"family {found['family']}; wrote {output}: read it, then run `msao-compile plan {output}`")
+    talk.say(
+        f"family {found['family']}; wrote {output}: read it, then run `msao-compile plan {shlex.quote(str(output))}`"
+    )
 
 
 def plan(
@@ -151,6 +160,8 @@ def built_summary(built: Built) -> str:
     parts = [f"{units.plural(built.ran, 'stage')} ran", f"{built.reused} reused"]
     if waiting:
         parts.append(f"{units.plural(waiting, 'engine')} left to the device")
+    if unproven := sum(1 for engine in built.deployment.engines if engine.status == "ran"):
+        parts.append(f"{units.plural(unproven, 'engine')} that nothing will use: see the parity rows that are not PASS")
     return f"{', '.join(parts)}, {units.seconds(built.seconds)}"
 
 
@@ -190,6 +201,10 @@ def _plan_row(step: Step) -> tuple[str, ...]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text.encode())
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{path}: not written, because the checkpoint's path is not UTF-8; rename that folder"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another name with -o") from error

@@ -40,13 +40,13 @@ def plain_line(event: Event) -> str:
         return f"{subject} … {units.seconds(event.seconds)}{peak}"
     if event.state == "deferred":
         return f"{subject} … deferred to the device"
-    if event.state == "reused":
+    if event.state in ("reused", "working"):
         return ""
     if event.expected_seconds is None:
-        return f"{subject} started ({event.done + 1} of {event.total})"
+        return f"{subject} started ({event.begun} of {event.total})"
     if event.expected_seconds < WORTH_ANNOUNCING_S:
         return ""
-    return f"{subject} started ({event.done + 1} of {event.total}), took {units.seconds(event.expected_seconds)} before"
+    return f"{subject} started ({event.begun} of {event.total}), took {units.seconds(event.expected_seconds)} before"
 
 
 def _say(talk: Talk, text: str) -> None:
@@ -72,6 +72,8 @@ class Bars:
             self.running[name] = self.bars.add_task(
                 event.stage, total=event.expected_seconds, subject=event.subject, counted=False
             )
+        elif event.state == "working":
+            self.bars.update(self.running[name], subject=f"{event.subject}: {event.detail}")
         else:
             task = self.running.pop(name, None)
             if task is not None:

@@ -39,7 +39,7 @@ def parity(
         Path | None,
         typer.Option(
             metavar="FILE.npz",
-            help="Recorded inputs and outputs (in.<name>, logits, generate); without it the build's own proof is read.",
+            help="Recorded in.<name>, logits and, if wanted, generate; without it the build's own proof is read.",
             show_default=False,
         ),
     ] = None,

@@ -26,7 +26,7 @@ class Talk:
     def say(self, sentence: str) -> None:
         """Talk: progress, remarks and advice; nothing when quiet."""
         if not self.quiet:
-            print(printable(sentence), file=sys.stderr, flush=True)
+            write_line(sentence)
 
     def reply(self, facts: Mapping[str, object], draw: Callable[[], None]) -> None:
         """The result: drawn now, or kept for the one JSON object that `close` writes."""
@@ -60,6 +60,12 @@ def plain(value: object) -> object:
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
+def write_line(text: str) -> None:
+    """A line on stderr, in one call: between the two calls of `print` another thread's line may come."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
+
+
 def printable(text: str) -> str:
     """Text without control characters: what a file or a model says must not steer the terminal."""
     return "".join(
@@ -73,7 +79,7 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        print(printable(f"{record.levelname.lower()}: {self.format(record)}"), file=sys.stderr, flush=True)
+        write_line(f"{record.levelname.lower()}: {self.format(record)}")
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -36,6 +36,19 @@ SIZES = (
 )
 
 
+# What a checkpoint's config says of its text model, tokens and saving: a vision piece, which is built from the whole
+# config, reads none of it. Every other field is part of the piece's identity, read or not.
+NOT_OF_VISION = (
+    "text_config",
+    "image_token_id",
+    "image_token_index",
+    "image_seq_length",
+    "pad_token_id",
+    "_pad_token_id",
+    "tie_word_embeddings",
+    "use_cache",
+)
+
 # What parity asks: one request with one picture, one with two of other shapes.
 REQUEST_SIZES = (Sizes(1, 1, 0, 1, ((1, 8, 12),)), Sizes(1, 1, 0, 2, ((1, 4, 8), (1, 8, 4))))
 
@@ -53,6 +66,8 @@ class KVFacts:
 class Piece:
     """One component as a module whose `forward` takes and gives exactly the named tensors.
 
+    `config` is the smallest config that the module's code was built from, None where it was built from none: all of it
+    but the `unread` fields identifies the module, so a field that the code starts to read is never forgotten.
     `stacks` are dotted paths of ModuleLists inside `module` whose layers repeat; each distinct layer is traced once.
     """
 
@@ -61,9 +76,10 @@ class Piece:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     example: Callable[[Sizes, np.random.Generator], Arrays]
+    config: PretrainedConfig | None
+    unread: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
     kv: KVFacts | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Family(Protocol):
@@ -147,11 +163,12 @@ def embed_piece(model: PreTrainedModel, hidden: int) -> Piece:
         inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "sequence_length")),),
         outputs=(TensorSpec(name="inputs_embeds", dtype="float32", shape=("batch_size", "sequence_length", hidden)),),
         example=example,
-        facts={"type": type(embedding).__name__},
+        # A plain embedding is its weights; a subclass may scale what it gives by what its config says.
+        config=None if type(embedding) is nn.Embedding else model.config.get_text_config(),
     )
 
 
-def decoder_piece(text_model: nn.Module, lm_head: nn.Module, facts: DecoderFacts, config: Mapping[str, Any]) -> Piece:
+def decoder_piece(text_model: nn.Module, lm_head: nn.Module, facts: DecoderFacts, config: PretrainedConfig) -> Piece:
     """Text model and head as one graph for prefill (past length 0) and decode.
 
     Takes the embedding out of `text_model`: it is a component of its own, and no weight of the decoder.
@@ -187,7 +204,7 @@ def decoder_piece(text_model: nn.Module, lm_head: nn.Module, facts: DecoderFacts
         example=example,
         stacks=("text_model.layers",),
         kv=KVFacts(facts.num_layers, facts.num_key_value_heads, facts.head_dim),
-        facts=config,
+        config=config,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from msao_compile.families.base import Arrays, CausalFamily, Piece, Sizes, decoder_piece, embed_piece
+from msao_compile.families.base import NOT_OF_VISION, Arrays, CausalFamily, Piece, Sizes, decoder_piece, embed_piece
 from msao_compile.manifest.schema import TensorSpec
 from msao_compile.runtime.positions import patch_position_ids
 
@@ -42,11 +42,10 @@ class Idefics3(CausalFamily):
     def pieces(self, model: PreTrainedModel) -> tuple[Piece, ...]:
         """Vision encoder (connector fused), embedding, decoder."""
         facts = self.decoder_facts(model.config, kv_capacity=1)
-        text = model.config.text_config
         return (
             self._vision(model),
             embed_piece(model, facts.hidden_size),
-            decoder_piece(model.model.text_model, model.lm_head, facts, text.to_diff_dict()),
+            decoder_piece(model.model.text_model, model.lm_head, facts, model.config.text_config),
         )
 
     def host_facts(self, config: PretrainedConfig) -> dict[str, Any]:
@@ -95,5 +94,6 @@ class Idefics3(CausalFamily):
             ),
             example=example,
             stacks=("vision_model.encoder.layers",),
-            facts={"vision": vision.to_diff_dict(), "scale_factor": config.scale_factor},
+            config=config,
+            unread=NOT_OF_VISION,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from msao_compile.errors import UnsupportedFamily
-from msao_compile.families.base import Arrays, CausalFamily, Piece, Sizes, decoder_piece, embed_piece
+from msao_compile.families.base import NOT_OF_VISION, Arrays, CausalFamily, Piece, Sizes, decoder_piece, embed_piece
 from msao_compile.manifest.schema import TensorSpec
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Llava(CausalFamily):
         return (
             self._vision(model),
             embed_piece(model, facts.hidden_size),
-            decoder_piece(model.model.language_model, model.lm_head, facts, model.config.text_config.to_diff_dict()),
+            decoder_piece(model.model.language_model, model.lm_head, facts, model.config.text_config),
         )
 
     def host_facts(self, config: PretrainedConfig) -> dict[str, Any]:
@@ -97,7 +97,8 @@ class Llava(CausalFamily):
             ),
             example=example,
             stacks=("layers",),
-            facts={"vision": vision.to_diff_dict(), "crop": crop, "depths": list(_depths(config))},
+            config=config,
+            unread=NOT_OF_VISION,
         )
 
 

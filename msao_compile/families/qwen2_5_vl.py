@@ -71,7 +71,7 @@ class Qwen2_5VL(CausalFamily):
         return (
             self._vision(model),
             embed_piece(model, facts.hidden_size),
-            decoder_piece(model.model.language_model, model.lm_head, facts, model.config.text_config.to_diff_dict()),
+            decoder_piece(model.model.language_model, model.lm_head, facts, model.config.text_config),
         )
 
     def decoder_facts(self, config: PretrainedConfig, kv_capacity: int) -> DecoderFacts:
@@ -131,5 +131,5 @@ class Qwen2_5VL(CausalFamily):
             ),
             example=example,
             stacks=("visual.blocks",),
-            facts={"vision": vision.to_diff_dict()},
+            config=vision,
         )

@@ -97,7 +97,7 @@ def trace(
     try:
         with contextlib.redirect_stdout(quiet):
             program = torch.onnx.export(
-                _Functional(body),
+                _Functional(body).eval(),
                 kwargs={"parameters": parameters, "inputs": inputs},
                 dynamo=True,
                 opset_version=opset,

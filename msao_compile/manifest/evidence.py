@@ -25,9 +25,10 @@ class ParityRow(Frozen):
 
 
 class ParityEvidence(Frozen):
-    """`evidence/parity.json`."""
+    """`evidence/parity.json`: what was compared, and the bounds of the recipe that it was held against."""
 
     rows: tuple[ParityRow, ...]
+    bounds: dict[str, float | None]
 
 
 class Spread(Frozen):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
+NEWER_MINOR = "newer minor"  # the validation context in which fields that are unknown here are left out
 
 Dialect = Literal["portable", "fused"]
 Status = Literal["deferred", "built", "ran", "parity", "qualified"]
@@ -27,12 +29,25 @@ def _inside(path: str) -> str:
 
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class Frozen(BaseModel):
-    """Data that never changes after it was read; unknown fields are refused."""
+    """Data that never changes after it was read: nothing is converted, unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_json(cls, content: Any, info: ValidationInfo) -> Any:
+        """JSON's arrays as tuples, which strictness would refuse; a newer minor's fields are left out."""
+        if not isinstance(content, dict):
+            return content
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+            if info.context != NEWER_MINOR or name in cls.model_fields
+        }
 
 
 class FileRef(Frozen):
@@ -107,12 +122,12 @@ class Engine(Frozen):
 class DecoderFacts(Frozen):
     """What the generation loop must know about a decoder."""
 
-    hidden_size: int
-    vocab_size: int
-    num_layers: int
-    num_key_value_heads: int
-    head_dim: int
-    kv_capacity: int
+    hidden_size: Size
+    vocab_size: Size
+    num_layers: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    kv_capacity: Size
     position: Literal["rope", "mrope"]
 
 
@@ -170,9 +185,23 @@ class PartitionPoint(Frozen):
 class RuntimeSettings(Frozen):
     """How the engine library is set up on this deployment's hosts."""
 
-    threads: int
+    threads: Annotated[int, Field(ge=0, le=1024)]
     arena: bool
-    warm_up: int
+    warm_up: Annotated[int, Field(ge=0, le=1000)]
+
+
+def _sizes_of(graph: Graph) -> Iterator[tuple[str, object]]:
+    """What a graph's tensors say of the decoder facts, by fact."""
+    shapes = {spec.name: spec.shape for spec in (*graph.inputs, *graph.outputs)}
+    places = [("inputs_embeds", "hidden_size", -1), ("image_features", "hidden_size", -1), ("logits", "vocab_size", -1)]
+    past = [name for name in shapes if name.startswith("past_key_values.")]
+    places += [(name, fact, axis) for name in past for fact, axis in (("num_key_value_heads", 1), ("head_dim", 3))]
+    for name, fact, axis in places:
+        if name in shapes:
+            yield fact, next(iter(shapes[name][axis:]), None)
+    if past:
+        yield "num_layers", len(past) // 2  # a key and a value each
+        yield "position", "mrope" if len(shapes.get("position_ids", ())) == 3 else "rope"
 
 
 class Deployment(Frozen):
@@ -181,7 +210,7 @@ class Deployment(Frozen):
     schema_version: str
     name: str
     created_by: str
-    models: tuple[Model, ...]
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
     modules: tuple[Module, ...]
     engines: tuple[Engine, ...]
     tasks: tuple[Task, ...]
@@ -194,7 +223,32 @@ class Deployment(Frozen):
     speculation: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def _names_resolve(self) -> Deployment:
+    def _agrees_with_itself(self) -> Deployment:
+        self._names_resolve()
+        for model in self.models:
+            if "decoder" not in model.components:
+                raise ValueError(f"models.{model.name}.components has no decoder; build the deployment again")
+            if "vision_encoder" in model.components and model.image_token_id is None:
+                raise ValueError(f"models.{model.name}.image_token_id is missing where there is a vision_encoder")
+            for component, module_id in model.components.items():
+                self._check_component(model, component, self.module(module_id))
+        return self
+
+    @staticmethod
+    def _check_component(model: Model, component: str, module: Module) -> None:
+        """The module is what the model takes it for, and its graphs' tensors have the sizes that the model says."""
+        where = f"models.{model.name}"
+        if module.component != component:
+            raise ValueError(f"{where}.components.{component} names module {module.id}, which is a {module.component}")
+        for graph in module.graphs:
+            for fact, found in _sizes_of(graph):
+                said = getattr(model.decoder, fact)
+                if said != found:
+                    raise ValueError(
+                        f"{where}.decoder.{fact} is {said!r} where the tensors of {graph.file.path} have {found!r}"
+                    )
+
+    def _names_resolve(self) -> None:
         ids = {module.id for module in self.modules}
         names = {model.name for model in self.models}
         for model in self.models:
@@ -209,14 +263,17 @@ class Deployment(Frozen):
         for what, model_name in used:
             if model_name not in names:
                 raise ValueError(f"{what} names model {model_name!r}, which is not listed")
-        return self
 
     def model(self, name: str) -> Model:
-        """The model called `name`; `KeyError` when there is none."""
-        return next(model for model in self.models if model.name == name)
+        """The model called `name`.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {model.name: model for model in self.models}[name]
 
     def module(self, module_id: str) -> Module:
-        """The module with this id; `StopIteration` cannot happen on a validated manifest."""
+        """The module with this id; a validated manifest has every one it names."""
         return next(module for module in self.modules if module.id == module_id)
 
     def all_files(self) -> dict[str, FileRef]:

@@ -66,10 +66,14 @@ def _wrong_value(field: str, fault: ErrorDetails) -> str:
         return f"{field} must be {EXPECTED[kind]}, not {got}"
     if kind in LIMITS:
         words, bound = LIMITS[kind]
-        return f"{field} must be {words} {fault['ctx'][bound]:g}, not {got}"
+        return f"{field} must be {words} {_plainly(fault['ctx'][bound])}, not {got}"
     if kind in ("too_short", "string_too_short"):
         return f"{field} is empty: give at least one"
     return f"{field} is {got}, which is refused: {fault['msg']}"
+
+
+def _plainly(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _location(fault: ErrorDetails) -> tuple[str | int, ...]:
@@ -92,6 +96,8 @@ def _unknown(field: str, location: tuple[str | int, ...]) -> str:
     known = _fields_at(location[:-1])
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     offer = f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}"
+    if len(location) > 1 and location[-1] in Recipe.model_fields:
+        offer = f"a key below [{dotted(location[:-1])}] belongs to that table: move it above the first table"
     return f"{field} is not a field of a recipe; {offer}"
 
 

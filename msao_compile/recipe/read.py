@@ -75,6 +75,6 @@ def _placed(path: Path, name: str, model: ModelChoice) -> ModelChoice:
     if not folder.is_dir():
         advice = "correct the path"
         if HUB_ID.fullmatch(model.checkpoint):
-            advice += ", or add the revision (40 hexadecimal digits) if it is a hub id"
+            advice += "; hub checkpoints are not fetched by this version: download it and name the folder"
         raise RecipeError(f"{path}: models.{name}.checkpoint names no folder at {folder}; {advice}")
     return model.model_copy(update={"checkpoint": str(folder)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -33,6 +32,11 @@ Component = Literal[
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 REVISION = re.compile(r"[0-9a-f]{40}")
+
+KV_CAPACITY = 2048
+"""Of a recipe without shapes.decoder."""
+PARITY_PROMPT_TOKENS = 6
+"""What parity asks before it compares its steps; a request with pictures is longer."""
 
 ONE_PRECISION = "one precision"
 BY_COMPONENT = "by component"
@@ -102,11 +106,6 @@ class ModelChoice(Part):
     role: Role
     """Where a task has two models the draft drafts and the target verifies; one that answers alone may be either."""
     revision: Annotated[str, AfterValidator(_revision)] | None = None
-
-    @property
-    def folder(self) -> Path | None:
-        """The checkpoint folder, or None for a hub id."""
-        return Path(self.checkpoint) if self.revision is None else None
 
     @model_validator(mode="after")
     def _revision_belongs_to_a_hub_id(self) -> Self:
@@ -198,11 +197,6 @@ class Parity(Part):
     int4: Bounds | None = None
     steps: Count = 8
 
-    def bounds_of(self, precision: Precision) -> Bounds | None:
-        """The bounds of a precision; None where the recipe sets none, which is no gate and so never a pass."""
-        chosen: Bounds | None = getattr(self, precision)
-        return chosen
-
 
 class Mas(Part):
     """Labelled samples for fitting Modality Activation Sparsity, and the accuracy loss allowed."""
@@ -215,7 +209,7 @@ class Mas(Part):
 class RuntimeChoice(Part):
     """Settings the runtime starts with."""
 
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of one session; None leaves the number to the backend."""
     arena: bool = True
     """Keep memory between runs instead of giving it back."""
@@ -247,6 +241,17 @@ class Recipe(Part):
     def _names_stay_apart_as_folders(self) -> Self:
         for table, names in (("models", self.models), ("tasks", self.tasks), ("targets", self.targets)):
             _refuse_clashes(table, names)
+        return self
+
+    @model_validator(mode="after")
+    def _parity_fits_the_cache(self) -> Self:
+        decoder = self.shapes.decoder
+        capacity = decoder.kv_capacity if decoder is not None else KV_CAPACITY
+        if self.parity.steps + PARITY_PROMPT_TOKENS > capacity:
+            raise refuse(
+                f"parity.steps = {self.parity.steps} after a prompt of {PARITY_PROMPT_TOKENS} tokens does not fit "
+                f"shapes.decoder.kv_capacity = {capacity}: lower parity.steps or raise kv_capacity"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock account of one answer; `modules_ms` covers the time to first token."""
+    """Wall-clock account of one answer; `modules_ms` covers the time to first token; one token has no `tpot_ms`."""
 
     ttft_ms: float
-    tpot_ms: float
+    tpot_ms: float | None
     total_ms: float
     modules_ms: dict[str, float]
     bytes_up: int
@@ -68,10 +68,8 @@ class Clock:
             self.first = self.last
 
     def timing(self, bytes_up: int = 0, bytes_down: int = 0) -> Timing:
-        """The account so far: TTFT, and TPOT = (last - first) / (tokens - 1)."""
-        first = self.first if self.first is not None else self.started
-        tpot = (self.last - first) / (self.tokens - 1) if self.tokens > 1 else 0.0
+        """The account so far: TTFT (of an empty answer its end), and TPOT = (last - first) / (tokens - 1)."""
+        first = self.first if self.first is not None else time.perf_counter()
+        tpot_ms = (self.last - first) / (self.tokens - 1) * 1e3 if self.tokens > 1 else None
         total = max(self.last, first) - self.started
-        return Timing(
-            (first - self.started) * 1e3, tpot * 1e3, total * 1e3, dict(self.modules_ms), bytes_up, bytes_down
-        )
+        return Timing((first - self.started) * 1e3, tpot_ms, total * 1e3, dict(self.modules_ms), bytes_up, bytes_down)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msao_compile.errors import InputError
+from msao_compile.errors import DeploymentError, InputError, PromptError
 from msao_compile.manifest.schema import Deployment, Model, Route
 from msao_compile.runtime.answer import Answer, Clock, Piece
 from msao_compile.runtime.cloud import CloudSide
@@ -37,15 +38,20 @@ def load(folder: str | os.PathLike[str], cloud: str | None = None, verify: bool 
         verify: check the SHA-256 of every file before it is used, not its size alone.
 
     Raises:
-        DeploymentError: the manifest or a file is missing, damaged or of another schema.
-        MissingTool: no installed backend can run it; names the extra.
+        DeploymentError: the manifest is missing, damaged or of another schema.
+        InputError: `cloud` is given, or `folder` is no path.
+
+    Files and backends are looked at when a model is first used; see `Runtime.session`.
     """
     if cloud is not None:
         raise InputError(
             f"cloud {cloud!r}: clouds in other processes are not served by this version yet; leave `cloud` "
             "out to run the cloud model in this process"
         )
-    path = Path(folder)
+    try:
+        path = Path(folder)
+    except TypeError as error:
+        raise InputError(f"the deployment is given as {folder!r}: give the path of its folder") from error
     return Runtime(path, read_manifest(path), verify)
 
 
@@ -69,6 +75,7 @@ class Runtime:
         image: Picture | Sequence[Picture] | None = None,
         max_new_tokens: int = 32,
         route: str = "auto",
+        task: str | None = None,
         **sampling: Any,
     ) -> Iterator[Piece]:
         """Pieces of text as they become known; the last piece carries the `Answer`.
@@ -78,15 +85,20 @@ class Runtime:
             image: a path, bytes or PIL picture, or several.
             max_new_tokens: at most so many tokens.
             route: `edge`, `cloud`, `split`, or `auto`: the edge where it has a model, else the cloud.
+            task: which task's route, where several have it.
             sampling: temperature (0 = greedy), top_k, top_p, seed.
 
         Raises:
-            InputError: an unknown route, bad picture or prompt, or a request beyond the KV cache's capacity.
+            InputError: an unknown route, task or option, bad picture or prompt, or a request beyond the KV cache.
+            StageError: a module failed or its logits are not finite.
+            DeploymentError, MissingTool: as `session`.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}: ask for at least one token")
-        taken, reason = self.choose(route)
-        question = Question(prompt, _pictures(image), max_new_tokens, SamplingParameters(**sampling))
+        if not isinstance(prompt, str):
+            raise PromptError(f"the prompt is given as {type(prompt).__name__}: give text")
+        if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens!r}: ask for at least one token, in whole numbers")
+        taken, reason = self.choose(route, task)
+        question = Question(prompt, _pictures(image), int(max_new_tokens), SamplingParameters.read(sampling))
         run = self._start(taken, question)
         decoder, ids, shown = run.tokenizer.stream_decoder(), [], ""
         for token in run.tokens:
@@ -98,30 +110,46 @@ class Runtime:
         timing = run.clock.timing(run.traffic.up, run.traffic.down)
         yield Piece(rest, Answer(shown + rest, tuple(ids), taken.name, reason, run.verified, timing))
 
-    def choose(self, route: str) -> tuple[Route, str]:
-        """The manifest's route of this name, or for `auto` its first; with the reason.
+    def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
+        """The task's route of this name, or for `auto` the first of the task, or of the first; with the reason.
 
         Raises:
-            InputError: the deployment has no such route.
+            InputError: the deployment has no such task or route, or several tasks have it and none is given.
+            DeploymentError: the manifest has no routes.
         """
-        routes = {entry.name: entry for entry in self.deployment.routes}
+        tasks = dict.fromkeys(entry.task for entry in self.deployment.routes)
+        if not tasks:
+            raise DeploymentError(f"{self.folder}: its manifest has no routes; build it again with a task")
+        if task not in (None, *tasks):
+            raise InputError(f"task {task!r} is not one this deployment has: choose {', '.join(tasks)}")
+        routes = [entry for entry in self.deployment.routes if task in (None, entry.task)]
         if route == "auto":
-            first = self.deployment.routes[0]
-            return first, f"auto: {first.name} is the first route of the manifest"
-        found = next((entry for name, entry in routes.items() if name == route), None)
-        if found is None:
-            raise InputError(f"route {route!r} is not one this deployment has: choose {', '.join(routes)} or auto")
-        return found, "asked for"
+            return routes[0], f"auto: {routes[0].name} is the first route of task {routes[0].task}"
+        found = [entry for entry in routes if entry.name == route]
+        if not found:
+            names = ", ".join(dict.fromkeys(entry.name for entry in routes))
+            raise InputError(f"route {route!r} is not one this deployment has: choose {names} or auto")
+        if len(found) > 1:
+            several = " or ".join(entry.task for entry in found)
+            raise InputError(f"route {route!r} is there for several tasks: give the task, {several}")
+        return found[0], "asked for"
 
     def forward(self, inputs: Mapping[str, np.ndarray], model: str | None = None) -> dict[str, np.ndarray]:
-        """One forward pass over named Hugging Face inputs: `logits` [batch, sequence, vocabulary], float32."""
+        """One forward pass over named Hugging Face inputs: `logits` [batch, sequence, vocabulary], float32.
+
+        Raises:
+            InputError: an unknown model or input, or an array that is missing or of another shape or kind.
+            DeploymentError, MissingTool: as `session`.
+        """
         return forward(self.session(model or self.deployment.models[0].name), inputs)
 
     def session(self, name: str) -> ModelSession:
-        """The loaded model called `name`.
+        """The model called `name`, loaded at its first use.
 
         Raises:
             InputError: the deployment has no such model.
+            DeploymentError: a file is missing or damaged, no engine runs here, or the family is unknown.
+            MissingTool: the backend's library is not installed; names the extra.
         """
         if name not in self._sessions:
             self._sessions[name] = self.engines.session(self._model(name))

@@ -31,13 +31,18 @@ class CloudSide:
             raise InputError("the cloud serves other modules than the edge expects: deploy the same build on both")
         clock = Clock()
         limit, parameters = int(message.fields["limit"]), SamplingParameters(**message.fields["sampling"])
-        logits, talk = self._prefill(message, limit, clock)
+        logits, talk = self.prefill(message, limit, clock)
         for token in tokens(self.session, logits[-1], talk, parameters, limit):
             clock.token()
             yield Message("token", {"id": token})
         yield Message("done", {"modules_ms": clock.modules_ms})
 
-    def _prefill(self, message: Message, limit: int, clock: Clock) -> tuple[np.ndarray, Conversation]:
+    def prefill(self, message: Message, limit: int, clock: Clock) -> tuple[np.ndarray, Conversation]:
+        """Go on from what crossed: logits [1, vocabulary] after the prompt, and the conversation.
+
+        Raises:
+            InputError: the kind is unknown; CapacityExceeded before anything runs.
+        """
         session = self.session
         if message.kind == "embeds":
             embeds, positions = message.tensors["inputs_embeds"], message.tensors["position_ids"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -42,8 +41,10 @@ def distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Distance:
     max_abs = float(np.abs(ours - original).max(initial=0.0))
     cosines, equal, ties = [], [], []
     for one, other in rows:
-        norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
-        cosines.append(((one * other).sum(-1) + 1e-30) / (norms + 1e-30))
+        lengths = np.linalg.norm(one, axis=-1), np.linalg.norm(other, axis=-1)
+        norms = lengths[0] * lengths[1]
+        cosine = (one * other).sum(-1) / np.where(norms > 0, norms, 1.0)
+        cosines.append(np.where(norms > 0, cosine, lengths[0] == lengths[1]))  # two zero rows are equal, one is not
         same = one.argmax(-1) == other.argmax(-1)
         top = np.sort(other, axis=-1)[:, -2:]
         equal.append(same)
@@ -65,7 +66,7 @@ def _rows(ours: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return ours.reshape(-1, width).astype(np.float64), original.reshape(-1, width).astype(np.float64)
 
 
-def verdict(found: Distance, bounds: dict[str, Any]) -> tuple[Verdict, str]:
+def verdict(found: Distance, bounds: Mapping[str, float | None]) -> tuple[Verdict, str]:
     """The verdict and the bounds in words. No bound is no pass."""
     words = ", ".join(f"{name} {value:g}" for name, value in bounds.items() if value is not None) or "none set"
     if words == "none set":

@@ -46,6 +46,8 @@ class Engines:
             component: self._engine(module) for component, module in model.components.items() if component != "decoder"
         }
         session = ModelSession(model, self.folder, engines, self._decoder(model.components["decoder"]))
+        if self.deployment.runtime.warm_up:
+            session.warm_up()
         prompt = min(8, model.decoder.kv_capacity - 1)
         for _ in range(self.deployment.runtime.warm_up if prompt else 0):
             _, talk = session.prefill(Request(np.zeros(prompt, np.int64), {}), None, Clock())

@@ -21,10 +21,12 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FamilyCode:
-    """How one family's pictures and positions become graph inputs."""
+    """How one family's pictures and positions become graph inputs, and what of the manifest and a request it reads."""
 
     encoder_inputs: Callable[[Mapping[str, np.ndarray], Facts], Arrays]
     positions: Callable[[np.ndarray, Mapping[str, np.ndarray], Facts], tuple[np.ndarray, int]]
+    facts: tuple[str, ...]
+    inputs: tuple[str, ...]
 
 
 def rope(ids_S: np.ndarray, tensors: Mapping[str, np.ndarray], facts: Facts) -> tuple[np.ndarray, int]:
@@ -45,13 +47,15 @@ def tiles(tensors: Mapping[str, np.ndarray], facts: Facts) -> Arrays:
     """Idefics3 and SmolVLM: all tiles of all pictures as one batch; whole-zero tiles are padding between requests.
 
     Raises:
-        InputError: a tile is partly padding, which the exported encoder does not mask.
+        InputError: a tile is partly padding, which the exported encoder does not mask, or an array is of another shape.
     """
-    pixels = tensors["pixel_values"]
-    pixels = pixels.reshape(-1, *pixels.shape[-3:])
+    given = _pixels(tensors, 4, 5)
+    pixels = given.reshape(-1, *given.shape[-3:])
     real = pixels.reshape(len(pixels), -1).any(1)
     keep = real if real.any() else np.ones(len(pixels), bool)
     mask = tensors.get("pixel_attention_mask")
+    if mask is not None and np.shape(mask) != (*given.shape[:-3], *given.shape[-2:]):
+        raise InputError(f"pixel_attention_mask has shape {np.shape(mask)} where pixel_values have {given.shape}")
     if mask is not None and not mask.reshape(-1, *mask.shape[-2:])[keep].all():
         raise InputError(
             "a picture is padded inside its tile (pixel_attention_mask holds zeros): resize pictures to "
@@ -64,35 +68,76 @@ def tiles(tensors: Mapping[str, np.ndarray], facts: Facts) -> Arrays:
 
 
 def plain(tensors: Mapping[str, np.ndarray], facts: Facts) -> Arrays:
-    """LLaVA: pictures as they are."""
-    return {"pixel_values": tensors["pixel_values"]}
+    """LLaVA: pictures as they are.
+
+    Raises:
+        InputError: they are of another shape.
+    """
+    return {"pixel_values": _pixels(tensors, 4)}
 
 
 def packed(tensors: Mapping[str, np.ndarray], facts: Facts) -> Arrays:
-    """Qwen2.5-VL: packed patches and the grid arithmetic."""
-    return {"pixel_values": tensors["pixel_values"], **qwen2_5_vl_inputs(tensors["image_grid_thw"], facts)}
+    """Qwen2.5-VL: packed patches and the grid arithmetic.
+
+    Raises:
+        InputError: an array is missing or of another shape.
+    """
+    pixels, grid = _pixels(tensors, 2), np.asarray(tensors.get("image_grid_thw", ()))
+    merge = facts["spatial_merge_size"]
+    whole = grid.ndim == 2 and grid.shape[1] == 3 and grid.dtype.kind in "iu" and (grid > 0).all()
+    if not whole or int(grid.prod(-1).sum()) != len(pixels) or (grid[:, 1:] % merge).any():
+        raise InputError(
+            f"image_grid_thw of shape {grid.shape} does not describe the {len(pixels)} patches of pixel_values: "
+            f"give frames, and rows and columns of patches in multiples of {merge}, for each picture"
+        )
+    return {"pixel_values": pixels, **qwen2_5_vl_inputs(grid, facts)}
+
+
+def _pixels(tensors: Mapping[str, np.ndarray], *ranks: int) -> np.ndarray:
+    pixels = np.asarray(tensors["pixel_values"])
+    if pixels.ndim not in ranks or pixels.dtype != np.float32:
+        raise InputError(
+            f"pixel_values are {pixels.dtype} of shape {pixels.shape} where float32 with "
+            f"{' or '.join(map(str, ranks))} dimensions are needed: give what this checkpoint's processor makes"
+        )
+    return pixels
 
 
 FAMILY_CODE: dict[str, FamilyCode] = {
-    "idefics3": FamilyCode(tiles, rope),
-    "llava": FamilyCode(plain, rope),
-    "qwen2_5_vl": FamilyCode(packed, mrope),
+    "idefics3": FamilyCode(tiles, rope, ("patch_size", "patches_per_side"), ("pixel_values", "pixel_attention_mask")),
+    "llava": FamilyCode(plain, rope, (), ("pixel_values",)),
+    "qwen2_5_vl": FamilyCode(
+        packed,
+        mrope,
+        ("image_token_id", "video_token_id", "spatial_merge_size", "window_size", "patch_size"),
+        ("pixel_values", "image_grid_thw"),
+    ),
 }
 
 
-def merge(embeds_SH: np.ndarray, ids_S: np.ndarray, features: np.ndarray, placeholder: int) -> np.ndarray:
+def merge(embeds_SH: np.ndarray, ids_S: np.ndarray, features: np.ndarray, placeholder: int | None) -> np.ndarray:
     """Put picture features [..., H] in the places of the placeholder tokens, in order.
 
     Raises:
         InputError: their numbers differ; the message holds both.
     """
     rows = features.reshape(-1, features.shape[-1])
-    places = np.flatnonzero(ids_S == placeholder)
-    if len(places) != len(rows):
-        raise InputError(
-            f"the prompt holds {len(places)} picture placeholders where the pictures give {len(rows)} "
-            "features: use the processor that belongs to this checkpoint"
-        )
     merged = embeds_SH.copy()
-    merged[places] = rows
+    merged[placeholders(ids_S, placeholder, len(rows))] = rows
     return merged
+
+
+def placeholders(ids_S: np.ndarray, placeholder: int | None, features: int) -> np.ndarray:
+    """Where the placeholder tokens stand: one for each feature.
+
+    Raises:
+        InputError: their numbers differ; the message holds both.
+    """
+    places = np.flatnonzero(ids_S == placeholder)
+    if len(places) != features:
+        raise InputError(
+            f"the prompt holds {len(places)} picture placeholder{'s'[: len(places) != 1]} where the pictures give "
+            f"{features} feature{'s'[: features != 1]}: give a picture for each placeholder and no others, and use "
+            "the processor that belongs to this checkpoint"
+        )
+    return places

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from msao_compile.errors import DamagedFile, DeploymentError
 from msao_compile.manifest.digest import sha256_file
-from msao_compile.manifest.schema import MANIFEST_NAME, SCHEMA_MAJOR, SCHEMA_MINOR, Deployment, FileRef
+from msao_compile.manifest.schema import MANIFEST_NAME, NEWER_MINOR, SCHEMA_MAJOR, SCHEMA_MINOR, Deployment, FileRef
 
 logger = logging.getLogger(__name__)
 
 
 def read_manifest(folder: Path) -> Deployment:
-    """The folder's deployment.json.
+    """The folder's deployment.json; of a newer minor schema what is known here, with a warning.
 
     Raises:
         DeploymentError: missing, not JSON, of a newer major schema, or not valid; the message names the field.
@@ -27,20 +27,20 @@ def read_manifest(folder: Path) -> Deployment:
         raise DeploymentError(f"{folder}: no {MANIFEST_NAME}; point at a folder that `msao-compile build` wrote")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DeploymentError(f"{path}: not valid JSON ({error}); copy the deployment again") from error
-    _check_version(path, content)
+    context = NEWER_MINOR if _is_newer_minor(path, content) else None
     try:
-        return Deployment.model_validate(content)
+        return Deployment.model_validate(content, context=context)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the manifest"
         raise DeploymentError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-def _check_version(path: Path, content: Any) -> None:
+def _is_newer_minor(path: Path, content: Any) -> bool:
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if not isinstance(version, str) or not all(part.isdigit() for part in version.split(".")):
+    if not isinstance(version, str) or not all(part.isdecimal() for part in version.split(".")):
         raise DeploymentError(f"{path}: schema_version is missing or not of the form '1.0'; copy the deployment again")
     major, minor = (int(part) for part in [*version.split("."), "0"][:2])
     if major != SCHEMA_MAJOR:
@@ -50,12 +50,13 @@ def _check_version(path: Path, content: Any) -> None:
         )
     if minor > SCHEMA_MINOR:
         logger.warning(
-            "%s: schema_version %s is newer than %d.%d; unknown fields are refused",
+            "%s: schema_version %s is newer than %d.%d; fields that are unknown here are left out",
             path,
             version,
             SCHEMA_MAJOR,
             SCHEMA_MINOR,
         )
+    return minor > SCHEMA_MINOR
 
 
 def locate(folder: Path, reference: FileRef, digest: bool = True) -> Path:

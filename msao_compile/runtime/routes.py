@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ import numpy as np
 from msao_compile.manifest.schema import Route
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.generate import tokens
-from msao_compile.runtime.preprocess.decode import read
+from msao_compile.runtime.preprocess.decode import decode, read
 from msao_compile.runtime.sampling import SamplingParameters
-from msao_compile.runtime.session import CONTEXT_INPUTS, ModelSession
+from msao_compile.runtime.session import CONTEXT_INPUTS, ModelSession, Request
 from msao_compile.runtime.tokens import Tokenizer
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.message import Message
@@ -91,6 +91,11 @@ def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Ro
     with clock.module("preprocess"):
         request = session.prepare(question.prompt, question.pictures)
     session.check_capacity(len(request.ids), question.limit)
+    return crossing(session, request, here, clock)
+
+
+def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clock) -> Message:
+    """Run the modules that are `here`, the encoder at least; what the cloud needs to go on."""
     features = session.encode(request.tensors, clock)
     if "embed_tokens" in here:
         positions, offset = session.positions(request)
@@ -103,11 +108,11 @@ def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Ro
 
 
 def _bytes(picture: Picture) -> bytes:
-    """The compressed picture as it is, or losslessly compressed when it has no file."""
+    """The compressed picture as it is; one without a file upright and in RGB, as every route sees it, and lossless."""
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, str | os.PathLike):
         return read(picture)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    decode(picture).save(buffer, "PNG")
     return buffer.getvalue()

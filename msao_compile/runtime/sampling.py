@@ -5,18 +5,21 @@ Shape suffixes: V vocabulary (or as wide as the logits are), any axes before it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msao_compile.errors import InputError, MsaoError
+from msao_compile.errors import InputError, StageError
 
 Floats = NDArray[np.floating]
 
 
 class SamplingError(InputError, ValueError):
-    """A sampling parameter is outside its range."""
+    """A sampling parameter is unknown or outside its range."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class SamplingParameters:
     `temperature` 0 means greedy; `top_k` 0 and `top_p` 1 mean no filter; `seed` makes the answer's `generator`.
 
     Raises:
-        SamplingError: a value is outside its range.
+        SamplingError: a value is not a number or outside its range.
     """
 
     temperature: float = 0.0
@@ -34,7 +37,26 @@ class SamplingParameters:
     top_p: float = 1.0
     seed: int = 0
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> SamplingParameters:
+        """From options by name.
+
+        Raises:
+            SamplingError: a name or a value that is none.
+        """
+        known = [entry.name for entry in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, "max_new_tokens", "image", "route", "task"], n=1)
+                hint = f" did you mean {near[0]}?" if near else f" choose {', '.join(known)}."
+                raise SamplingError(f"{name} is not an option of an answer;{hint}")
+        return cls(**given)
+
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            whole = name in ("top_k", "seed")
+            if not isinstance(value, int if whole else int | float):
+                raise SamplingError(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number.")
         if not 0 <= self.temperature < float("inf"):
             raise SamplingError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number.")
         if self.top_k < 0:
@@ -64,12 +86,11 @@ def probabilities(logits_V: Floats, parameters: SamplingParameters) -> NDArray[n
     TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper).
 
     Raises:
-        MsaoError: a row has a NaN or plus infinity, or nothing above minus infinity.
+        StageError: a row has a NaN or plus infinity, or nothing above minus infinity.
     """
     scores_V = np.asarray(logits_V, dtype=np.float64)
     best = scores_V.max(axis=-1, keepdims=True)
-    if not np.isfinite(best).all():
-        raise MsaoError("The model's logits are not finite; run parity on its decoder.")
+    _check_finite(best)
     if parameters.greedy:
         first = scores_V.argmax(axis=-1)[..., None]
         return np.asarray(np.arange(scores_V.shape[-1]) == first, dtype=np.float64)
@@ -80,6 +101,24 @@ def probabilities(logits_V: Floats, parameters: SamplingParameters) -> NDArray[n
     if parameters.top_p < 1:
         scores_V = keep_top_p(scores_V, parameters.top_p)
     return softmax(scores_V)
+
+
+def likeliest(logits_V: Floats) -> int:
+    """The first of the largest logits [V].
+
+    Raises:
+        StageError: as `probabilities`.
+    """
+    token = int(logits_V.argmax())  # NaN counts as the largest
+    _check_finite(logits_V[token])
+    return token
+
+
+def _check_finite(best: np.floating | Floats) -> None:
+    if not np.isfinite(best).all():
+        raise StageError(
+            "The decoder's logits are not finite, so no token can be chosen; run parity on the deployment."
+        )
 
 
 def keep_top_k(scores_V: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msao_compile.errors import CapacityExceeded, InputError, PromptError
+from msao_compile.errors import CapacityExceeded, DeploymentError, InputError, MsaoError, PromptError
 from msao_compile.manifest.schema import Model
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, DecoderEngine, Engine, KVCache
-from msao_compile.runtime.family_code import FAMILY_CODE, merge
+from msao_compile.runtime.family_code import FAMILY_CODE, merge, placeholders
 from msao_compile.runtime.preprocess import Preprocessor, decode, from_config
-from msao_compile.runtime.tokens import Tokenizer, expand
+from msao_compile.runtime.tokens import Tokenizer, expand, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,43 +43,73 @@ class Conversation:
 
 
 class ModelSession:
-    """The loaded modules of one model and the host-side code between them."""
+    """The loaded modules of one model and the host-side code between them.
+
+    Raises:
+        DeploymentError: this runtime has no code for the family, or a module or a fact that it needs is missing.
+    """
 
     def __init__(self, model: Model, folder: Path, engines: Mapping[str, Engine], decoder: DecoderEngine) -> None:
         self.model = model
         self.folder = folder
         self.engines = engines
         self.decoder = decoder
+        if model.family not in FAMILY_CODE:
+            raise DeploymentError(
+                f"models.{model.name}.family: {model.family!r} is not one this runtime knows "
+                f"({', '.join(FAMILY_CODE)}); install a newer msao-compile"
+            )
         self.code = FAMILY_CODE[model.family]
+        if "embed_tokens" not in model.components:
+            raise DeploymentError(f"models.{model.name}.components has no embed_tokens; build the deployment again")
+        for fact in self.code.facts:
+            found = model.family_facts.get(fact)
+            if not isinstance(found, int) or found < 1:
+                raise DeploymentError(
+                    f"models.{model.name}.family_facts.{fact} is {found!r} where {model.family} needs a whole number "
+                    "above 0; build the deployment again"
+                )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Read at the first prompt, so that `forward` works on checkpoints without one."""
-        return Tokenizer.load(self.folder / self.model.tokenizer)
+        return Tokenizer.load(self.folder / self.model.tokenizer, self._listed(self.model.tokenizer))
 
     @cached_property
     def preprocessor(self) -> Preprocessor:
         """Read at the first picture."""
-        folder = self.folder / self.model.preprocessor
-        found = {
-            name: json.loads((folder / name).read_bytes())
-            for name in ("preprocessor_config.json", "processor_config.json")
-            if (folder / name).is_file()
-        }
-        if not found:
+        folder, names = self.folder / self.model.preprocessor, self._listed(self.model.preprocessor)
+        config = read_json(folder / "preprocessor_config.json", names)
+        processor = read_json(folder / "processor_config.json", names)
+        if not config and not processor:
             raise InputError(
                 f"{folder}: no preprocessor_config.json or processor_config.json, so pictures cannot be "
                 "prepared; save the checkpoint with its processor and build again"
             )
-        tokens = json.loads((self.folder / self.model.tokenizer / "tokenizer_config.json").read_bytes())
-        processor = found.get("processor_config.json", {})
-        return from_config(found.get("preprocessor_config.json", processor), {**tokens, **processor})
+        tokenizer = self.folder / self.model.tokenizer / "tokenizer_config.json"
+        tokens = read_json(tokenizer, self._listed(self.model.tokenizer))
+        return from_config(config or processor, {**tokens, **processor})
+
+    def warm_up(self) -> None:
+        """Read now what the first question needs, so that its time is not the first answer's; absence is no fault."""
+        with suppress(MsaoError):
+            self.prepare("what?", ())
+        with suppress(MsaoError):
+            if "vision_encoder" in self.model.components:
+                self.preprocessor(())
+                decode(b"P6 1 1 255\n\0\0\0")  # a picture of one pixel: imports Pillow's decoders
+
+    def _listed(self, folder: str) -> frozenset[str]:
+        """The names in a folder that the manifest lists, whose files are verified: no others are ever read."""
+        paths = [PurePosixPath(reference.path) for reference in self.model.files]
+        return frozenset(path.name for path in paths if path.parent == PurePosixPath(folder))
 
     def prepare(self, prompt: str, pictures: Sequence[str | os.PathLike[str] | bytes | Image]) -> Request:
         """Chat template, placeholders, tokens and pixels.
 
         Raises:
             PromptError: empty or undecodable prompt. PictureError: a picture cannot be used.
+            InputError: placeholders without a picture.
         """
         if not prompt.strip():
             raise PromptError("the prompt is empty: ask something")
@@ -90,16 +120,31 @@ class ModelSession:
         if decoded:
             prepared = self.preprocessor(decoded)
             text, tensors = expand(text, self.preprocessor.placeholder, prepared.expansions), prepared.tensors
-        return Request(np.asarray(self.tokenizer.encode_rendered(text), np.int64), tensors)
+        ids = np.asarray(self.tokenizer.encode_rendered(text), np.int64)
+        if not decoded:
+            placeholders(ids, self.model.image_token_id, features=0)
+        return Request(ids, tensors)
 
     def encode(self, tensors: Mapping[str, np.ndarray], clock: Clock) -> np.ndarray | None:
-        """Picture features, or None when there is no picture: no encoder runs for text."""
+        """Picture features, or None when there is no picture: no encoder runs for text.
+
+        Raises:
+            InputError: the model has no encoder, or pixels are of another shape than its graph takes.
+        """
         if "pixel_values" not in tensors:
             return None
+        if "vision_encoder" not in self.model.components:
+            raise InputError(f"model {self.model.name!r} has no vision encoder: ask without a picture")
+        engine = self.engines["vision_encoder"]
         with clock.module("vision_encoder"):
-            return self.engines["vision_encoder"].run(self.code.encoder_inputs(tensors, self.model.family_facts))[
-                "image_features"
-            ]
+            feed = self.code.encoder_inputs(tensors, self.model.family_facts)
+            given, wanted = feed["pixel_values"].shape, engine.inputs["pixel_values"]
+            if any(isinstance(size, int) and size != found for size, found in zip(wanted, given, strict=True)):
+                raise InputError(
+                    f"pixel_values have shape {given} where the vision encoder takes {wanted}: give what this "
+                    "checkpoint's processor makes"
+                )
+            return engine.run(feed)["image_features"]
 
     def embed(self, ids_S: np.ndarray, features: np.ndarray | None, clock: Clock) -> np.ndarray:
         """Merged embeddings [1, S, H]."""
@@ -107,7 +152,6 @@ class ModelSession:
             embeds = self.engines["embed_tokens"].run({"input_ids": ids_S[None]})["inputs_embeds"]
             if features is None:
                 return embeds
-            assert self.model.image_token_id is not None  # a model with a vision encoder has one
             return merge(embeds[0], ids_S, features, self.model.image_token_id)[None]
 
     def check_capacity(self, prompt_tokens: int, new_tokens: int) -> None:
@@ -126,7 +170,13 @@ class ModelSession:
     def prefill(
         self, request: Request, features: np.ndarray | None, clock: Clock, every: bool = False
     ) -> tuple[np.ndarray, Conversation]:
-        """Run the whole prompt; logits [rows, vocabulary] of its last position, or of every one."""
+        """Run the whole prompt; logits [rows, vocabulary] of its last position, or of every one.
+
+        Raises:
+            InputError: placeholders and features differ in number.
+        """
+        if features is None:
+            placeholders(request.ids, self.model.image_token_id, features=0)
         return self.prefill_embeds(self.embed(request.ids, features, clock), self.positions(request), clock, every)
 
     def positions(self, request: Request) -> tuple[np.ndarray, int]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,17 +50,17 @@ class Tokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Tokenizer:
-        """Read tokenizer.json and, where present, tokenizer_config.json, special_tokens_map.json,
-        generation_config.json and the chat template (chat_template.jinja, then chat_template.json, the processor's,
-        then the tokenizer's own entry, as transformers prefers them).
+    def load(cls, folder: Path, names: Collection[str]) -> Tokenizer:
+        """Read, of the files called `names`, tokenizer.json and, where listed, tokenizer_config.json,
+        special_tokens_map.json, generation_config.json and the chat template (chat_template.jinja, then
+        chat_template.json, the processor's, then the tokenizer's own entry, as transformers prefers them).
 
         Raises:
             InputError: tokenizer.json is missing, or a file is damaged.
         """
         from tokenizers import Tokenizer as Backend
 
-        files = TokenizerFiles.read(Path(folder))
+        files = TokenizerFiles.read(folder, names)
         try:
             backend = Backend.from_buffer(files.tokenizer_json)
         except ValueError as error:
@@ -69,11 +68,6 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         return cls(backend, files)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of tokenizer.json's bytes, in hex."""
-        return hashlib.sha256(self._files.tokenizer_json).hexdigest()
 
     @property
     def vocab_size(self) -> int:
@@ -86,29 +80,8 @@ class Tokenizer:
         given = self._files.generation.get("eos_token_id")
         if given is not None:
             return tuple(int(token_id) for token_id in (given if isinstance(given, list) else [given]))
-        own = self._special_id("eos_token")
+        own = self._backend.token_to_id(self._special["eos_token"]) if "eos_token" in self._special else None
         return () if own is None else (own,)
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The token that begins a sequence, where there is one."""
-        return self._special_id("bos_token")
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The padding token, where there is one."""
-        return self._special_id("pad_token")
-
-    def token_id(self, token: str) -> int:
-        """The number of one token.
-
-        Raises:
-            InputError: the vocabulary has no such token.
-        """
-        token_id = self._backend.token_to_id(token)
-        if token_id is None:
-            raise InputError(f"{self._files.folder / 'tokenizer.json'} has no token {token!r}; check the checkpoint.")
-        return token_id
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
         """The prompt the checkpoint's chat template makes of a conversation.
@@ -168,21 +141,12 @@ class Tokenizer:
         """The token is one byte of a character the vocabulary lacks (byte fallback)."""
         return token_id in self._byte_ids
 
-    @staticmethod
-    def expand(text: str, placeholder: str, expansions: Sequence[str]) -> str:
-        """See the function `expand`."""
-        return expand(text, placeholder, expansions)
-
     @cached_property
     def _template(self) -> ChatTemplate:
         where, source = str(self._files.folder), self._files.chat_template
         if source is None:
             raise PromptError(f"{where} has no chat template; give the prompt as text instead of messages.")
         return ChatTemplate(source, where)
-
-    def _special_id(self, name: str) -> int | None:
-        token = self._special.get(name)
-        return None if token is None else self._backend.token_to_id(token)
 
 
 def expand(text: str, placeholder: str, expansions: Sequence[str]) -> str:
@@ -192,10 +156,11 @@ def expand(text: str, placeholder: str, expansions: Sequence[str]) -> str:
         PromptError: the numbers of placeholders and expansions differ.
     """
     pieces = text.split(placeholder) if placeholder else [text]
-    if len(pieces) - 1 != len(expansions):
+    found = len(pieces) - 1
+    if found != len(expansions):
         raise PromptError(
-            f"The prompt has {len(pieces) - 1} placeholders {placeholder!r} for {len(expansions)} pictures;"
-            " write one for each picture."
+            f"The prompt has {found} placeholder{'s'[: found != 1]} {placeholder!r} for {len(expansions)} "
+            f"picture{'s'[: len(expansions) != 1]}; write one for each picture."
         )
     return pieces[0] + "".join(new + piece for new, piece in zip(expansions, pieces[1:], strict=True))
 
@@ -212,25 +177,22 @@ class TokenizerFiles:
     chat_template: str | None
 
     @classmethod
-    def read(cls, folder: Path) -> TokenizerFiles:
-        """Read a folder.
+    def read(cls, folder: Path, names: Collection[str]) -> TokenizerFiles:
+        """Read the files of a folder that are called `names`; whatever else lies there is not looked at.
 
         Raises:
             InputError: tokenizer.json is missing, or a file is not JSON.
         """
-        try:
-            tokenizer_json = (folder / "tokenizer.json").read_bytes()
-        except OSError as error:
-            path = folder / "tokenizer.json"
-            raise InputError(f"{path} cannot be read ({error.strerror}); save the fast tokenizer there.") from error
-        config = _json(folder / "tokenizer_config.json")
+        if "tokenizer.json" not in names:
+            raise InputError(f"{folder} has no listed tokenizer.json; build from a checkpoint with a fast tokenizer.")
+        config = read_json(folder / "tokenizer_config.json", names)
         return cls(
             folder=folder,
-            tokenizer_json=tokenizer_json,
+            tokenizer_json=_read(folder / "tokenizer.json"),
             config=config,
-            special_map=_json(folder / "special_tokens_map.json"),
-            generation=_json(folder / "generation_config.json"),
-            chat_template=_chat_template(folder, config),
+            special_map=read_json(folder / "special_tokens_map.json", names),
+            generation=read_json(folder / "generation_config.json", names),
+            chat_template=_chat_template(folder, names, config),
         )
 
     def special_tokens(self) -> dict[str, str]:
@@ -354,11 +316,16 @@ def _content(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
+def read_json(path: Path, names: Collection[str]) -> Mapping[str, Any]:
+    """The JSON object in a file; an empty one where its name is not among `names`.
+
+    Raises:
+        InputError: it cannot be read or does not hold a JSON object.
+    """
+    if path.name not in names:
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(_read(path))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); copy it again.") from error
     if not isinstance(content, dict):
@@ -366,13 +333,20 @@ def _json(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); copy it again.") from error
+
+
+def _chat_template(folder: Path, names: Collection[str], config: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.is_file():
+    if path.name in names:
         try:
-            return path.read_text(encoding="utf-8")
+            return _read(path).decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text ({error}); copy it again.") from error
-    holders = (_json(folder / "chat_template.json"), _json(folder / "processor_config.json"), config)
+    holders = (*(read_json(folder / f"{name}.json", names) for name in ("chat_template", "processor_config")), config)
     sources = (chosen_source(holder.get("chat_template")) for holder in holders)
     return next((source for source in sources if source is not None), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from msao_compile.manifest.evidence import ParityRow
 from msao_compile.manifest.schema import (
@@ -124,10 +124,9 @@ def model(parts: ModelParts) -> Model:
     decoder = DecoderFacts.model_validate({**split["decoder"], "kv_capacity": parts.kv_capacity})
     files = []
     for name, blob in parts.side_files.items():
-        folders = ["tokenizer"] if "processor" not in name else ["preprocessor"]
         files += [
             FileRef(path=f"{folder}/{parts.name}/{name}", sha256=blob.sha256, size_bytes=blob.size_bytes)
-            for folder in folders
+            for folder in _folders(name)
         ]
     return Model(
         name=parts.name,
@@ -143,6 +142,13 @@ def model(parts: ModelParts) -> Model:
     )
 
 
+def _folders(name: str) -> tuple[str, ...]:
+    """Where a side file is read; `processor_config.json` describes pictures and may hold the chat template."""
+    if name == "processor_config.json":
+        return "preprocessor", "tokenizer"
+    return ("preprocessor",) if "processor" in name else ("tokenizer",)
+
+
 def routes(tasks: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> tuple[Route, ...]:
     """`edge` runs the draft model here, `cloud` the target model there, `split` the target's encoder here.
 
@@ -153,7 +159,7 @@ def routes(tasks: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> t
         draft = next((name for name in names if models[name].role == "draft"), names[0])
         target = next((name for name in names if models[name].role == "target"), names[0])
         parts = list(models[target].components)
-        cloud = dict.fromkeys(parts, "cloud")
+        cloud: dict[str, Literal["edge", "cloud"]] = dict.fromkeys(parts, "cloud")
         found.append(Route(name="edge", task=task, model=draft, hosts=dict.fromkeys(models[draft].components, "edge")))
         found.append(Route(name="cloud", task=task, model=target, hosts=cloud, fallback=("edge",)))
         if "vision_encoder" in cloud:
@@ -203,7 +209,8 @@ def partition_points(
 def _crossing(vision: Module, entry: Model, cut: str) -> tuple[TensorSpec, ...]:
     if cut == "vision_encoder":
         ids = TensorSpec(name="input_ids", dtype="int64", shape=("sequence_length",))
-        return (ids, *vision.graphs[0].outputs)
+        grids = (TensorSpec(name="image_grid_thw", dtype="int64", shape=("num_images", 3)),)
+        return (ids, *(grids if entry.decoder.position == "mrope" else ()), *vision.graphs[0].outputs)
     axes = ("batch_size", "sequence_length")
     positions = (3, *axes) if entry.decoder.position == "mrope" else axes
     return (

@@ -1,8 +1,10 @@
-"""Time every route of a draft deployment with the code that ships: one request class, warm, five runs."""
+"""Time every route of a draft deployment with the code that ships: one request class, warm, five runs.
+
+Stop tokens do not stop these answers, so that there is a time per token whatever the model says.
+"""
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from msao_compile.manifest.evidence import MeasureEvidence, ModuleTiming, RouteTiming, Spread
+from msao_compile.manifest.schema import Route
 from msao_compile.runtime import load
 from msao_compile.runtime.answer import Answer
 from msao_compile.runtime.api import Runtime
@@ -28,11 +31,12 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     routes, modules = [], []
     for route in runtime.deployment.routes:
         on_progress({"route": route.name})
-        answers = _answers(runtime, route.name)
+        answers = _answers(runtime, route)
         routes.append(_route(route.name, route.task, route.model, answers))
         if route.name in ("edge", "cloud"):
             modules += _modules(route.model, answers)
-    machine = {"platform": platform.platform(), "cpu": _cpu(), "threads": str(os.cpu_count())}
+    threads = str(runtime.deployment.runtime.threads or "all")
+    machine = {"platform": platform.platform(), "cpu": _cpu(), "threads": threads}
     return MeasureEvidence(machine=machine, modules=tuple(modules), routes=tuple(routes)).model_dump(mode="json")
 
 
@@ -50,9 +54,11 @@ def picture() -> bytes:
     return buffer.getvalue()
 
 
-def _answers(runtime: Runtime, route: str) -> list[Answer]:
+def _answers(runtime: Runtime, route: Route) -> list[Answer]:
+    options: dict[str, Any] = {"route": route.name, "task": route.task, "max_new_tokens": NEW_TOKENS}
     content = picture()
-    answers = [runtime.generate(PROMPT, image=content, route=route, max_new_tokens=NEW_TOKENS) for _ in range(RUNS + 1)]
+    runtime.session(route.model).tokenizer.eos_token_ids = ()
+    answers = [runtime.generate(PROMPT, image=content, **options) for _ in range(RUNS + 1)]
     return answers[1:]
 
 
@@ -69,7 +75,7 @@ def _route(name: str, task: str, model: str, answers: list[Answer]) -> RouteTimi
         model=model,
         request=f"one {SIDE} px picture, a short question",
         ttft=_spread([timing.ttft_ms for timing in timings]),
-        tpot=_spread([timing.tpot_ms for timing in timings]),
+        tpot=_spread([timing.tpot_ms for timing in timings if timing.tpot_ms is not None]),
         modules_ms=modules,
         bytes_up=timings[0].bytes_up,
         bytes_down=timings[0].bytes_down,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,21 @@ from msao_compile.errors import DeploymentError, InputError
 from msao_compile.manifest.evidence import ParityEvidence, ParityRow
 from msao_compile.manifest.schema import Deployment, Dialect
 from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.cloud import CloudSide
 from msao_compile.runtime.compare import Distance, distance, refuse_failures, verdict
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward, greedy, picture_tokens
 from msao_compile.runtime.loader import locate, read_manifest, verify
-from msao_compile.runtime.session import ModelSession, Request
-from msao_compile.runtime.wire.message import Message, pack, unpack
+from msao_compile.runtime.routes import crossing
+from msao_compile.runtime.session import Conversation, ModelSession, Request
+from msao_compile.runtime.wire.message import pack, unpack
 
-DEFAULT_BOUNDS = {"min_cosine": 0.9999, "max_abs": 1e-3}
 PROMPT_TOKENS = 6
+CUTS = {
+    "vision_encoder": frozenset({"vision_encoder"}),
+    "embed_tokens": frozenset({"vision_encoder", "embed_tokens"}),
+}
+Bounds = Mapping[str, float | None]
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -44,7 +50,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
             for subject, found in _Judge(original, session, int(arguments["steps"])).subjects():
                 on_progress({"subject": subject, "dialect": dialect})
                 rows.append(_row(session.model.name, subject, dialect, found, arguments["bounds"]))
-    return ParityEvidence(rows=tuple(rows)).model_dump(mode="json")
+    return ParityEvidence(rows=tuple(rows), bounds=arguments["bounds"]).model_dump(mode="json")
 
 
 class _Original:
@@ -52,16 +58,12 @@ class _Original:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        import transformers
 
         from msao_compile.families.base import REQUEST_SIZES
-        from msao_compile.families.checkpoint import read_config
-        from msao_compile.families.registry import find
+        from msao_compile.families.registry import open_model
 
-        config = read_config(folder)
-        architecture = getattr(transformers, config["architectures"][0])
-        self.model = architecture.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        self.family = find(config["model_type"], config["architectures"][0])
+        self.family, skeleton = open_model(folder)
+        self.model = type(skeleton).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         self.family.host_facts(self.model.config)
         self.pictures = [
             self.family.example_pictures(self.model.config, sizes, np.random.default_rng(seed))
@@ -102,7 +104,7 @@ class _Original:
         return self.known[key]
 
 
-def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: dict[str, Any]) -> ParityRow:
+def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: Bounds) -> ParityRow:
     decided, words = verdict(found, bounds)
     return ParityRow(
         model=model,
@@ -143,15 +145,19 @@ class _Judge:
         yield "vision_encoder", distance([(flat[seed], self.original.features(seed)) for seed in seeds])
         yield "embed_tokens", distance([self._embeds(seed) for seed in range(3)])
         yield "decoder", distance([self._decoder(seed) for seed in range(2)])
-        ours = [self._decode(asked, *self._cut(None, asked)) for asked in self.requests]
+        ours = [
+            self._decoded(asked, self.session.prefill(*self._merged(asked), Clock(), every=True))
+            for asked in self.requests
+        ]
         theirs = [
             self.original.logits(np.concatenate([asked.ids, asked.teacher]), seed)
             for seed, asked in enumerate(self.requests)
         ]
         yield "whole", distance(list(zip(ours, theirs, strict=True)))
-        for cut in ("vision_encoder", "embed_tokens"):
-            split = [self._decode(asked, *self._cut(cut, asked)) for asked in self.requests]
-            yield f"split after {cut}", distance(list(zip(split, ours, strict=True)))
+        uncut = [self._decoded(asked, self.session.prefill(*self._merged(asked), Clock())) for asked in self.requests]
+        for cut, here in CUTS.items():
+            split = [self._decoded(asked, self._crossed(asked, here)) for asked in self.requests]
+            yield f"split after {cut}", distance(list(zip(split, uncut, strict=True)))
 
     def _embeds(self, seed: int) -> Pair:
         ids = self._text(seed, 11)
@@ -178,23 +184,18 @@ class _Judge:
         self.session.check_capacity(len(ids), self.steps)
         return _Asked(ids, tensors, features, self._text(seed + 100, self.steps))
 
-    def _cut(self, cut: str | None, asked: _Asked) -> tuple[np.ndarray, tuple[np.ndarray, int]]:
-        """Merged embeddings and positions; what crosses a cut goes through bytes and back, the rest must not notice."""
-        positions, offset = self.session.positions(Request(asked.ids, asked.tensors))
-        ids, features = asked.ids, asked.features
-        if cut == "vision_encoder":
-            crossed = unpack(pack(Message("features", {}, {"input_ids": ids, "image_features": features}))).tensors
-            ids, features = crossed["input_ids"], crossed["image_features"]
-        embeds = self.session.embed(ids, features, Clock())
-        if cut == "embed_tokens":
-            message = Message("embeds", {}, {"inputs_embeds": embeds, "position_ids": positions})
-            crossed = unpack(pack(message)).tensors
-            embeds, positions = crossed["inputs_embeds"], crossed["position_ids"]
-        return embeds, (positions, offset)
+    @staticmethod
+    def _merged(asked: _Asked) -> tuple[Request, np.ndarray]:
+        return Request(asked.ids, asked.tensors), asked.features
 
-    def _decode(self, asked: _Asked, embeds: np.ndarray, positions: tuple[np.ndarray, int]) -> np.ndarray:
-        """Logits of the prompt and of each token the teacher gives."""
-        logits, talk = self.session.prefill_embeds(embeds, positions, Clock(), every=True)
+    def _crossed(self, asked: _Asked, here: frozenset[str]) -> tuple[np.ndarray, Conversation]:
+        """As the routes do it: what the modules `here` give becomes bytes, and the cloud's side goes on from those."""
+        sent = pack(crossing(self.session, Request(asked.ids, asked.tensors), here, Clock()))
+        return CloudSide(self.session).prefill(unpack(sent), self.steps, Clock())
+
+    def _decoded(self, asked: _Asked, prefilled: tuple[np.ndarray, Conversation]) -> np.ndarray:
+        """Logits that the prompt gave and those of each token the teacher gives."""
+        logits, talk = prefilled
         steps = [self.session.extend(asked.teacher[[index]], talk, Clock()) for index in range(self.steps)]
         return np.concatenate([logits, *steps])
 
@@ -220,22 +221,32 @@ def check_deployment(folder: Path, reference: Path | None, model: str | None, ga
     """The parity matrix of a built deployment; with `reference`, a comparison with the outputs stored in that file.
 
     Raises:
-        GateError: a row is FAIL. DeploymentError: a file is damaged. InputError: the reference cannot be read.
+        GateError: a row is FAIL. DeploymentError: a file is damaged. InputError: the reference cannot be read, or
+            it is not clear which model it belongs to.
     """
     deployment = read_manifest(folder)
-    if reference is None:
-        verify(folder, deployment)
-        if "parity" not in deployment.evidence:
-            raise DeploymentError(f"{folder}: holds no parity evidence; build it again")
-        path = locate(folder, deployment.evidence["parity"])
-        evidence = ParityEvidence.model_validate_json(path.read_bytes())
+    known = [entry.name for entry in deployment.models]
+    if model not in (None, *known):
+        raise InputError(f"model {model!r} is not in this deployment: it has {', '.join(known)}")
+    evidence = _evidence(folder, deployment)
+    if reference is not None:
+        if model is None and len(known) > 1:
+            raise InputError(f"{reference}: which model do these outputs belong to? name one of {', '.join(known)}")
+        rows = tuple(_reference_rows(folder, deployment, reference, (model or known[0], evidence.bounds)))
     else:
-        evidence = ParityEvidence(rows=tuple(_reference_rows(folder, deployment, reference, model)))
-    rows = tuple(row for row in evidence.rows if model in (None, row.model))
-    evidence = ParityEvidence(rows=rows)
+        rows = tuple(row for row in evidence.rows if model in (None, row.model))
+    evidence = evidence.model_copy(update={"rows": rows})
     if gate:
         refuse_failures(evidence)
     return evidence
+
+
+def _evidence(folder: Path, deployment: Deployment) -> ParityEvidence:
+    verify(folder, deployment)
+    if "parity" not in deployment.evidence:
+        raise DeploymentError(f"{folder}: holds no parity evidence; build it again")
+    path = locate(folder, deployment.evidence["parity"])
+    return ParityEvidence.model_validate_json(path.read_bytes())
 
 
 def _read_reference(path: Path) -> dict[str, np.ndarray]:
@@ -247,16 +258,14 @@ def _read_reference(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: not an .npz of plain arrays ({error})") from error
 
 
-def _reference_rows(folder: Path, deployment: Deployment, reference: Path, model: str | None) -> Iterator[ParityRow]:
+def _reference_rows(
+    folder: Path, deployment: Deployment, reference: Path, held_against: tuple[str, Bounds]
+) -> Iterator[ParityRow]:
+    name, bounds = held_against
     held = _read_reference(reference)
     inputs = {name.removeprefix("in."): value for name, value in held.items() if name.startswith("in.")}
     if "logits" not in held or not inputs:
         raise InputError(f"{reference}: holds no logits or no in.<name> arrays, so there is nothing to compare")
-    name = model or deployment.models[0].name
-    if name not in {entry.name for entry in deployment.models}:
-        raise InputError(
-            f"model {name!r} is not in this deployment: it has {', '.join(entry.name for entry in deployment.models)}"
-        )
     for dialect in sorted({engine.dialect for engine in deployment.engines if engine.status != "deferred"}):
         session = Engines(folder, deployment, verify=True, dialect=dialect).session(deployment.model(name))
         ours = forward(session, inputs)["logits"]
@@ -266,14 +275,13 @@ def _reference_rows(folder: Path, deployment: Deployment, reference: Path, model
             )
         real = np.asarray(inputs.get("attention_mask", np.ones(ours.shape[:2]))).astype(bool)
         found = distance([(ours[real], held["logits"][real])])
-        yield _row(name, "logits of the reference", dialect, found, DEFAULT_BOUNDS)
+        yield _row(name, "logits of the reference", dialect, found, bounds)
         if "generate" in held:
             wanted = _tokens(reference, held["generate"], ours)
             tokens = greedy(session, inputs, wanted.shape[1])
             one_hot = [np.eye(ours.shape[-1])[ids.reshape(-1)] for ids in (tokens, wanted)]
-            yield _row(
-                name, "greedy tokens of the reference", dialect, distance([(one_hot[0], one_hot[1])]), DEFAULT_BOUNDS
-            )
+            found = distance([(one_hot[0], one_hot[1])])
+            yield _row(name, "greedy tokens of the reference", dialect, found, bounds)
 
 
 def _tokens(reference: Path, generate: np.ndarray, logits: np.ndarray) -> np.ndarray:

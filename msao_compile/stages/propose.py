@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msao_compile.families.checkpoint import locate
+from msao_compile.families.checkpoint import ITEM_BYTES, locate
 from msao_compile.families.registry import open_model
 
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 CAPACITY = 2048
 
 
@@ -40,7 +42,7 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
             {
                 "component": piece.component,
                 "bytes": size,
-                "params": sum(source.size_bytes // _ITEM_BYTES.get(source.dtype, 1) for source in own),
+                "params": sum(source.size_bytes // ITEM_BYTES.get(source.dtype, 1) for source in own),
             }
         )
     return {
@@ -55,13 +57,12 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
 def _recipe(checkpoint: Path, recipe: Path | None, known: Mapping[str, Any]) -> str:
     beside = (recipe.parent if recipe is not None else Path.cwd()).resolve()
     place = os.path.relpath(checkpoint.resolve(), beside)
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in checkpoint.resolve().name)
     return f"""# A {known["family"]} checkpoint on this machine's CPU; see `msao-compile schema recipe` for every field.
 recipe = 1
-name = "{name.strip("-") or "model"}"
+name = "{_name(checkpoint.resolve().name)}"
 
 [models.model]
-checkpoint = "{place}"
+checkpoint = {_quoted(place)}
 role = "target"
 
 [tasks.answer]
@@ -83,3 +84,14 @@ steps = 8
 [runtime]
 threads = {os.cpu_count() or 1}
 """
+
+
+def _name(folder: str) -> str:
+    """A recipe's name after a folder: letters without their accents, a dash for whatever a name may not hold."""
+    plain = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]", "-", plain).strip("-_")[:64] or "model"
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: as in JSON, but for DEL, which TOML wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msao_compile.families.checkpoint import Source, locate, read_tensor
+from msao_compile.families.checkpoint import Source, locate, read_tensor, refuse_not_finite
 from msao_compile.families.registry import open_model
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from msao_compile.families.base import Piece
 
 ALIGNMENT_BYTES = 64
-_UNSTABLE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
+# What differs between two saves of one model, or says how to compute and not what.
+_UNSTABLE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "_attn_implementation")
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
@@ -58,7 +59,9 @@ def _component(
     named = sorted(piece.module.named_parameters(remove_duplicate=False), key=lambda item: item[1].ndim != 2)
     for name, parameter in named:
         source = sources[names[id(parameter)]]
-        digest = hashlib.sha256(read_tensor(folder, vars(source)).data).hexdigest()
+        values = read_tensor(folder, vars(source))
+        refuse_not_finite(folder, source, values)
+        digest = hashlib.sha256(values.data).hexdigest()
         entry: dict[str, Any] = {"name": name, "shape": list(parameter.shape), "digest": digest, "source": vars(source)}
         size = int(np.prod(parameter.shape, dtype=np.int64)) * 4
         if source in owners:
@@ -68,10 +71,10 @@ def _component(
             entry |= {"offset": offset, "size_bytes": size}
             offset += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         tensors.append(entry)
-    facts = _stable(dict(piece.facts))
+    config = {} if piece.config is None else piece.config.to_diff_dict()
     identity = {
         "component": piece.component,
-        "facts": facts,
+        "config": _stable({name: value for name, value in config.items() if name not in piece.unread}),
         "inputs": [spec.model_dump(mode="json") for spec in piece.inputs],
         "outputs": [spec.model_dump(mode="json") for spec in piece.outputs],
         "weights": sorted((entry["name"], entry["digest"]) for entry in tensors),
@@ -89,7 +92,7 @@ def _component(
 
 
 def _stable(value: Any) -> Any:
-    """Architecture facts without what differs between two saves of the same model."""
+    """A config without what differs between two saves of the same model."""
     if isinstance(value, dict):
         return {str(key): _stable(item) for key, item in value.items() if key not in _UNSTABLE}
     if isinstance(value, list | tuple):

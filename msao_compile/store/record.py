@@ -67,6 +67,7 @@ class Collected(Frozen):
 
     count: int
     size_bytes: int
+    kept_objects: int
 
 
 def encode(record: Record) -> bytes:

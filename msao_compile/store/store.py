@@ -230,7 +230,7 @@ class Store:
     # caring
 
     def verify(self) -> list[Damage]:
-        """Read every byte and report all damage; damaged objects are forgotten, so that the next build remakes them.
+        """Read every byte and report all damage, without changing anything on disk; `collect` removes what is damaged.
 
         Raises:
             StageError: something in the store cannot be read.
@@ -245,14 +245,10 @@ class Store:
                     named |= {blob.sha256 for blob in found.outputs.values()}
                 elif found is not None:
                     damages.append(found)
-                    path.unlink(missing_ok=True)
-            damages += self._damaged_orphans(named)
-            for damage in damages:
-                self._forget(damage)
-            return damages
+            return damages + self._damaged_orphans(named)
 
     def collect(self, keep: AbstractSet[str], wait_seconds: float = 0.0) -> Collected:
-        """Remove what nobody names.
+        """Remove what nobody names, and every damaged object, so that the next build makes it again: reads every byte.
 
         Kept are the records whose key digest is in `keep`, the objects whose SHA-256 is in `keep`, the outputs of kept
         records, and the records all of whose outputs are kept. Bytes that a deployment shares through a hard link do
@@ -278,7 +274,7 @@ class Store:
             else:
                 removed.append(path)
         # Records go before objects: a crash in between leaves objects too many, never a record without its objects.
-        removed += [path for path in self._objects() if path.name not in keep]
+        removed += [path for path in self._objects() if path.name not in keep or self._is_damaged(path)]
         freed = 0
         for path in removed:
             status = path.stat()
@@ -287,7 +283,13 @@ class Store:
             self._verified.forget(path.name)
         for lock in (self.root / "locks" / "keys").glob("*.lock"):
             lock.unlink()
-        return Collected(count=len(removed), size_bytes=freed)
+        return Collected(count=len(removed), size_bytes=freed, kept_objects=len(self._objects()))
+
+    def _is_damaged(self, path: Path) -> bool:
+        damage = self._hashed(path, path.stat(), remember=False)
+        if damage is not None:
+            logger.warning("%s", damage)
+        return damage is not None
 
     def _damages(self, found: Record, verify: Verify, trust: bool = True, remember: bool = False) -> Iterator[Damage]:
         for output, blob in found.outputs.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from calibration.evaluate.intervals import wilson
-from calibration.evaluate.measure import auroc
+from calibration.evaluate.measure import auroc, weight_digests
 from calibration.evaluate.report import BEGIN, END, insert, tables
 from calibration.evaluate.speculation import Tally, speculate
 
@@ -70,3 +70,15 @@ def test_the_committed_measurement_meets_the_demands() -> None:
     assert 0.65 <= share["edge", "shown", "all"] <= share["cloud", "shown", "all"] - 0.06
     assert share["cloud", "same_when_blank", "needs no picture"] >= 0.99
     assert share["edge", "same_when_blank", "needs no picture"] >= 0.99
+    blind, asked = result["blind"]["needs the picture"]
+    for name in ("edge", "cloud"):
+        assert (
+            share[name, "blank", "needs the picture"]
+            <= blind / asked + 0.05
+            < share[name, "shown", "needs the picture"]
+        )
+
+
+def test_the_committed_measurement_is_of_the_committed_weights() -> None:
+    result = json.loads((CALIBRATION / "evaluation.json").read_text())
+    assert result["weights_sha256"] == weight_digests(CALIBRATION / "models")

@@ -50,19 +50,33 @@ def test_the_account_says_where_the_time_went() -> None:
 
 
 def test_the_account_of_one_token_has_no_time_per_token() -> None:
-    timing = Timing(38.2, 0.0, 38.2, {}, 245_900, 310)
+    timing = Timing(38.2, None, 38.2, {}, 245_900, 310)
     answer = Answer("a", (1,), "split", "", True, timing)
     assert account(answer) == "split · first token 38 ms · 1 token · 246 kB sent, 310 B received"
 
 
 def test_the_answer_alone_is_on_stdout(cli: Cli, runtime: Spoken) -> None:
-    ran = cli("run", "d", "--prompt", "what is it?", "--image", "p.png", "--route", "edge", "--max-new-tokens", "5")
+    ran = cli(
+        "run",
+        "d",
+        "--prompt",
+        "what is it?",
+        "--image",
+        "p.png",
+        "--route",
+        "edge",
+        "--max-new-tokens",
+        "5",
+        "--task",
+        "t",
+    )
     assert (ran.code, ran.out) == (0, "a red circle\n")
     assert ran.err == account(ANSWER) + "\n"
     assert runtime.asked == {
         "prompt": "what is it?",
         "image": "p.png",
         "route": "edge",
+        "task": "t",
         "max_new_tokens": 5,
         "temperature": 0.0,
         "seed": 0,
@@ -84,13 +98,19 @@ def test_a_stream_without_an_answer_is_an_error() -> None:
         show([Piece("a")])
 
 
-def test_an_unknown_route_names_the_known_ones(cli: Cli) -> None:
-    ran = cli("run", "d", "--prompt", "x", "--route", "clowd")
+@pytest.mark.parametrize("route", ["clowd", "text"])
+def test_a_route_that_no_build_makes_is_refused_with_those_that_are(cli: Cli, route: str) -> None:
+    ran = cli("run", "d", "--prompt", "x", "--route", route)
     assert ran.code == 2
-    assert "'auto', 'edge', 'cloud', 'split', 'text'" in ran.err
+    assert "one of 'auto', 'edge', 'cloud', 'split';" in ran.err
 
 
 def test_a_folder_without_a_manifest_is_wrong_input(cli: Cli, tmp_path: object) -> None:
     ran = cli("run", tmp_path, "--prompt", "x")
     assert ran.code == 2
     assert "no deployment.json" in ran.err
+
+
+def test_an_empty_picture_path_stays_empty(cli: Cli, runtime: Spoken) -> None:
+    cli("run", "d", "--prompt", "x", "--image", "")
+    assert runtime.asked["image"] == ""

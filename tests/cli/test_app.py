@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,7 @@ def test_ctrl_c_exits_130_with_a_sentence(cli: Cli, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("msao_compile.cli.contents.look_into", interrupted)
     ran = cli("inspect", "x", "--json")
     assert (ran.code, ran.json["error"]["class"]) == (130, "Interrupted")
-    assert ran.err.startswith("error: interrupted; what was finished is kept")
+    assert ran.err == "error: interrupted\n"
 
 
 def test_with_json_an_error_is_the_one_object_on_stdout(cli: Cli, tmp_path: Path) -> None:
@@ -78,6 +80,46 @@ def test_with_json_an_error_is_the_one_object_on_stdout(cli: Cli, tmp_path: Path
     assert ran.json["error"]["class"] == "InputError"
     assert ran.code == ran.json["error"]["exit_code"] == 2
     assert ran.err == f"error: {ran.json['error']['message']}\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--debug",)])
+def test_without_a_command_the_help_page_is_shown(cli: Cli, arguments: tuple[str, ...]) -> None:
+    ran = cli(*arguments)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("Usage: msao-compile")
+
+
+def test_the_version_is_the_package_s(cli: Cli) -> None:
+    ran = cli("--version")
+    assert (ran.code, ran.out) == (0, f"msao-compile {version('msao-compile')}\n")
+
+
+@pytest.mark.parametrize("option", ["", "--json"])
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (
+            "> /dev/full",
+            3,
+            "error: writing failed (No space left on device); free some space or send the output elsewhere",
+        ),
+        (">&-", 2, "error: stdout is closed, so the result would be lost; open it, or send it to a file"),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, option: str, redirected: str, code: int, said: str
+) -> None:
+    (tmp_path / "decoder.onnx").write_bytes(bytes(10))
+    command = f"{sys.executable} -m msao_compile inspect {tmp_path}/decoder.onnx {option} {redirected}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, said + "\n")
+
+
+def test_talk_never_falls_to_stdout_where_stderr_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "decoder.onnx").write_bytes(bytes(10))
+    command = f"{sys.executable} -m msao_compile inspect {tmp_path}/gone.onnx --json 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["error"]["class"]) == (2, "InputError")
 
 
 def test_a_misspelt_option_is_a_usage_error_with_a_pointer_to_help(cli: Cli) -> None:

@@ -31,7 +31,19 @@ def test_only_what_no_deployment_names_is_removed(cli: Cli, deployment: Path, tm
     assert (kept.exists(), lost.exists()) == (True, False)
     assert ran.json["deployments"] == ["pictures-and-questions"]
     assert ran.json["removed"] == 2
+    assert ran.json["kept_objects"] == cli("inspect", store.root, "--json").json["objects"] == 1
     assert ran.json["freed_bytes"] >= 5000
+
+
+def test_a_folder_that_a_killed_build_left_half_written_counts_for_nothing(
+    cli: Cli, deployment: Path, tmp_path: Path
+) -> None:
+    store, kept, lost = filled(tmp_path, deployment)
+    (deployment.parent / ".left.new").mkdir()
+    (deployment.parent / ".left.new" / MANIFEST_NAME).write_text("{")
+    ran = cli("gc", "--out", deployment.parent, "--store", store.root, "--json")
+    assert (ran.code, ran.json["deployments"]) == (0, ["pictures-and-questions"])
+    assert (kept.exists(), lost.exists()) == (True, False)
 
 
 def test_a_wrong_out_folder_removes_nothing(cli: Cli, deployment: Path, tmp_path: Path) -> None:

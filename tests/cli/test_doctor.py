@@ -38,11 +38,18 @@ def test_tensorrt_is_never_imported_where_the_driver_does_not_start(cli: Cli, mo
 
 
 def test_with_a_gpu_every_backend_is_asked(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = answers(monkeypatch, {"cuda": GPU, "tensorrt": {"version": "10.3.0"}})
+    asked = answers(monkeypatch, {"cuda": GPU, "onnxruntime": ORT, "tensorrt": {"version": "10.3.0"}})
     ran = cli("doctor")
     assert asked == ["cuda", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     assert ran.code == 0
     assert "Orin (8.7, 8.00 GB); driver for CUDA 12.6" in ran.out
+
+
+def test_a_backend_that_the_runtime_lacks_runs_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, {"cuda": GPU, "tensorrt": {"version": "10.3.0"}})
+    ran = cli("doctor", "--json")
+    assert (ran.code, ran.json["can_run"]) == (4, False)
+    assert ran.json["backends"][1]["advice"] == "this version runs no deployment with it yet"
 
 
 def test_without_any_backend_it_exits_4_and_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

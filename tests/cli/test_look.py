@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import struct
 from pathlib import Path
 
 import pytest
 
 from msao_compile.store.key import Key
+from msao_compile.store.record import Record
 from msao_compile.store.store import Store
 
 from .conftest import Cli
@@ -17,7 +20,7 @@ from .conftest import Cli
 def test_every_digest_of_a_deployment_is_verified(cli: Cli, deployment: Path) -> None:
     ran = cli("inspect", deployment)
     assert ran.code == 0
-    assert ran.err == "20 files, 50.5 kB: every digest is as recorded\n"
+    assert re.fullmatch(r"20 files, 50\.\d kB: every digest is as recorded\n", ran.err)
     assert "vision_encoder  edge, cloud" in ran.out
 
 
@@ -71,9 +74,47 @@ def test_a_store_is_told_by_its_records(cli: Cli, tmp_path: Path) -> None:
     source = tmp_path / "weights"
     source.write_bytes(bytes(1000))
     store.commit(Key(kind="stage", stage="export", version=1, fields={}), {"graph": source}, {})
+    alone = tmp_path / "alone"
+    alone.write_bytes(bytes(300))
+    store.put_file(alone)
     facts = cli("inspect", tmp_path / "store", "--json").json
     assert facts["records"] == [{"kind": "stage", "records": 1, "objects": 1, "bytes": 1000}]
-    assert (facts["objects"], facts["unnamed_objects"], facts["missing_objects"]) == (1, 0, 0)
+    assert (facts["objects"], facts["unnamed_objects"], facts["missing_objects"]) == (2, 1, 0)
+    shown = cli("inspect", tmp_path / "store").out
+    assert shown.startswith("store of 2 objects, 1.30 kB")
+    assert "checkpoints' files and evidence                 1    300 B" in shown
+    assert cli("inspect", tmp_path / "store").err.endswith("--out DIR, where DIR holds every deployment to keep\n")
+
+
+def test_an_object_that_two_kinds_of_stages_made_is_counted_once(cli: Cli, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for kind in ("load", "export"):
+        (tmp_path / kind).write_bytes(bytes(1000))
+        store.commit(Key(kind=kind, stage=kind, version=1, fields={}), {"x": tmp_path / kind}, {})
+    facts = cli("inspect", tmp_path / "store", "--json").json
+    assert facts["objects"] == sum(row["objects"] for row in facts["records"]) == 1
+
+
+def test_a_byte_that_changed_in_a_store_is_named_and_stays_until_gc_removes_it(
+    cli: Cli, deployment: Path, tmp_path: Path
+) -> None:
+    store, key = Store(tmp_path / "s 1 é"), Key(kind="stage", stage="export", version=1, fields={"subject": "edge/x"})
+    (tmp_path / "weights").write_bytes(bytes(1000))
+    held = store.path(store.commit(key, {"graph": tmp_path / "weights"}, {}).outputs["graph"])
+    times = held.stat()
+    held.chmod(0o644)
+    held.write_bytes(b"X" + bytes(999))
+    os.utime(held, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk leaves it
+    assert isinstance(store.peek(key, "digest"), Record)
+    ran = cli("inspect", store.root, "--json")
+    assert (ran.code, ran.json["error"]["class"]) == (2, "DamagedFile")
+    assert [damage["sha256"] for damage in ran.json["damaged"]] == [held.name]
+    assert f"output 'graph' of stage edge/x, object {held.name} has changed" in ran.err
+    assert f"remove it with msao-compile gc --store '{store.root}' --out DIR, where" in ran.err
+    assert isinstance(store.peek(key, "digest"), Record)
+    assert cli("gc", "--store", store.root, "--out", deployment.parent).code == 0
+    assert not isinstance(store.peek(key), Record)
+    assert cli("inspect", store.root).code == 0
 
 
 def test_an_onnx_file_is_told_with_its_weights(cli: Cli, tmp_path: Path) -> None:

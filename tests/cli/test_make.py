@@ -71,7 +71,7 @@ def built(deployment: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A build that runs one stage and leaves the synthetic deployment."""
 
     def build(recipe: Path, options: Options, tell: Callable[[Event], None]) -> Built:
-        tell(Event("export", "edge/decoder", "finished", 4.2, None, 1, 1))
+        tell(Event("export", "edge/decoder", "finished", 4.2, None, 1, 1, 1))
         return Built(deployment, read_manifest(deployment), ran=1, reused=3, seconds=4.5)
 
     monkeypatch.setattr("msao_compile.pipeline.build", build)
@@ -81,7 +81,10 @@ def built(deployment: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_result_of_a_build_is_its_folder_and_all_talk_is_on_stderr(cli: Cli, built: Path) -> None:
     ran = cli("build", "recipe.toml")
     assert (ran.code, ran.out) == (0, f"{built}\n")
-    assert ran.err == "export edge/decoder … 4.2 s\n1 stage ran, 3 reused, 5 engines left to the device, 4.5 s\n"
+    assert ran.err == (
+        "export edge/decoder … 4.2 s\n1 stage ran, 3 reused, 5 engines left to the device, "
+        "1 engine that nothing will use: see the parity rows that are not PASS, 4.5 s\n"
+    )
     assert cli("build", "recipe.toml", "--quiet").err == ""
 
 

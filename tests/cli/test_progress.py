@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
@@ -15,7 +16,7 @@ from msao_compile.pipeline import Event
 
 
 def event(state: str, seconds: float = 0.0, expected: float | None = None) -> Event:
-    return Event("export", "edge/decoder", state, seconds, expected, done=2, total=12)  # type: ignore[arg-type]
+    return Event("export", "edge/decoder", state, seconds, expected, begun=4, done=2, total=12)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -24,9 +25,10 @@ def event(state: str, seconds: float = 0.0, expected: float | None = None) -> Ev
         (event("finished", 4.2), "export edge/decoder … 4.2 s"),
         (event("deferred"), "export edge/decoder … deferred to the device"),
         (event("reused"), ""),
+        (event("working"), ""),
         (event("started", expected=2.0), ""),
-        (event("started"), "export edge/decoder started (3 of 12)"),
-        (event("started", expected=185.0), "export edge/decoder started (3 of 12), took 3 min 05 s before"),
+        (event("started"), "export edge/decoder started (4 of 12)"),
+        (event("started", expected=185.0), "export edge/decoder started (4 of 12), took 3 min 05 s before"),
     ],
 )
 def test_a_log_gets_a_line_for_what_is_slow_or_done(told: Event, line: str) -> None:
@@ -51,6 +53,8 @@ def test_a_running_stage_has_a_bar_that_goes_when_it_ends() -> None:
     bars = progress.Bars(rich)
     bars.tell(event("started", expected=60.0))
     assert [task.description for task in rich.tasks] == ["build", "export"]
+    bars.tell(dataclasses.replace(event("working"), detail="doing trace"))
+    assert rich.tasks[1].fields["subject"] == "edge/decoder: doing trace"
     bars.tell(event("finished", 4.2))
     assert [(task.description, task.completed, task.total) for task in rich.tasks] == [("build", 2, 12)]
     assert "export edge/decoder … 4.2 s" in rich.live.console.file.getvalue()  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ UNSURE = tuple(row for row in ROWS if row.verdict != "FAIL")
 
 
 def given(monkeypatch: pytest.MonkeyPatch, rows: tuple[ParityRow, ...]) -> None:
-    evidence = ParityEvidence(rows=rows)
+    evidence = ParityEvidence(rows=rows, bounds={})
     monkeypatch.setattr("msao_compile.stages.parity.check_deployment", lambda *_, gate: evidence)
 
 

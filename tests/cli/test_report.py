@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from msao_compile.cli.page.render import render
-from msao_compile.cli.page.sections import LADDER, engines, longest, sharing
+from msao_compile.cli.page.sections import LADDER, engines, first_token, longest, sharing
 from msao_compile.cli.page.source import Source, read_source
-from msao_compile.manifest.evidence import BuildEvidence, StageRun
+from msao_compile.manifest.evidence import BuildEvidence, RouteTiming, StageRun
 
+from . import fixtures
 from .conftest import Cli
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -163,3 +164,12 @@ def test_forged_evidence_is_refused_and_not_drawn(cli: Cli, deployment: Path) ->
     ran = cli("report", deployment)
     assert ran.code == 2
     assert "evidence/parity.json" in ran.err
+
+
+def test_modules_stand_in_the_order_they_run_and_the_cloud_is_striped() -> None:
+    names = ("cloud/decoder", "cloud/preprocess", "decoder", "embed_tokens", "preprocess", "vision_encoder")
+    route = {**fixtures.measure()["routes"][0], "modules_ms": dict.fromkeys(names, 1.0)}
+    chart = first_token((RouteTiming.model_validate(route),))
+    ordered = ["preprocess", "cloud/preprocess", "vision_encoder", "embed_tokens", "decoder", "cloud/decoder", "other"]
+    assert [part.name for part in chart.legend] == ordered
+    assert len({(part.colour, part.hatched) for part in chart.legend}) == len(ordered)

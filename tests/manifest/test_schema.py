@@ -10,6 +10,7 @@ import manifests
 import pytest
 from pydantic import ValidationError
 
+from msao_compile.manifest.evidence import Spread
 from msao_compile.manifest.schema import Deployment, FileRef
 
 Content = dict[str, Any]
@@ -53,6 +54,27 @@ def test_what_was_read_cannot_be_changed(content: Content) -> None:
         (("engines", 0, "status"), "sure", "'deferred', 'built', 'ran', 'parity' or 'qualified'"),
         (("models", 0, "tokenizer"), "../tokenizer", "leaves the deployment folder"),
         (("evidence", "parity", "size_bytes"), -1, "greater than or equal to 0"),
+        (("runtime", "threads"), "2", "threads\n  Input should be a valid integer"),
+        (("runtime", "arena"), 1, "arena\n  Input should be a valid boolean"),
+        (("models", 0, "decoder", "vocab_size"), 16.0, "vocab_size\n  Input should be a valid integer"),
+        (("models",), [], "at least 1 item"),
+        *((("runtime", "threads"), threads, "runtime.threads") for threads in (-1, 1025)),
+        *((("runtime", "warm_up"), times, "runtime.warm_up") for times in (-1, 1001)),
+        *((("models", 0, "decoder", "kv_capacity"), size, "decoder.kv_capacity") for size in (0, -5, 2**70)),
+        (("models", 0, "decoder", "hidden_size"), 9, "models.edge.decoder.hidden_size is 9 where the tensors of .* 8"),
+        (("models", 0, "decoder", "num_layers"), 2, "models.edge.decoder.num_layers is 2 where the tensors of .* 1"),
+        (("models", 0, "decoder", "num_key_value_heads"), 3, "decoder.num_key_value_heads is 3 where the .* have 1"),
+        (("models", 0, "decoder", "head_dim"), 5, "models.edge.decoder.head_dim is 5 where the tensors of .* have 4"),
+        (("models", 0, "decoder", "vocab_size"), 9, "models.edge.decoder.vocab_size is 9 where the tensors of .* 16"),
+        (("models", 0, "decoder", "position"), "mrope", "models.edge.decoder.position is 'mrope' where .* 'rope'"),
+        (("modules", 0, "graphs", 0, "inputs", 0, "shape"), [], "hidden_size is 8 where the tensors of .* have None"),
+        (("modules", 0, "component"), "vision_encoder", "models.edge.components.decoder names .* is a vision_encoder"),
+        (("models", 0, "components"), {}, "models.edge.components has no decoder"),
+        (
+            ("models", 0, "components"),
+            {"decoder": manifests.MODULE, "vision_encoder": manifests.MODULE},
+            "is a decoder",
+        ),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(
@@ -64,6 +86,20 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     place[path[-1]] = value
     with pytest.raises(ValidationError, match=said):
         Deployment.model_validate(content)
+    with pytest.raises(ValidationError, match=said):
+        Deployment.model_validate_json(json.dumps(content))
+
+
+def test_evidence_converts_nothing() -> None:
+    found = {"median_ms": 1, "min_ms": 0.5, "max_ms": 2.0, "runs": 5}
+    assert Spread.model_validate(found).median_ms == 1.0
+    with pytest.raises(ValidationError, match="valid integer"):
+        Spread.model_validate({**found, "runs": "5"})
+
+
+def test_a_model_that_is_not_there_is_a_key_error(content: Content) -> None:
+    with pytest.raises(KeyError, match="moon"):
+        Deployment.model_validate(content).model("moon")
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "..", "../x", "a/../../x", "a\\..\\x", "C:/x", "c:x", ".", "./"])
@@ -91,3 +127,12 @@ def test_the_json_schema_accepts_no_unknown_field() -> None:
     assert schema["additionalProperties"] is False
     assert all(part["additionalProperties"] is False for part in schema["$defs"].values())
     json.dumps(schema)
+
+
+def test_a_vision_encoder_needs_its_placeholder(content: Content) -> None:
+    content["modules"].append({**content["modules"][0], "id": manifests.OTHER, "component": "vision_encoder"})
+    content["models"][0]["components"]["vision_encoder"] = manifests.OTHER
+    Deployment.model_validate(content)
+    del content["models"][0]["image_token_id"]
+    with pytest.raises(ValidationError, match=r"models\.edge\.image_token_id is missing"):
+        Deployment.model_validate(content)

@@ -12,6 +12,8 @@ import building
 import pytest
 from building import Workshop, python, run, write_recipe
 
+from msao_compile import asks
+from msao_compile.farm.job import Job, Result
 from msao_compile.pipeline import build, plan
 from msao_compile.runtime import load
 from msao_compile.runtime.engines import Engines
@@ -210,9 +212,99 @@ def test_a_name_that_the_recipe_lacks_exits_2(
     assert (done.returncode, said in done.stderr) == (2, True)
 
 
+def forget_portable_graphs(store: Path) -> None:
+    for record in Store(store).records("export"):
+        if record.key.fields["dialect"] == "portable":
+            (store / "records/export" / f"{record.digest}.json").unlink()
+
+
 def test_one_target_builds_its_dialect_alone(mine: Workshop, recipe: Path) -> None:
+    forget_portable_graphs(mine.options.store)
     done = run("build", recipe, "--target", "edge", workshop=mine)
     assert done.returncode == 0, done.stderr
+    assert "target device is left out: the store lacks a graph of it" in done.stderr
     manifest = read_manifest(mine.options.out / "tiny")
     assert {graph.dialect for module in manifest.modules for graph in module.graphs} == {"fused"}
     assert {engine.target for engine in manifest.engines} == {"edge"}
+
+
+def test_one_target_keeps_the_others_whose_graphs_the_store_has(mine: Workshop, recipe: Path, deployment: Path) -> None:
+    done = run("build", recipe, "--target", "edge", "--json", workshop=mine)
+    assert (done.returncode, json.loads(done.stdout)["ran"]) == (0, 0), done.stderr
+    there, full = read_manifest(mine.options.out / "tiny"), read_manifest(deployment)
+    assert (there.modules, set(there.engines)) == (full.modules, set(full.engines))
+
+
+@pytest.mark.parametrize(("subject", "unproven"), [("decoder", {"decoder"}), ("whole", {"decoder", "embed_tokens",
+                                                                                       "vision_encoder"})])  # fmt: skip
+def test_an_engine_is_trusted_only_where_every_row_about_it_passed(
+    mine: Workshop, recipe: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, subject: str,
+    unproven: set[str],
+) -> None:  # fmt: skip
+    def ambiguous(job: Job, *rest: object) -> Result:
+        done = building.run_here(job)
+        for row in done.value["rows"] if job.function.startswith("msao_compile.stages.parity") else ():
+            if (row["subject"], row["dialect"]) == (subject, "fused"):
+                row["verdict"] = "AMBIGUOUS"
+        return done
+
+    write_recipe(recipe, {"edge": (checkpoint("idefics3"), "draft")}, max_abs=2e-3)
+    monkeypatch.setattr("msao_compile.runner.run_job", ambiguous)
+    built = mine.build(recipe).deployment
+    statuses = {(built.module(engine.module).component, engine.target): engine.status for engine in built.engines}
+    assert {name for name, status in statuses.items() if status == "ran"} == {(name, "edge") for name in unproven}
+    assert {status for name, status in statuses.items() if name not in {(part, "edge") for part in unproven}} == {
+        "parity"
+    }
+
+
+def test_modules_that_no_engine_is_trusted_with_are_not_timed(
+    mine: Workshop, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ambiguous(job: Job, *rest: object) -> Result:
+        done = building.run_here(job)
+        for row in done.value["rows"] if job.function.startswith("msao_compile.stages.parity") else ():
+            row["verdict"] = "AMBIGUOUS" if row["subject"] == "decoder" else row["verdict"]
+        return done
+
+    models = {"edge": (checkpoint("idefics3"), "draft")}
+    monkeypatch.setattr("msao_compile.runner.run_job", ambiguous)
+    built = mine.build(write_recipe(mine.folder / "tiny.toml", models, max_abs=3e-3)).deployment
+    assert "measure" not in built.evidence
+
+
+def test_a_store_of_another_machine_opens_and_times_again_and_compares_nothing_again(
+    mine: Workshop, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asks, "machine", lambda: {"cpu": "another", "platform": "Linux x86_64", "cores": 64})
+    states = {(step.stage, step.state) for step in plan(recipe, mine.options)}
+    assert {stage for stage, state in states if state == "run"} == {"build", "measure"}
+
+
+@pytest.mark.parametrize(("stage", "before"), [("load", "split"), ("build", "parity")])
+def test_another_line_in_a_stage_s_code_runs_it_again_and_nothing_before_it(
+    mine: Workshop, recipe: Path, monkeypatch: pytest.MonkeyPatch, stage: str, before: str
+) -> None:
+    digest = asks.source_digest
+    monkeypatch.setattr(asks, "source_digest", lambda *places: digest(*places) + "x" * (f"stages/{stage}.py" in places))
+    states = {(step.stage, step.state) for step in plan(recipe, mine.options)}
+    assert {(stage, "run"), (before, "reuse")} <= states
+    assert not states & {(stage, "reuse"), (before, "run")}
+
+
+def test_a_plan_finds_a_flipped_byte_as_the_build_does(mine: Workshop, recipe: Path, deployment: Path) -> None:
+    reference = read_manifest(deployment).all_files()["modules/edge/embed_tokens.fused.onnx"]
+    damage(next((mine.options.store / "objects").rglob(reference.sha256)))
+    before = snapshot(mine.folder)
+    [reasons] = [step.reasons for step in plan(recipe, mine.options) if (step.stage, step.state) == ("export", "run")]
+    assert "has changed: its bytes are now" in reasons[0]
+    assert snapshot(mine.folder) == before
+
+
+def test_an_edited_config_is_compared_again(mine: Workshop, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint("idefics3"), tmp_path / "mine"))
+    recipe = write_recipe(mine.folder / "tiny.toml", {"edge": (folder, "draft")})
+    mine.build(recipe)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    mine.build(recipe)
+    assert mine.ran() == ["parity", "split"]

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from msao_compile.errors import RecipeError
+from msao_compile.recipe import schema
 from msao_compile.recipe.read import json_schema, read_recipe
+from msao_compile.stages import parity
 
 GOOD = """
 recipe = 1
@@ -59,14 +61,13 @@ def test_a_good_recipe_is_read_with_its_defaults(folder: Path) -> None:
     path = folder / "good.toml"
     path.write_text(GOOD)
     recipe = read_recipe(path)
-    assert recipe.models["edge"].folder == folder / "checkpoints/edge"
+    assert recipe.models["edge"].checkpoint == str(folder / "checkpoints/edge")
     assert recipe.mas is not None and recipe.mas.samples == str(folder / "mas/shapes.jsonl")
     assert recipe.targets["edge"].precision_of("decoder") == "int4"
     assert recipe.targets["edge"].precision_of("lm_head") == "fp32"
     assert recipe.targets["cloud"].precision_of("decoder") == "fp16"
     assert recipe.targets["edge"].graph_dialect == "portable"
     assert (recipe.parity.steps, recipe.runtime.warm_up, recipe.runtime.arena) == (8, 1, True)
-    assert recipe.parity.bounds_of("int4") is None
     assert recipe.shapes.decoder is not None and recipe.shapes.decoder.sequence == (1, 64, 1024)
 
 
@@ -74,7 +75,7 @@ def test_a_hub_id_with_a_revision_is_left_for_later(folder: Path) -> None:
     path = folder / "hub.toml"
     path.write_text(GOOD.replace('"checkpoints/edge"', f'"org/some-model"\nrevision = "{REVISION}"'))
     model = read_recipe(path).models["edge"]
-    assert (model.checkpoint, model.revision, model.folder) == ("org/some-model", REVISION, None)
+    assert (model.checkpoint, model.revision) == ("org/some-model", REVISION)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +188,28 @@ def test_a_hub_id_with_a_revision_is_left_for_later(folder: Path) -> None:
             "",
             "parity.fp32 sets no bound: give min_cosine, max_abs or argmax_agreement",
         ),
+        (
+            "kv_capacity = 2048",
+            "kv_capacity = 3_000_000_000",
+            "shapes.decoder.kv_capacity must be at most 2147483647, not the integer 3000000000",
+        ),
+        (
+            "[mas]",
+            "steps = 2043\n[mas]",
+            "parity.steps = 2043 after a prompt of 6 tokens does not fit shapes.decoder.kv_capacity = 2048: lower "
+            "parity.steps or raise kv_capacity",
+        ),
+        (
+            "[mas]",
+            "[runtime]\nthreads = 100000\n[mas]",
+            "runtime.threads must be at most 1024, not the integer 100000",
+        ),
+        (
+            "epsilon = 0.01",
+            "epsilon = 0.01\nrecipe = 1",
+            "mas.recipe is not a field of a recipe; a key below [mas] belongs to that table: move it above the first "
+            "table",
+        ),
         ("epsilon = 0.01", "epsilon = 0", "mas.epsilon must be greater than 0, not the integer 0"),
         (
             '"checkpoints/edge"',
@@ -228,11 +251,11 @@ def test_a_missing_checkpoint_folder_is_named_where_it_was_looked_for(folder: Pa
     assert said == f"models.edge.checkpoint names no folder at {folder}/else; correct the path"
 
 
-def test_what_could_be_a_hub_id_is_told_to_pin_a_revision(folder: Path) -> None:
+def test_what_could_be_a_hub_id_is_told_at_once_that_it_is_not_fetched(folder: Path) -> None:
     said = refusal(folder, GOOD.replace("checkpoints/edge", "org/edge"))
     assert said == (
         f"models.edge.checkpoint names no folder at {folder}/org/edge; "
-        "correct the path, or add the revision (40 hexadecimal digits) if it is a hub id"
+        "correct the path; hub checkpoints are not fetched by this version: download it and name the folder"
     )
 
 
@@ -260,11 +283,21 @@ def test_a_folder_is_not_a_recipe(tmp_path: Path) -> None:
 
 
 def test_the_json_schema_refuses_unknown_fields_too() -> None:
-    schema = json_schema()
-    assert schema["additionalProperties"] is False
-    assert {"recipe", "name", "models", "tasks", "targets"} == set(schema["required"])  # type: ignore[call-overload]
+    told = json_schema()
+    assert told["additionalProperties"] is False
+    assert {"recipe", "name", "models", "tasks", "targets"} == set(told["required"])  # type: ignore[call-overload]
 
 
 def test_a_byte_order_mark_is_no_fault(folder: Path) -> None:
     (folder / "bom.toml").write_text(GOOD, encoding="utf-8-sig")
     assert read_recipe(folder / "bom.toml").name == "shapes-vqa"
+
+
+def test_a_recipe_without_decoder_shapes_holds_parity_to_the_default_cache(folder: Path) -> None:
+    start, end = GOOD.index("[shapes.decoder]"), GOOD.index("[parity]")
+    said = refusal(folder, (GOOD[:start] + GOOD[end:]).replace("[mas]", "steps = 1_000_000\n[mas]"))
+    assert said.startswith("parity.steps = 1000000 after a prompt of 6 tokens does not fit")
+
+
+def test_the_recipe_counts_the_prompt_that_parity_asks() -> None:
+    assert schema.PARITY_PROMPT_TOKENS == parity.PROMPT_TOKENS

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from msao_compile.errors import StageError
 from msao_compile.runtime import load
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.api import Runtime
 from msao_compile.runtime.generate import tokens
+from msao_compile.runtime.preprocess import decode
+from msao_compile.runtime.routes import _bytes
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import Request
 
@@ -66,3 +70,36 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(runtime: Runtime, mo
     stop = whole[5]
     monkeypatch.setattr(session.tokenizer, "eos_token_ids", (stop,))
     assert greedy() == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize("mode", ["turned", "CMYK", "F", "YCbCr", "P", "RGBA"])
+def test_every_route_sees_the_same_pixels_of_a_picture_in_memory(runtime: Runtime, picture: Path, mode: str) -> None:
+    given = Image.open(picture)
+    if mode == "turned":
+        given.getexif()[0x0112] = 6  # EXIF orientation: a quarter turn
+    else:
+        given = given.convert("L").convert(mode) if mode == "F" else given.convert(mode)
+    assert np.array_equal(np.asarray(decode(_bytes(given))), np.asarray(decode(given)))
+    answers = {runtime.generate(PROMPT, image=given, route=route).token_ids for route in ("edge", "cloud", "split")}
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("route", ["edge", "cloud"])
+def test_logits_that_are_not_finite_end_the_answer_with_an_error(
+    deployment: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, route: str
+) -> None:
+    runtime = load(deployment)
+    session = runtime.session("edge")
+    step = session.decoder.step
+    monkeypatch.setattr(session.decoder, "step", lambda feed, cache: step(feed, cache) * np.nan)
+    with pytest.raises(StageError, match="logits are not finite"):
+        runtime.generate(PROMPT, temperature=temperature, route=route)
+
+
+def test_an_answer_that_stops_at_once_took_time(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = runtime.session("edge")
+    monkeypatch.setattr(session.tokenizer, "eos_token_ids", tuple(range(session.tokenizer.vocab_size)))
+    answer = runtime.generate(PROMPT)
+    assert answer.token_ids == ()
+    assert answer.timing.ttft_ms == answer.timing.total_ms > 0

@@ -93,7 +93,7 @@ def row(word: str, max_abs: float) -> ParityRow:
 
 
 def test_a_failed_row_closes_the_gate_with_exit_5_and_names_the_worst() -> None:
-    evidence = ParityEvidence(rows=(row("PASS", 0.0), row("FAIL", 0.25), row("FAIL", 0.5)))
+    evidence = ParityEvidence(rows=(row("PASS", 0.0), row("FAIL", 0.25), row("FAIL", 0.5)), bounds={})
     with pytest.raises(
         GateError, match=r"edge/whole \(fused, ort\): max abs 0.5.*bound max_abs 0.001; 2 of 3"
     ) as caught:
@@ -102,4 +102,15 @@ def test_a_failed_row_closes_the_gate_with_exit_5_and_names_the_worst() -> None:
 
 
 def test_an_ambiguous_row_leaves_the_gate_open() -> None:
-    refuse_failures(ParityEvidence(rows=(row("AMBIGUOUS", 0.5),)))
+    refuse_failures(ParityEvidence(rows=(row("AMBIGUOUS", 0.5),), bounds={}))
+
+
+@pytest.mark.parametrize(("ours", "original"), [(0 * ROW, ROW), (ROW, 0 * ROW)])
+def test_a_row_of_zeros_is_nothing_like_another_row(ours: np.ndarray, original: np.ndarray) -> None:
+    measured = distance([(ours, original)])
+    assert measured.min_cosine == 0.0
+    assert verdict(measured, {"min_cosine": 0.99})[0] == "FAIL"
+
+
+def test_two_rows_of_zeros_are_equal() -> None:
+    assert distance([(0 * ROW, 0 * ROW)]).min_cosine == 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from building import ROOT, python
 
-COMPILE_LIBRARIES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors", "psutil")
+COMPILE_LIBRARIES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors")
 POISON = f"import sys; sys.modules.update(dict.fromkeys({COMPILE_LIBRARIES}))\n"
 
 

@@ -62,6 +62,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[DeploymentError], str]] = {
         "no deployment.json; point at",
     ),
     "not JSON": (lambda folder: (folder / "deployment.json").write_text("{"), DeploymentError, "not valid JSON"),
+    "deeply nested": (
+        lambda folder: (folder / "deployment.json").write_text("[" * 200_000),
+        DeploymentError,
+        "not valid JSON (maximum recursion depth",
+    ),
     "not UTF-8": (
         lambda folder: (folder / "deployment.json").write_bytes(b"\xff\xfe"),
         DeploymentError,
@@ -79,7 +84,18 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[DeploymentError], str]] = {
         DeploymentError,
         "schema_version 2.0 where this runtime reads 1.x; install a matching msao-compile",
     ),
+    "a version in other digits": (
+        lambda f: edit(f, lambda c: c.update(schema_version="1.²")),
+        DeploymentError,
+        "not of the form",
+    ),
     "unknown field": (lambda f: edit(f, lambda c: c.update(surprise=1)), DeploymentError, "surprise: Extra inputs"),
+    "nested unknown field": (lambda f: edit(f, add_unknown_fields), DeploymentError, "surprise: Extra inputs"),
+    "number as text": (
+        lambda f: edit(f, lambda c: c["runtime"].update(threads="2")),
+        DeploymentError,
+        "runtime.threads: Input should be a valid integer",
+    ),
     "missing file": (
         lambda folder: (folder / DATA).unlink(),
         DeploymentError,
@@ -133,11 +149,26 @@ def test_run_exits_2_before_any_engine_opens(small: Path, fault: str, capsys: py
     assert said in capsys.readouterr().err
 
 
-def test_a_newer_minor_is_read_with_a_warning(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+def add_unknown_fields(content: dict) -> None:
+    for place in (content, content["models"][0], content["modules"][0]["graphs"][0]["file"], content["runtime"]):
+        place["surprise"] = {"deep": 1}
+
+
+def test_a_newer_minor_is_read_with_a_warning_and_without_what_is_new(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = read_manifest(small)
+    edit(small, add_unknown_fields)
     edit(small, lambda content: content.update(schema_version="1.7"))
     with caplog.at_level(logging.WARNING):
-        assert read_manifest(small).schema_version == "1.7"
-    assert "schema_version 1.7 is newer than 1.0" in caplog.text
+        assert read_manifest(small) == known.model_copy(update={"schema_version": "1.7"})
+    assert "schema_version 1.7 is newer than 1.0; fields that are unknown here are left out" in caplog.text
+
+
+def test_a_newer_minor_must_still_be_right_in_what_is_known(small: Path) -> None:
+    edit(small, lambda content: content.update(schema_version="1.7", routes="none"))
+    with pytest.raises(DeploymentError, match="routes: Input should be a valid tuple"):
+        read_manifest(small)
 
 
 def test_a_link_that_stays_inside_is_followed(small: Path) -> None:

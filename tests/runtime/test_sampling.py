@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from msao_compile.errors import InputError, MsaoError
-from msao_compile.runtime.sampling import SamplingParameters, generator, mask_vocabulary, pick, probabilities
+from msao_compile.errors import InputError, StageError
+from msao_compile.runtime.sampling import SamplingParameters, generator, likeliest, mask_vocabulary, pick, probabilities
 
 LOGITS = np.random.default_rng(3).normal(0, 3, (6, 97)).astype(np.float32)
 
@@ -88,7 +90,17 @@ def test_a_certain_token_uses_no_chance() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"seed": -1}],
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"top_k": 1.5},
+        {"seed": -1},
+        {"seed": None},
+    ],
 )
 def test_a_parameter_outside_its_range_is_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))) as caught:
@@ -96,7 +108,26 @@ def test_a_parameter_outside_its_range_is_refused_by_name(wrong: dict[str, float
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("bad", [[np.nan, 0.0], [np.inf, 0.0], [-np.inf, -np.inf]])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"temprature": 1}, "temprature is not an option of an answer; did you mean temperature?"),
+        ({"max_tokens": 5}, "did you mean max_new_tokens?"),
+        ({"zzz": 1}, "zzz is not an option of an answer; choose temperature, top_k, top_p, seed."),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_nearest_one(wrong: dict[str, int], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        SamplingParameters.read(wrong)
+
+
+@pytest.mark.parametrize("bad", [[0.0, np.nan], [np.inf, 0.0], [-np.inf, -np.inf]])
 def test_logits_that_are_not_finite_are_refused(bad: list[float]) -> None:
-    with pytest.raises(MsaoError, match="not finite"):
+    with pytest.raises(StageError, match="not finite"):
         probabilities(np.array(bad), SamplingParameters(temperature=0))
+    with pytest.raises(StageError, match="not finite"):
+        likeliest(np.array(bad))
+
+
+def test_minus_infinity_beside_a_finite_logit_is_no_fault() -> None:
+    assert likeliest(np.array([-np.inf, 2.0, 2.0])) == 1

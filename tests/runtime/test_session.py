@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import checkpoints
 import numpy as np
 import pytest
 
-from msao_compile.errors import CapacityExceeded, InputError, PictureError, PromptError
+from msao_compile.errors import CapacityExceeded, DeploymentError, InputError, PictureError, PromptError, StageError
 from msao_compile.runtime import load
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.loader import read_manifest
 from msao_compile.runtime.session import ModelSession, Request
 
+IDS = np.array([[9, 8, 7]])
 PROMPT, STEPS = np.arange(20, 31, dtype=np.int64), np.arange(40, 48, dtype=np.int64)
 
 
@@ -120,6 +122,37 @@ def test_pictures_that_no_placeholder_asks_for_are_refused(deployment: Path) -> 
         load(deployment).forward(inputs)
 
 
+def test_more_than_the_cache_holds_is_refused_and_forgotten(session: ModelSession) -> None:
+    capacity = session.model.decoder.kv_capacity
+    with pytest.raises(CapacityExceeded, match=f"{capacity + 1} more positions do not fit a KV cache that holds 0 of"):
+        session.prefill(Request(np.full(capacity + 1, 9), {}), None, Clock())
+    _, talk = session.prefill(Request(np.full(capacity - 2, 9), {}), None, Clock())
+    with pytest.raises(CapacityExceeded, match=f"3 more positions .* holds {capacity - 2} of {capacity}"):
+        session.extend(STEPS[:3], talk, Clock())
+    assert talk.cache.length == capacity - 2
+    assert np.isfinite(session.extend(STEPS[:2], talk, Clock())).all()
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 1, 5), np.float32), np.zeros((1, 1, 32), np.float64)])
+def test_what_the_library_refuses_is_a_stage_error_and_leaves_no_trace(
+    session: ModelSession, wrong: np.ndarray
+) -> None:
+    _, talk = session.prefill(Request(PROMPT, {}), None, Clock())
+    _, other = session.prefill(Request(PROMPT, {}), None, Clock())
+    ones, position = np.ones((1, len(PROMPT) + 1), np.int64), np.array([[len(PROMPT)]])
+    feed = {"inputs_embeds": wrong, "attention_mask": ones, "position_ids": position, "logits_positions": position[0]}
+    with pytest.raises(StageError, match=r"decoder.*\.onnx: "):
+        session.decoder.step(feed, talk.cache)
+    assert talk.cache.length == len(PROMPT)
+    assert extend(session, talk, STEPS).tobytes() == extend(session, other, STEPS).tobytes()
+
+
+@pytest.mark.parametrize("wrong", ["words", np.zeros((1, 2)), np.zeros((1, 2, 3), np.int64)])
+def test_what_an_engine_refuses_is_a_stage_error(session: ModelSession, wrong: object) -> None:
+    with pytest.raises(StageError, match=r"embed_tokens.*\.onnx: "):
+        session.engines["embed_tokens"].run({"input_ids": wrong})
+
+
 class Untouched:
     """Stands where the engines stand; nothing may run."""
 
@@ -177,9 +210,18 @@ def test_the_warm_up_fits_a_small_cache(deployment: Path, capacity: int) -> None
             InputError,
             "route 'moon' is not one this deployment has: choose edge, cloud, split",
         ),
-        ({"prompt": "x", "max_new_tokens": 0}, InputError, "ask for at least one token"),
+        *(
+            ({"prompt": "x", "max_new_tokens": count}, InputError, "ask for at least one token")
+            for count in (0, 1.5, "3", None)
+        ),
+        *(({"prompt": prompt}, PromptError, "the prompt is given as") for prompt in (None, b"x", ["x"])),
+        *(({"prompt": "x", "image": given}, PictureError, "a picture is given as") for given in (123, IDS, [None])),
+        ({"prompt": "x", "image": ""}, PictureError, "the path of the picture is empty"),
+        ({"prompt": "x", "seed": 1.5}, InputError, "seed is 1.5"),
+        ({"prompt": "x", "temperature": "x"}, InputError, "temperature is 'x'"),
         ({"prompt": "x", "image": b"no picture"}, PictureError, "not an image"),
         ({"prompt": "x", "temperature": -1.0}, InputError, "temperature"),
+        ({"prompt": "x", "temprature": 1.0}, InputError, "temprature .* did you mean temperature?"),
         ({"prompt": "broken \udcff"}, PromptError, "UTF-8|surrogate|encod"),
     ],
 )
@@ -192,3 +234,85 @@ def test_wrong_requests_are_refused_before_anything_runs(idle: object, options: 
 def test_a_model_that_the_deployment_lacks_is_named(idle: object) -> None:
     with pytest.raises(InputError, match="model 'moon' is not one this deployment has: choose edge"):
         idle.forward({"input_ids": np.ones((1, 2), np.int64)}, model="moon")
+
+
+@pytest.mark.parametrize("family", ["idefics3", "llava", "qwen2_5_vl"])
+def test_pixels_that_no_processor_gives_are_refused(built: Callable[[str], Path], family: str) -> None:
+    runtime, inputs = load(built(family)), checkpoints.example(family)
+    for wrong in (inputs["pixel_values"][0, 0], inputs["pixel_values"].astype(np.float64)):
+        with pytest.raises(InputError, match="pixel_values are"):
+            runtime.forward({**inputs, "pixel_values": wrong})
+
+
+@pytest.mark.parametrize("family", ["idefics3", "llava", "qwen2_5_vl"])
+def test_pixels_of_another_size_than_the_graph_takes_are_refused_with_both_shapes(
+    built: Callable[[str], Path], family: str
+) -> None:
+    runtime, inputs = load(built(family)), checkpoints.example(family)
+    with pytest.raises(InputError, match=r"pixel_values have shape \(.*\) where the vision encoder takes \('num_"):
+        runtime.forward({**inputs, "pixel_values": inputs["pixel_values"][..., 4:]})
+
+
+def test_a_cache_beyond_all_memory_is_refused_with_its_bytes(deployment: Path) -> None:
+    session = load(deployment).session("edge")
+    facts, size = session.model.decoder.model_copy(update={"kv_capacity": 2**50}), 2**50 * 2 * 2 * 2 * 8 * 4
+    with pytest.raises(
+        DeploymentError, match=f"kv_capacity is {2**50}, for which this machine has not the {size} bytes"
+    ):
+        session.decoder.new_cache(facts)
+
+
+@pytest.mark.parametrize("route", ["edge", "cloud", "split"])
+def test_a_placeholder_without_a_picture_is_refused(deployment: Path, route: str) -> None:
+    with pytest.raises(InputError, match="holds 2 picture placeholders where the pictures give 0 features"):
+        load(deployment).generate("<image> <image>", route=route)
+
+
+@pytest.mark.parametrize("family", ["idefics3", "llava", "qwen2_5_vl"])
+def test_a_forward_with_a_placeholder_alone_is_refused(built: Callable[[str], Path], family: str) -> None:
+    with pytest.raises(InputError, match="holds 1 picture placeholder where the pictures give 0 features"):
+        load(built(family)).forward({"input_ids": np.array([[9, checkpoints.IMAGE_TOKEN, 9]])})
+
+
+def test_a_prefill_with_a_placeholder_alone_is_refused(session: ModelSession) -> None:
+    with pytest.raises(InputError, match="holds 1 picture placeholder where"):
+        session.prefill(Request(np.array([9, checkpoints.IMAGE_TOKEN]), {}), None, Clock())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"pixel_value": np.zeros(3)}, "'pixel_value' is not an input of idefics3: did you mean pixel_values?"),
+        ({"image_grid_thw": IDS}, "'image_grid_thw' is not an input of idefics3: give input_ids, attention_mask"),
+        ({"position_ids": IDS}, "'position_ids' is not an input"),
+        ({"input_ids": IDS * 1.5}, "input_ids are float64 where whole numbers are needed"),
+        ({"input_ids": IDS > 0}, "input_ids are bool"),
+        ({"input_ids": [["a"]]}, "input_ids are <U1"),
+        ({"input_ids": [[1], [1, 2]]}, "input_ids is no array"),
+        ({"input_ids": IDS[0]}, "forward needs input_ids"),
+        ({"input_ids": IDS[:, :0]}, "row 0 of the batch has no token"),
+        ({"attention_mask": IDS * 0.5}, "attention_mask are float64"),
+        ({"attention_mask": IDS * 0}, "row 0 of the batch has no token"),
+        ({"input_ids": np.tile(IDS, (2, 1)), "attention_mask": [[1, 1, 1], [0, 0, 0]]}, "row 1 of the batch"),
+    ],
+)
+def test_inputs_that_would_not_be_used_as_given_are_refused(idle: object, inputs: dict, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        idle.forward({"input_ids": IDS, **inputs})
+
+
+def test_inputs_without_names_are_refused(idle: object) -> None:
+    with pytest.raises(InputError, match="forward takes named inputs, not ndarray"):
+        idle.forward(IDS)
+
+
+def test_token_types_say_nothing_new(deployment: Path) -> None:
+    runtime, types = load(deployment), {"mm_token_type_ids": IDS * 0, "token_type_ids": IDS * 0}
+    plain = runtime.forward({"input_ids": IDS.tolist()})["logits"]
+    assert np.array_equal(runtime.forward({"input_ids": IDS.astype(np.uint16), **types})["logits"], plain)
+
+
+@pytest.mark.parametrize("folder", [None, 3, b"folder"])
+def test_a_folder_that_is_no_path_is_refused(folder: object) -> None:
+    with pytest.raises(InputError, match="give the path of its folder"):
+        load(folder)

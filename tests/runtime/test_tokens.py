@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,11 @@ def word_piece() -> Backend:
 BACKENDS = {"byte level": byte_level, "llama-like": llama_like, "word piece": word_piece}
 
 
+def load(folder: Path) -> Tokenizer:
+    """Ours, with every file of the folder listed."""
+    return Tokenizer.load(folder, [path.name for path in folder.iterdir()])
+
+
 def saved(folder: Path, backend: Backend, **settings: Any) -> Any:
     """Save a tokenizer to a folder and load it back with transformers."""
     backend.add_special_tokens(SPECIAL)
@@ -67,7 +71,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """One of ours and transformers' for the same folder."""
     folder = tmp_path_factory.mktemp("tokenizer")
     reference = saved(folder, BACKENDS[request.param](), clean_up_tokenization_spaces=True)
-    return Tokenizer.load(folder), reference
+    return load(folder), reference
 
 
 def test_encoding_equals_transformers(pair: tuple[Tokenizer, Any]) -> None:
@@ -95,16 +99,13 @@ def test_spaces_before_punctuation_are_cleaned_up_as_transformers_does(pair: tup
 def test_vocabulary_size_and_special_tokens_equal_transformers(pair: tuple[Tokenizer, Any]) -> None:
     ours, reference = pair
     assert ours.vocab_size == len(reference)
-    assert (ours.bos_token_id, ours.pad_token_id) == (reference.bos_token_id, reference.pad_token_id)
     assert ours.eos_token_ids == (reference.eos_token_id,)
-    assert ours.token_id("<image>") == reference.convert_tokens_to_ids("<image>")
 
 
 def test_a_stream_never_gives_half_a_character(tmp_path: Path) -> None:
-    saved(tmp_path, byte_level())
-    ours = Tokenizer.load(tmp_path)
-    ids = [ours.token_id(_byte_letters()[byte]) for byte in "a日🦊".encode()]
-    stream = ours.stream_decoder()
+    reference = saved(tmp_path, byte_level())
+    ids = [reference.convert_tokens_to_ids(_byte_letters()[byte]) for byte in "a日🦊".encode()]
+    stream = load(tmp_path).stream_decoder()
     assert [stream.push(token_id) for token_id in ids] == ["a", "", "", "日", "", "", "", "🦊"]
     assert stream.flush() == ""
 
@@ -117,21 +118,20 @@ def _byte_letters() -> dict[int, str]:
 
 
 def test_flush_gives_what_is_left_of_a_broken_character(tmp_path: Path) -> None:
-    saved(tmp_path, byte_level())
-    ours = Tokenizer.load(tmp_path)
-    stream = ours.stream_decoder()
-    assert stream.push(ours.token_id(_byte_letters()[0xE6])) == "" and stream.flush() == "\ufffd"
+    reference = saved(tmp_path, byte_level())
+    stream = load(tmp_path).stream_decoder()
+    assert stream.push(reference.convert_tokens_to_ids(_byte_letters()[0xE6])) == "" and stream.flush() == "\ufffd"
 
 
 @pytest.mark.parametrize("flags", [{"add_bos_token": True}, {"add_eos_token": True}, {"add_bos_token": False}])
 def test_sequence_ends_follow_tokenizer_config(flags: dict[str, bool], tmp_path: Path) -> None:
     reference = saved(tmp_path, byte_level(), **flags)
-    assert Tokenizer.load(tmp_path).encode("fox") == reference("fox")["input_ids"]
+    assert load(tmp_path).encode("fox") == reference("fox")["input_ids"]
 
 
 def test_a_bos_the_template_wrote_is_not_put_twice(tmp_path: Path) -> None:
     saved(tmp_path, byte_level(), add_bos_token=True)
-    ours = Tokenizer.load(tmp_path)
+    ours = load(tmp_path)
     assert ours.encode_rendered("<s>fox") == ours.encode("fox") == ours.encode_rendered("fox")
 
 
@@ -139,10 +139,10 @@ def test_tokens_only_tokenizer_config_knows_are_added(tmp_path: Path) -> None:
     saved(tmp_path, byte_level())
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     extra = {"content": "<tool>", "lstrip": False, "rstrip": True, "normalized": False, "special": True}
-    size = Tokenizer.load(tmp_path).vocab_size
+    size = load(tmp_path).vocab_size
     config["added_tokens_decoder"] = {str(size): {**extra, "single_word": False}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    ours, reference = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    ours, reference = load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert ours.vocab_size == len(reference) == size + 1
     assert ours.encode("a <tool> b") == reference("a <tool> b")["input_ids"]
     assert ours.decode([size]) == ""
@@ -151,12 +151,7 @@ def test_tokens_only_tokenizer_config_knows_are_added(tmp_path: Path) -> None:
 def test_generation_config_says_what_ends_generation(tmp_path: Path) -> None:
     saved(tmp_path, byte_level())
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    assert Tokenizer.load(tmp_path).eos_token_ids == (7, 9)
-
-
-def test_digest_is_that_of_tokenizer_json(tmp_path: Path) -> None:
-    saved(tmp_path, byte_level())
-    assert Tokenizer.load(tmp_path).digest == hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    assert load(tmp_path).eos_token_ids == (7, 9)
 
 
 MESSAGES: list[dict[str, Any]] = [
@@ -188,13 +183,13 @@ TEMPLATES = {
 def test_chat_prompts_equal_transformers(name: str, add_generation_prompt: bool, tmp_path: Path) -> None:
     reference = saved(tmp_path, word_piece(), chat_template=TEMPLATES[name])
     expected = reference.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=add_generation_prompt)
-    assert Tokenizer.load(tmp_path).render(MESSAGES, add_generation_prompt) == expected
+    assert load(tmp_path).render(MESSAGES, add_generation_prompt) == expected
 
 
 def test_openai_image_blocks_become_image_blocks(tmp_path: Path) -> None:
     saved(tmp_path, word_piece(), chat_template="{{ messages[0].content[0] | tojson }}")
     blocks = [{"type": "image_url", "image_url": {"url": "a.png"}}]
-    rendered = Tokenizer.load(tmp_path).render([{"role": "user", "content": blocks}])
+    rendered = load(tmp_path).render([{"role": "user", "content": blocks}])
     assert json.loads(rendered) == {"type": "image", "url": "a.png"}
 
 
@@ -211,7 +206,7 @@ def test_a_chat_template_is_found_wherever_checkpoints_keep_it(file: str, conten
     word_piece().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "last"}')
     (tmp_path / file).write_text(content)
-    assert Tokenizer.load(tmp_path).render(MESSAGES) == "first"
+    assert load(tmp_path).render(MESSAGES) == "first"
 
 
 @pytest.mark.parametrize(
@@ -228,18 +223,18 @@ def test_a_chat_template_is_found_wherever_checkpoints_keep_it(file: str, conten
 def test_a_template_that_refuses_is_a_prompt_error(template: str, message: str, tmp_path: Path) -> None:
     saved(tmp_path, word_piece(), chat_template=template)
     with pytest.raises(PromptError, match=message):
-        Tokenizer.load(tmp_path).render(MESSAGES)
+        load(tmp_path).render(MESSAGES)
 
 
 def test_rendering_needs_messages_and_a_template(tmp_path: Path) -> None:
     saved(tmp_path, word_piece())
     with pytest.raises(PromptError, match="has no chat template"):
-        Tokenizer.load(tmp_path).render(MESSAGES)
+        load(tmp_path).render(MESSAGES)
     (tmp_path / "chat_template.jinja").write_text("x")
     with pytest.raises(PromptError, match="has no messages"):
-        Tokenizer.load(tmp_path).render([])
+        load(tmp_path).render([])
     with pytest.raises(PromptError, match="A message is a str"):
-        Tokenizer.load(tmp_path).render(["hello"])  # type: ignore[list-item]
+        load(tmp_path).render(["hello"])  # type: ignore[list-item]
 
 
 def test_a_prompt_that_is_not_unicode_text_is_refused(pair: tuple[Tokenizer, Any]) -> None:
@@ -253,23 +248,32 @@ def test_a_prompt_that_is_not_unicode_text_is_refused(pair: tuple[Tokenizer, Any
 
 def test_the_nth_placeholder_becomes_the_nth_expansion() -> None:
     assert expand("a<i>b<i>", "<i>", ("<i><i>", "2")) == "a<i><i>b2"
-    assert Tokenizer.expand("no pictures", "", ()) == "no pictures"
+    assert expand("no pictures", "", ()) == "no pictures"
 
 
 @pytest.mark.parametrize(("text", "expansions"), [("a<i>", ()), ("a", ("1",)), ("<i><i><i>", ("1", "2"))])
 def test_a_mismatch_of_placeholders_and_pictures_names_both_numbers(text: str, expansions: tuple[str, ...]) -> None:
-    with pytest.raises(PromptError, match=f"{text.count('<i>')} placeholders '<i>' for {len(expansions)} pictures"):
+    with pytest.raises(PromptError, match=f"{text.count('<i>')} placeholders? '<i>' for {len(expansions)} pictures?;"):
         expand(text, "<i>", expansions)
 
 
-def test_an_unknown_token_is_named(pair: tuple[Tokenizer, Any]) -> None:
-    with pytest.raises(InputError, match="has no token '<nope>'"):
-        pair[0].token_id("<nope>")
-
-
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no listed tokenizer\.json"):
+        load(tmp_path)
     with pytest.raises(InputError, match=r"tokenizer\.json cannot be read"):
-        Tokenizer.load(tmp_path)
+        Tokenizer.load(tmp_path, ["tokenizer.json"])
+
+
+@pytest.mark.parametrize(
+    "file", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"]
+)
+def test_a_file_that_is_not_listed_is_not_read(file: str, tmp_path: Path) -> None:
+    word_piece().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / file).write_bytes(b"\xff")  # reading it would raise
+    ours = Tokenizer.load(tmp_path, ["tokenizer.json"])
+    assert ours.eos_token_ids == ()
+    with pytest.raises(PromptError, match="has no chat template"):
+        ours.render(MESSAGES)
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
@@ -278,11 +282,11 @@ def test_a_damaged_file_is_named(file: str, content: str, tmp_path: Path) -> Non
     word_piece().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / file).write_text(content)
     with pytest.raises(InputError, match=file):
-        Tokenizer.load(tmp_path)
+        load(tmp_path)
 
 
 def test_a_chat_template_that_is_not_text_is_named(tmp_path: Path) -> None:
     word_piece().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"chat_template\.jinja is not UTF-8"):
-        Tokenizer.load(tmp_path)
+        load(tmp_path)

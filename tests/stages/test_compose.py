@@ -115,3 +115,16 @@ def test_a_cut_is_offered_only_where_every_dialect_proved_it(word: str) -> None:
     assert (point.after, point.proof.max_abs, point.proof.compared) == ("vision_encoder", 3e-6, 10)
     assert [spec.name for spec in point.tensors] == ["input_ids", "image_features"]
     assert point.bytes_per_request == {"one picture, 32 text tokens": 9 * 8 * 4 + (9 + 32) * 8}
+
+
+def test_the_processor_s_file_goes_where_pictures_and_where_the_chat_template_are_read() -> None:
+    decoder = FACTS.model_dump(exclude={"kv_capacity"})
+    split = {"family": "llava", "decoder": decoder, "components": [], "host": {}}
+    names = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
+    files = compose.model(ModelParts("x", "draft", split, 32, {name: Object("0" * 64, 9) for name in names})).files
+    assert [file.path for file in files] == [
+        "tokenizer/x/tokenizer.json",
+        "preprocessor/x/preprocessor_config.json",
+        "preprocessor/x/processor_config.json",
+        "tokenizer/x/processor_config.json",
+    ]

@@ -38,6 +38,17 @@ NARROW = HONEST.replace("{1, 1, 4}", "{1, 1, 3}").replace("sequence_length,4]", 
 ENDLESS = HONEST.replace("Expand(deep, four)", "Log(wide)").replace(
     "  inputs_embeds", "  zero = Sub(deep, deep)\n  wide = Expand(zero, four)\n  inputs_embeds"
 )
+LEAKING = (
+    HONEST.replace("Expand(deep, four)", "Add(wide, mean)")
+    .replace(
+        "  inputs_embeds",
+        "  wide = Expand(deep, four)\n  mean = ReduceMean<keepdims = 1>(wide, zero)\n  inputs_embeds",
+    )
+    .replace("int64[1] axes", "int64[1] zero = {0}, int64[1] axes")
+)
+TWISTED = HONEST.replace("Expand(deep, four)", "Transpose<perm = [1, 0, 2]>(wide)").replace(
+    "  inputs_embeds", "  wide = Expand(deep, four)\n  inputs_embeds"
+)
 BRANCHING = FINE + """<bool yes = {1}> {
   inputs_embeds = If (yes) <then_branch = a () => (float[n,m,4] x) { x = Constant<value_float = 1.0>() },
                             else_branch = b () => (float[n,m,4] y) { y = Constant<value_float = 2.0>() }>
@@ -53,7 +64,7 @@ def piece(*names: str) -> Piece:
 
     axes = ("batch_size", "sequence_length")
     return Piece(
-        component="embed_tokens", module=torch.nn.Identity(), example=example,
+        component="embed_tokens", module=torch.nn.Identity(), example=example, config=None,
         inputs=tuple(TensorSpec(name=name, dtype="int64", shape=axes) for name in names or ("input_ids",)),
         outputs=(TensorSpec(name="inputs_embeds", dtype="float32", shape=(*axes, 4)),),
     )  # fmt: skip
@@ -70,15 +81,25 @@ def test_an_honest_graph_passes(tmp_path: Path) -> None:
 
 def test_a_frozen_dimension_is_refused_and_the_operator_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ShapeSpecialised, match=r"embed_tokens \(portable\): a dimension was frozen at export.*Reshape"
+        ShapeSpecialised, match=r"embed_tokens \(portable\): the graph does not run at every size.*Reshape"
     ) as caught:
         stage._run_at_sizes(saved(FROZEN, tmp_path), piece(), "portable", 1)
     assert caught.value.exit_code == 3
 
 
 def test_an_output_of_another_width_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ShapeSpecialised, match=r"output of shape \(1, 5, 3\) came where"):
+    with pytest.raises(ShapeSpecialised, match=r"'inputs_embeds' has shape \(1, 5, 3\) where"):
         stage._run_at_sizes(saved(NARROW, tmp_path), piece(), "portable", 1)
+
+
+def test_a_name_that_means_two_sizes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShapeSpecialised, match=r"'inputs_embeds' has shape \(5, 1, 4\) where .* {'batch_size': 1"):
+        stage._run_at_sizes(saved(TWISTED, tmp_path), piece(), "portable", 1)
+
+
+def test_a_sequence_that_feels_those_beside_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShapeSpecialised, match="first along batch_size changes with those beside it"):
+        stage._run_at_sizes(saved(LEAKING, tmp_path), piece(), "portable", 1)
 
 
 def test_an_output_that_is_not_finite_is_refused(tmp_path: Path) -> None:

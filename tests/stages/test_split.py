@@ -60,6 +60,18 @@ def edit_config(**changed: Any) -> Edit:
     return edit
 
 
+def edit_text(**changed: Any) -> Edit:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        edit_config(text_config={**config["text_config"], **changed})(folder)
+
+    return edit
+
+
+def edit_norm(value: float) -> Edit:
+    return edit_weights(lambda tensors: tensors["language_model.model.norm.weight"][3:4].fill_(value))
+
+
 def cut(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -102,6 +114,33 @@ def test_another_epsilon_changes_the_module_it_is_in_and_no_other(mine: Path) ->
     assert [name for name in NAMES if after[name] != before[name]] == ["decoder"]
 
 
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [("llava", "projector_hidden_act", "relu"), ("llava", "a_field_of_tomorrow", 1), ("idefics3", "surprise", 1)],
+)
+def test_any_field_of_the_config_that_a_piece_could_read_is_part_of_its_identity(
+    checkpoint: Callable[..., Path], tmp_path: Path, family: str, field: str, value: object
+) -> None:
+    mine = Path(shutil.copytree(checkpoint(family), tmp_path / "mine"))
+    before = ids(mine)
+    edit_config(**{field: value})(mine)
+    after = ids(mine)
+    assert [name for name in NAMES if after[name] != before[name]] == ["vision_encoder"]
+
+
+@pytest.mark.parametrize("family", ["idefics3", "llava", "qwen2_5_vl"])
+def test_models_with_one_tower_and_other_texts_share_the_tower(
+    checkpoint: Callable[..., Path], tmp_path: Path, family: str
+) -> None:
+    mine = Path(shutil.copytree(checkpoint(family), tmp_path / "mine"))
+    before, config = ids(mine), json.loads((mine / "config.json").read_text())
+    token = "image_token_index" if family == "llava" else "image_token_id"
+    changed = {"text_config": {**config["text_config"], "rms_norm_eps": 1e-3}, token: 9, "dtype": "float16"}
+    edit_config(**changed, transformers_version="5.0.0")(mine)
+    after = ids(mine)
+    assert [name for name in NAMES if after[name] != before[name]] == ["decoder"]
+
+
 @pytest.mark.parametrize(("family", "borrows"), [("idefics3", True), ("smolvlm", True), ("llava", False)])
 def test_a_tied_head_borrows_the_embedding(checkpoint: Callable[..., Path], family: str, borrows: bool) -> None:
     head = next(
@@ -125,6 +164,38 @@ def test_half_and_double_weights_are_written_as_the_float32_that_torch_makes_of_
     wanted = load_file(mine / "model.safetensors")["language_model.model.embed_tokens.weight"].float().numpy()
     written = np.fromfile(tmp_path / "data", "<f4")[: wanted.size].reshape(wanted.shape)
     assert np.array_equal(written, wanted)
+
+
+def edit_header(change: Callable[[dict[str, Any]], object]) -> Edit:
+    def edit(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        content = path.read_bytes()
+        end = 8 + struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8:end])
+        changed = json.dumps(change(header) or header).encode()
+        path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[end:])
+
+    return edit
+
+
+def edit_entry(**changed: Any) -> Edit:
+    """Another header for one tensor; a field that is None is left out."""
+
+    def change(header: dict[str, Any]) -> None:
+        entry = {**header["language_model.model.norm.weight"], **changed}
+        header["language_model.model.norm.weight"] = {key: value for key, value in entry.items() if value is not None}
+
+    return edit_header(change)
+
+
+def edit_index(name: object) -> Edit:
+    """An index that names a file; the file stands where it says."""
+
+    def edit(folder: Path) -> None:
+        shutil.copy(folder / "model.safetensors", folder.parent / "x.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+
+    return edit
 
 
 FAULTS: dict[str, tuple[Edit, str]] = {
@@ -172,7 +243,34 @@ FAULTS: dict[str, tuple[Edit, str]] = {
         lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
         "model.safetensors.index.json",
     ),
-    "unknown architecture": (edit_config(architectures=["Moon"]), "architecture 'Moon' is not one of transformers"),
+    "shard outside": (edit_index("../x.safetensors"), "index.json: names '../x.safetensors', no file beside it"),
+    "shard that is no name": (edit_index(5), "index.json: names 5, no file beside it"),
+    "header is a list": (edit_header(lambda header: [1]), r"damaged safetensors header \(header: .*dictionary\)"),
+    "no offsets": (edit_entry(data_offsets=None), r"header \(language_model.model.norm.weight.data_offsets: field req"),
+    "one offset": (edit_entry(data_offsets=[0]), r"damaged safetensors header \(language_model.model.norm.weight"),
+    "negative size": (edit_entry(data_offsets=[128, 0]), "a shape that disagrees with its bytes"),
+    "negative offset": (edit_entry(data_offsets=[-128, 0]), "damaged safetensors header"),
+    "bytes of another shape": (edit_entry(data_offsets=[0, 124]), "norm.weight' has a shape that disagrees"),
+    "shape is no list": (edit_entry(shape="32"), "damaged safetensors header"),
+    "architecture that is no model": (edit_config(architectures=["AutoConfig"]), "architecture 'AutoConfig' is not a"),
+    "architecture of another family": (edit_config(architectures=["LlamaForCausalLM"]), "is not a llava model"),
+    "architectures in no list": (
+        edit_config(architectures="Llava"),
+        "architectures names no class, which is not a llava model",
+    ),
+    "unknown architecture": (
+        edit_config(architectures=["Moon"]),
+        "architecture 'Moon' is not a llava model of transformers",
+    ),
+    "a value of the wrong kind": (
+        edit_text(hidden_size="abc"),
+        "config.json: .*Field 'hidden_size' expected int, got str",
+    ),
+    "no heads": (edit_text(num_attention_heads=0), r"config.json: transformers can make no model .*ZeroDivisionError"),
+    "negative heads": (edit_text(num_key_value_heads=-2), "config.json: .*negative dimension"),
+    "unknown activation": (edit_text(hidden_act="bogus"), "config.json: .*KeyError: 'bogus'"),
+    "not a number": (edit_norm(float("nan")), r"model.safetensors: tensor '.*norm.weight' holds values .* not finite"),
+    "infinite": (edit_norm(float("-inf")), r"model.safetensors: tensor '.*norm.weight' holds values .* not finite"),
     "unsupported family": (edit_config(model_type="llama", architectures=["LlamaForCausalLM"]), "family 'llama'"),
 }
 

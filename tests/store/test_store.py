@@ -134,6 +134,8 @@ def test_a_changed_byte_under_an_old_date_is_found_by_verify_alone(store: Store,
     assert store.lookup(key(), "digest") == done  # documented: three numbers are all it looks at
     (damage,) = store.verify()
     assert (damage.reason, damage.output, damage.subject) == ("digest", "graph", "edge/vision_encoder")
+    assert store.lookup(key(), "digest") == done  # verify changes nothing
+    assert store.collect({done.digest}).count == 1
     assert isinstance(store.lookup(key()), Damage)
     assert store.path(done.outputs["weights"]).exists()
 

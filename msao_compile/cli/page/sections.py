@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from msao_compile.cli import units
 from msao_compile.cli.page.charts import Chart, Entry, Part, linear, logarithmic
-from msao_compile.cli.page.palette import OTHER, colour_of
+from msao_compile.cli.page.palette import OTHER, colour_of, in_execution_order
 from msao_compile.cli.page.source import Source
 from msao_compile.manifest.evidence import BuildEvidence, ParityRow, RouteTiming, Spread, StageRun
 from msao_compile.manifest.schema import Engine, Module, PartitionPoint, Status, Verdict
@@ -105,12 +105,14 @@ def engines(source: Source) -> tuple[EngineRow, ...]:
 
 
 def first_token(timings: tuple[RouteTiming, ...]) -> Chart:
-    """Time to first token of each route, stacked by module; what no module accounts for is "other"."""
+    """Time to first token of each route, stacked by module as they run, striped in the cloud; the rest is "other"."""
     entries = []
     for timing in timings:
         known = sum(timing.modules_ms.values())
         parts = [
-            Part(name, ms, f"{units.milliseconds(ms)} ms", colour_of(name)) for name, ms in timing.modules_ms.items()
+            Part(name, ms, f"{units.milliseconds(ms)} ms", colour_of(name), hatched=name.startswith("cloud/"))
+            for name in in_execution_order(timing.modules_ms)
+            for ms in [timing.modules_ms[name]]
         ]
         rest = timing.ttft.median_ms - known
         if rest > 0:

@@ -27,6 +27,10 @@ class EngineFile:
 class Engine(Protocol):
     """A loaded module without state."""
 
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """The shapes it takes by name, with names for dimensions that may vary."""
+
     def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
         """Every output by name."""
 
@@ -48,7 +52,11 @@ class DecoderEngine(Protocol):
         """An empty cache of `facts.kv_capacity` positions for one sequence."""
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
-        """Append the fed positions to the cache and give logits [1, num_logits, vocabulary]."""
+        """Append the fed positions to the cache and give logits [1, num_logits, vocabulary].
+
+        Raises:
+            CapacityExceeded: they do not fit, and nothing ran.
+        """
 
 
 # backend -> (module that may import the library, extra that installs it)

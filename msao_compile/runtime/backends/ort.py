@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +17,15 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     RuntimeException,
 )
 
-from msao_compile.errors import DeploymentError, StageError
+from msao_compile.errors import CapacityExceeded, DeploymentError, StageError
 from msao_compile.manifest.schema import DecoderFacts
 from msao_compile.runtime.backends.base import Arrays, EngineFile, KVCache
 
-_FAULTS = (Fail, InvalidArgument, InvalidProtobuf, NoSuchFile, RuntimeException)
+# Bindings raise a plain RuntimeError for some faults, such as wrong shapes.
+_FAULTS = (Fail, InvalidArgument, InvalidProtobuf, NoSuchFile, RuntimeException, RuntimeError)
 _POOL: list[int | None] = []  # ONNX Runtime makes the shared pool once in the life of a process
 _POOL_LOCK = threading.Lock()
+logger = logging.getLogger(__name__)
 _QUIET = 3  # ONNX Runtime's log level for errors only
 
 
@@ -46,7 +49,10 @@ class OrtEngine:
                 f"{file.path}: ONNX Runtime {ort.__version__} refuses it: {_first_line(error)}"
             ) from error
         self.path = file.path
-        self.inputs = {value.name for value in self.session.get_inputs()}
+        shapes: dict[str, tuple[int | str, ...]] = {
+            value.name: tuple(value.shape) for value in self.session.get_inputs()
+        }
+        self.inputs = shapes
         self.outputs = [value.name for value in self.session.get_outputs()]
 
     def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
@@ -63,12 +69,16 @@ class OrtEngine:
 
 
 def _give_threads(options: ort.SessionOptions, threads: int) -> None:
-    """The pool that all sessions of this process share, or one of its own for another number of threads.
+    """The pool that all sessions of this process share; one of its own only where another library made the pool.
 
+    ONNX Runtime refuses sessions with threads of their own once it has a shared pool: the first number asked for stays.
     After a run the threads of a pool spin for a while, and where every session has its own they take the processors
     from the module that runs next: 155 ms instead of 118 for a prompt of 94 tokens on 2 cores.
     """
-    if _shared_threads(threads) == threads:
+    shared = _shared_threads(threads)
+    if shared not in (None, threads):
+        logger.warning("this process runs its modules on %d threads already; %d are not made", shared, threads)
+    if shared is not None:
         options.use_per_session_threads = False
     else:
         options.intra_op_num_threads = threads
@@ -138,28 +148,41 @@ class OrtDecoder(OrtEngine):
         self.vocabulary = next(int(value.shape[2]) for value in self.session.get_outputs() if value.name == "logits")
 
     def new_cache(self, facts: DecoderFacts) -> KVCache:
-        """An empty cache for one sequence."""
-        return InPlaceCache(self.session, facts) if self.fused else ConcatCache(self.session, facts)
+        """An empty cache for one sequence.
+
+        Raises:
+            DeploymentError: this machine has no memory for it.
+        """
+        try:
+            return InPlaceCache(self.session, facts) if self.fused else ConcatCache(self.session, facts)
+        except (MemoryError, ValueError, *_FAULTS) as error:  # NumPy says ValueError of more than it can count
+            size = 8 * facts.num_layers * facts.num_key_value_heads * facts.head_dim * facts.kv_capacity
+            raise DeploymentError(
+                f"kv_capacity is {facts.kv_capacity}, for which this machine has not the {size} bytes: lower "
+                "shapes.decoder.kv_capacity in the recipe and build again"
+            ) from error
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
         """Append `feed` to the cache; logits [1, num_logits, vocabulary], float32.
 
         Raises:
+            CapacityExceeded: the cache has no room for it; nothing ran and the cache keeps its length.
             StageError: the library failed; the cache keeps its length.
         """
         assert isinstance(cache, InPlaceCache | ConcatCache)  # made by new_cache of this very class
-        binding = cache.binding
-        for name, value in feed.items():
-            binding.bind_cpu_input(name, value)
-        if isinstance(cache, ConcatCache):
-            _bind_concat(binding, cache)
+        binding, count = cache.binding, feed["inputs_embeds"].shape[1]
+        _check_room(cache, count)
         logits = np.empty((1, len(feed["logits_positions"]), self.vocabulary), np.float32)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
+            for name, value in feed.items():
+                binding.bind_cpu_input(name, value)
+            if isinstance(cache, ConcatCache):
+                _bind_concat(binding, cache)
+            binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             self.session.run_with_iobinding(binding)
         except _FAULTS as error:
             raise StageError(f"{self.path}: {_first_line(error)}") from error
-        cache.length += feed["inputs_embeds"].shape[1]
+        cache.length += count
         if isinstance(cache, ConcatCache):
             cache.values = dict(zip(cache.names, binding.get_outputs(), strict=False))
         return logits
@@ -172,6 +195,14 @@ def _bind_concat(binding: Any, cache: ConcatCache) -> None:
         binding.bind_ortvalue_input(f"past_key_values.{name}", value)
     for name in cache.names:
         binding.bind_output(f"present.{name}", "cpu")
+
+
+def _check_room(cache: KVCache, count: int) -> None:
+    if cache.length + count > cache.capacity:
+        raise CapacityExceeded(
+            f"{count} more positions do not fit a KV cache that holds {cache.length} of {cache.capacity}: roll it "
+            "back, or raise shapes.decoder.kv_capacity in the recipe and build again"
+        )
 
 
 def _check_backwards(now: int, wanted: int) -> None:

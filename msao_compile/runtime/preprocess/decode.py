@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit: a quarter of a gibibyte as RGB (PIL.Image.MAX_IMAGE_PIXELS)."""
+
+MAX_BYTES = 2**28
+"""No picture of so many pixels needs more, compressed or not."""
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Formats decoded inside this process; the others of Pillow start programs (EPS) or have no use here."""
@@ -48,6 +52,9 @@ def decode(source: str | os.PathLike[str] | bytes | Image, max_pixels: int = MAX
 
     if isinstance(source, pil.Image):
         return _upright_rgb(source, "the given picture", max_pixels)
+    if not isinstance(source, bytes | str | os.PathLike):
+        kind = type(source).__name__
+        raise PictureError(f"a picture is given as {kind}; give a path, the bytes of an image file, or a PIL picture.")
     if isinstance(source, bytes):
         return _decode_bytes(source, f"{len(source)} bytes", max_pixels)
     return _decode_bytes(read(source), os.fspath(source), max_pixels)
@@ -57,16 +64,25 @@ def read(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a picture file, not looked at.
 
     Raises:
-        PictureError: there is no such file, it is a directory, or it cannot be read.
+        PictureError: there is no such file, it is none (a directory, pipe or device), too large, or cannot be read.
     """
+    if not os.fspath(path):
+        raise PictureError("the path of the picture is empty; give the path of an image file.")
     try:
-        return Path(path).read_bytes()
+        file = Path(path)
+        if not (file.is_file() or file.is_dir()) and file.exists():  # a pipe would wait, a device may never end
+            raise PictureError(f"{path} is a pipe or a device; give the path of an image file.")
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise PictureError(f"{path} does not exist; give the path of an image file.") from error
     except IsADirectoryError as error:
         raise PictureError(f"{path} is a directory; give the path of one image file in it.") from error
     except (OSError, ValueError) as error:
         raise PictureError(f"{path!s} cannot be read ({error}); check the path and its permissions.") from error
+    if len(content) > MAX_BYTES:
+        raise PictureError(f"{path} has more than {MAX_BYTES} bytes; make the picture smaller.")
+    return content
 
 
 def _decode_bytes(content: bytes, where: str, max_pixels: int) -> Image:
@@ -76,10 +92,12 @@ def _decode_bytes(content: bytes, where: str, max_pixels: int) -> Image:
     if not content:
         raise PictureError(f"{where} has no bytes; copy or download the image again.")
     try:
-        picture = pil.open(io.BytesIO(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pil.DecompressionBombWarning)  # refused below, in our own words
+            picture = pil.open(io.BytesIO(content))
     except UnidentifiedImageError as error:
         raise _unknown(where) from error
-    except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
+    except pil.DecompressionBombError as error:
         raise PictureError(f"{where} is refused ({error}); make the picture smaller.") from error
     except _DECODER_FAULTS as error:
         raise _damaged(where, error) from error
@@ -96,7 +114,7 @@ def _upright_rgb(picture: Image, where: str, max_pixels: int) -> Image:
     if pixels > max_pixels:
         raise PictureError(
             f"{where} is {picture.width} x {picture.height} = {pixels} pixels, above the limit of {max_pixels};"
-            " make the picture smaller or raise max_pixels."
+            " make the picture smaller."
         )
     if pixels == 0:
         raise PictureError(f"{where} is {picture.width} x {picture.height} pixels; give a picture that has some.")

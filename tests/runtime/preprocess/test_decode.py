@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -100,7 +102,12 @@ def test_a_bomb_is_refused_from_its_header_before_decoding() -> None:
         decode(header_only_png(5000, 4000), max_pixels=1_000_000)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error")
+def test_a_large_picture_is_refused_in_one_sentence_without_a_warning() -> None:
+    with pytest.raises(PictureError, match="above the limit of 89478485; make the picture smaller.$"):
+        decode(header_only_png(10_000, 9_000))
+
+
 def test_a_bomb_beyond_pillows_own_limit_is_refused() -> None:
     with pytest.raises(PictureError, match="is refused"):
         decode(header_only_png(60_000, 60_000))
@@ -141,3 +148,22 @@ def test_an_unreadable_path_is_refused(tmp_path: Path) -> None:
 def test_a_picture_without_pixels_is_refused() -> None:
     with pytest.raises(PictureError, match="0 x 5 pixels"):
         decode(Image.new("RGB", (0, 5)))
+
+
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(PictureError, match=f"{path} is a pipe or a device; give the path of an image file"):
+            decode(path)
+
+
+def test_a_file_larger_than_any_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("msao_compile.runtime.preprocess.decode"), "MAX_BYTES", 8)
+    (tmp_path / "large.png").write_bytes(bytes(9))
+    with pytest.raises(PictureError, match=r"large\.png has more than 8 bytes; make the picture smaller"):
+        decode(tmp_path / "large.png")
+
+
+def test_an_empty_path_is_named_as_such() -> None:
+    with pytest.raises(PictureError, match="the path of the picture is empty"):
+        decode("")

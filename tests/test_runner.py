@@ -1,0 +1,73 @@
+"""Asking for stage runs: an interrupt ends the build wherever it arrives, and what was finished is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from building import SHAPES
+
+from msao_compile.errors import Interrupted
+from msao_compile.farm.job import Job, OnProgress, Result
+from msao_compile.recipe.read import read_recipe
+from msao_compile.runner import Ask, Event, Options, Runner
+from msao_compile.store.record import Record
+
+DONE = Result(value={}, seconds=1.0, peak_rss_bytes=1, cpu_seconds=1.0)
+ASK = Ask("load", "edge/decoder", 1, {}, lambda workspace: {})
+
+
+def test_what_a_stage_tells_of_itself_reaches_whoever_draws_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_job(job: Job, on_progress: OnProgress, stop: object) -> Result:
+        on_progress({"done": 1, "total": 2})
+        return DONE
+
+    monkeypatch.setattr("msao_compile.runner.run_job", run_job)
+    events: list[Event] = []
+    Runner(read_recipe(SHAPES), Options(tmp_path / "out", tmp_path / "store"), events.append).ask([ASK])
+    assert [(event.state, event.detail) for event in events] == [
+        ("started", ""),
+        ("working", "done 1, total 2"),
+        ("finished", ""),
+    ]
+
+
+def test_stages_that_run_at_the_same_time_are_counted_as_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+
+    def run_job(job: Job, on_progress: OnProgress, stop: object) -> Result:
+        both.wait(10)  # neither finishes before the other has started
+        return DONE
+
+    monkeypatch.setattr("msao_compile.runner.run_job", run_job)
+    events: list[Event] = []
+    options = Options(tmp_path / "out", tmp_path / "store", jobs=2)
+    Runner(read_recipe(SHAPES), options, events.append).ask([ASK, dataclasses.replace(ASK, fields={"other": True})])
+    assert sorted(event.begun for event in events if event.state == "started") == [1, 2]
+
+
+@pytest.mark.parametrize("moment", ["started", "finished", "reused"])
+def test_an_interrupt_that_meets_no_running_child_ends_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def interrupt(event: Event) -> None:
+        if event.state == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("msao_compile.runner.run_job", lambda job, on_progress, stop: DONE)
+    options = Options(out=tmp_path / "out", store=tmp_path / "store")
+    recipe = read_recipe(SHAPES)
+    if moment == "reused":
+        Runner(recipe, options, lambda event: None).ask([ASK])
+    runner = Runner(recipe, options, interrupt)
+    with pytest.raises(Interrupted, match="interrupted; what was finished is kept"):
+        runner.ask([ASK])
+    assert isinstance(runner.store.peek(ASK.key), Record)
