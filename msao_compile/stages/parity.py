@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from msao_compile.errors import DeploymentError, InputError
+from msao_compile.errors import CapacityExceeded, DeploymentError, InputError
 from msao_compile.manifest.evidence import ParityEvidence, ParityRow
 from msao_compile.manifest.schema import Deployment, Dialect
 from msao_compile.runtime.answer import Clock
@@ -166,7 +166,7 @@ class _Judge:
     def _decoder(self, seed: int) -> Pair:
         """Text alone: prefill of a part, then one step a token, against one pass over all of it."""
         total = PROMPT_TOKENS + self.steps
-        self.session.check_capacity(PROMPT_TOKENS, self.steps)
+        self._check_room(PROMPT_TOKENS)
         ids = self._text(seed, total)
         logits, talk = self.session.prefill(Request(ids[:PROMPT_TOKENS], {}), None, Clock(), every=True)
         rows = [logits, *(self.session.extend(ids[[index]], talk, Clock()) for index in range(PROMPT_TOKENS, total))]
@@ -181,7 +181,7 @@ class _Judge:
         for count in picture_tokens(self.session, tensors, features):
             parts += [np.full(count, self.session.model.image_token_id, np.int64), self._text(seed + count, 2)]
         ids = np.concatenate([*parts, self._text(seed + 50, PROMPT_TOKENS)])
-        self.session.check_capacity(len(ids), self.steps)
+        self._check_room(len(ids))
         return _Asked(ids, tensors, features, self._text(seed + 100, self.steps))
 
     @staticmethod
@@ -198,6 +198,14 @@ class _Judge:
         logits, talk = prefilled
         steps = [self.session.extend(asked.teacher[[index]], talk, Clock()) for index in range(self.steps)]
         return np.concatenate([logits, *steps])
+
+    def _check_room(self, prompt_tokens: int) -> None:
+        capacity = self.session.model.decoder.kv_capacity
+        if prompt_tokens + self.steps > capacity:
+            raise CapacityExceeded(
+                f"parity needs {prompt_tokens} prompt tokens and {self.steps} steps where {self.session.model.name} has "
+                f"a KV cache of {capacity}: lower parity.steps or raise shapes.decoder.kv_capacity in the recipe"
+            )
 
     def _text(self, seed: int, count: int) -> np.ndarray:
         """Random tokens that stand for no picture."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from msao_compile.errors import MsaoError
+from msao_compile.errors import CapacityExceeded, MsaoError
 from msao_compile.runtime import load
 from msao_compile.runtime.compare import Distance
 from msao_compile.stages.parity import _Judge, _Original
@@ -35,3 +35,12 @@ def test_a_grid_that_stays_behind_is_seen(judge: _Judge, monkeypatch: pytest.Mon
     monkeypatch.setattr("msao_compile.runtime.routes.CONTEXT_INPUTS", ())
     with pytest.raises(MsaoError, match="was not given"):
         cuts(judge)
+
+
+def test_more_steps_than_the_cache_holds_are_refused_by_their_own_name(
+    built: Callable[[str], Path], checkpoint: Callable[..., Path]
+) -> None:
+    session = load(built("qwen2_5_vl")).session("edge")
+    steps = session.model.decoder.kv_capacity - 8
+    with pytest.raises(CapacityExceeded, match=f"and {steps} steps where edge has.*lower parity.steps"):
+        _Judge(_Original(checkpoint("qwen2_5_vl")), session, steps)
