@@ -203,8 +203,8 @@ class _Judge:
         capacity = self.session.model.decoder.kv_capacity
         if prompt_tokens + self.steps > capacity:
             raise CapacityExceeded(
-                f"parity needs {prompt_tokens} prompt tokens and {self.steps} steps where {self.session.model.name} has "
-                f"a KV cache of {capacity}: lower parity.steps or raise shapes.decoder.kv_capacity in the recipe"
+                f"parity needs {prompt_tokens} prompt tokens and {self.steps} steps where {self.session.model.name} "
+                f"has a KV cache of {capacity}: lower parity.steps or raise shapes.decoder.kv_capacity in the recipe"
             )
 
     def _text(self, seed: int, count: int) -> np.ndarray:
