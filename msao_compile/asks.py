@@ -119,7 +119,7 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
         "steps": steps,
         "kv_capacity": model.kv_capacity,
         "tools": versions(EXPORT_TOOLS),
-        "code": source_digest("runtime", "families", "stages/parity.py"),
+        "code": source_digest("runtime", "families", "recipe/schema.py", "stages/parity.py"),
     }
 
     def arguments(workspace: Path) -> dict[str, Any]:

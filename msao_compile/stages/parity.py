@@ -13,6 +13,7 @@ import numpy as np
 from msao_compile.errors import CapacityExceeded, DeploymentError, InputError
 from msao_compile.manifest.evidence import ParityEvidence, ParityRow
 from msao_compile.manifest.schema import Deployment, Dialect
+from msao_compile.recipe.schema import PARITY_PROMPT_TOKENS
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.cloud import CloudSide
 from msao_compile.runtime.compare import Distance, distance, refuse_failures, verdict
@@ -23,7 +24,6 @@ from msao_compile.runtime.routes import crossing
 from msao_compile.runtime.session import Conversation, ModelSession, Request
 from msao_compile.runtime.wire.message import pack, unpack
 
-PROMPT_TOKENS = 6
 CUTS = {
     "vision_encoder": frozenset({"vision_encoder"}),
     "embed_tokens": frozenset({"vision_encoder", "embed_tokens"}),
@@ -165,11 +165,14 @@ class _Judge:
 
     def _decoder(self, seed: int) -> Pair:
         """Text alone: prefill of a part, then one step a token, against one pass over all of it."""
-        total = PROMPT_TOKENS + self.steps
-        self._check_room(PROMPT_TOKENS)
+        total = PARITY_PROMPT_TOKENS + self.steps
+        self._check_room(PARITY_PROMPT_TOKENS)
         ids = self._text(seed, total)
-        logits, talk = self.session.prefill(Request(ids[:PROMPT_TOKENS], {}), None, Clock(), every=True)
-        rows = [logits, *(self.session.extend(ids[[index]], talk, Clock()) for index in range(PROMPT_TOKENS, total))]
+        logits, talk = self.session.prefill(Request(ids[:PARITY_PROMPT_TOKENS], {}), None, Clock(), every=True)
+        rows = [
+            logits,
+            *(self.session.extend(ids[[index]], talk, Clock()) for index in range(PARITY_PROMPT_TOKENS, total)),
+        ]
         return np.concatenate(rows), self.original.text_logits(ids, seed)
 
     def _request(self, seed: int) -> _Asked:
@@ -180,7 +183,7 @@ class _Judge:
         parts = [self._text(seed, 3)]
         for count in picture_tokens(self.session, tensors, features):
             parts += [np.full(count, self.session.model.image_token_id, np.int64), self._text(seed + count, 2)]
-        ids = np.concatenate([*parts, self._text(seed + 50, PROMPT_TOKENS)])
+        ids = np.concatenate([*parts, self._text(seed + 50, PARITY_PROMPT_TOKENS)])
         self._check_room(len(ids))
         return _Asked(ids, tensors, features, self._text(seed + 100, self.steps))
 
