@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from msao_compile.errors import RecipeError
-from msao_compile.recipe import schema
 from msao_compile.recipe.read import json_schema, read_recipe
-from msao_compile.stages import parity
 
 GOOD = """
 recipe = 1
@@ -297,7 +295,3 @@ def test_a_recipe_without_decoder_shapes_holds_parity_to_the_default_cache(folde
     start, end = GOOD.index("[shapes.decoder]"), GOOD.index("[parity]")
     said = refusal(folder, (GOOD[:start] + GOOD[end:]).replace("[mas]", "steps = 1_000_000\n[mas]"))
     assert said.startswith("parity.steps = 1000000 after a prompt of 6 tokens does not fit")
-
-
-def test_the_recipe_counts_the_prompt_that_parity_asks() -> None:
-    assert schema.PARITY_PROMPT_TOKENS == parity.PROMPT_TOKENS
