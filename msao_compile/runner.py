@@ -24,6 +24,7 @@ from msao_compile.store.key import Key
 from msao_compile.store.record import Record
 from msao_compile.store.store import Store
 
+State = Literal["started", "working", "finished", "reused", "deferred"]
 INTERRUPTED = "interrupted; what was finished is kept, and the next build continues"
 
 
@@ -40,17 +41,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Event:
-    """What a build tells while it runs; `expected_seconds` is learned from earlier runs of the same stage."""
+    """What a build tells while it runs; `expected_seconds`, of a start, is learned from earlier runs of the stage."""
 
     stage: str
     subject: str
-    state: Literal["started", "working", "finished", "reused", "deferred"]
-    seconds: float
-    expected_seconds: float | None
+    state: State
     begun: int
     """How many were started or found finished, this one included."""
     done: int
     total: int
+    seconds: float = 0.0
+    expected_seconds: float | None = None
     peak_rss_bytes: int | None = None
     detail: str = ""
     """What a `working` stage says of itself."""
@@ -170,7 +171,7 @@ class Runner:
         """A step that only another machine can do."""
         self.steps.append(Step("build", subject, "deferred", (reason,), None, None, None))
         if self.tell is not None:
-            self._say("build", subject, "deferred", 0.0, None)
+            self._say("build", subject, "deferred")
 
     def _run(self, ask: Ask, stop: threading.Event) -> Record:
         with self.store.building(ask.key, "digest") as found:
@@ -185,14 +186,14 @@ class Runner:
             self.begun += 1
             self.reused += 1
         self._note(ask, found)
-        self._say(ask.stage, ask.subject, "reused", 0.0, None)
+        self._say(ask.stage, ask.subject, "reused")
         return found
 
     def _make(self, ask: Ask, stop: threading.Event) -> Record:
         expected = _number(nearest(self.store, ask.key), "seconds")
         with self._lock:
             self.begun += 1
-        self._say(ask.stage, ask.subject, "started", 0.0, expected)
+        self._say(ask.stage, ask.subject, "started", expected_seconds=expected)
         started = time.perf_counter()
         with self.store.workspace() as folder:
             if ask.prepare is not None:
@@ -202,22 +203,20 @@ class Runner:
                 arguments=ask.arguments(folder),
                 threads=self.recipe.runtime.threads,
             )
-            result = run_job(job, partial(self._working, ask, expected), stop)
+            result = run_job(job, partial(self._working, ask), stop)
             seconds = time.perf_counter() - started
             payload = {"result": result.value, "seconds": seconds, "peak_rss_bytes": result.peak_rss_bytes}
             record = self.store.commit(ask.key, {name: folder / file for name, file in ask.outputs.items()}, payload)
         with self._lock:
             self.ran += 1
         self._note(ask, record)
-        self._say(ask.stage, ask.subject, "finished", seconds, expected, result.peak_rss_bytes)
+        self._say(ask.stage, ask.subject, "finished", seconds=seconds, peak_rss_bytes=result.peak_rss_bytes)
         return record
 
-    def _working(self, ask: Ask, expected: float | None, record: Progress) -> None:
-        if self.tell is not None:
-            done, detail = self.ran + self.reused, ", ".join(f"{name} {value}" for name, value in record.items())
-            self.tell(
-                Event(ask.stage, ask.subject, "working", 0.0, expected, self.begun, done, self.total, detail=detail)
-            )
+    def _working(self, ask: Ask, record: Progress) -> None:
+        self._say(
+            ask.stage, ask.subject, "working", detail=", ".join(f"{name} {value}" for name, value in record.items())
+        )
 
     def _note(self, ask: Ask, record: Record) -> None:
         run = StageRun(
@@ -230,12 +229,9 @@ class Runner:
         with self._lock:
             self.stages.append(run)
 
-    def _say(
-        self, stage: str, subject: str, state: Any, seconds: float, expected: float | None, peak: int | None = None
-    ) -> None:
+    def _say(self, stage: str, subject: str, state: State, **more: Any) -> None:
         if self.tell is not None:
-            done = self.ran + self.reused
-            self.tell(Event(stage, subject, state, seconds, expected, self.begun, done, self.total, peak))
+            self.tell(Event(stage, subject, state, self.begun, self.ran + self.reused, self.total, **more))
 
 
 def _number(record: Record | None, name: str) -> float | None:

@@ -24,7 +24,7 @@ from msao_compile.manifest.schema import (
     RuntimeSettings,
     Task,
 )
-from msao_compile.recipe.schema import KV_CAPACITY, Bounds, TargetChoice
+from msao_compile.recipe.schema import Bounds, TargetChoice
 from msao_compile.recipe.targets import find
 from msao_compile.runner import Ask, Runner
 from msao_compile.runtime.compare import refuse_failures
@@ -67,8 +67,7 @@ class Steps:
         records = self.runner.ask([asks.split(name, folder, self.stock) for name, folder in self.checkpoints.items()])
         if not all(records):
             return self._later(("load", "export", "parity", "build", "measure"), "split")
-        decoder = self.recipe.shapes.decoder
-        capacity = decoder.kv_capacity if decoder is not None else KV_CAPACITY
+        capacity = self.recipe.shapes.kv_capacity
         for (name, folder), record in zip(self.checkpoints.items(), records, strict=True):
             assert record is not None  # all(records) above
             files = {path.name: self.stock.put(path) for path in side_files(folder)}

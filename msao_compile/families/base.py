@@ -99,7 +99,9 @@ class Family(Protocol):
     def example_pictures(self, config: PretrainedConfig, sizes: Sizes, chance: np.random.Generator) -> Arrays:
         """Random pictures of one request, as the family's processor would give them."""
 
-    def forward_inputs(self, ids_BS: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward_inputs(
+        self, config: PretrainedConfig, ids_BS: torch.Tensor, tensors: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """What the original model's forward takes for these tokens and pictures."""
 
 
@@ -144,7 +146,9 @@ class CausalFamily:
         """Facts of the text model."""
         return text_facts(config.text_config, kv_capacity)
 
-    def forward_inputs(self, ids_BS: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward_inputs(
+        self, config: PretrainedConfig, ids_BS: torch.Tensor, tensors: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Ids, an all-ones mask, and the pictures."""
         return {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS), **tensors}
 

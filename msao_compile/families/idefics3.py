@@ -69,12 +69,9 @@ class Idefics3(CausalFamily):
         tokens = side**2 // config.scale_factor**2
 
         def example(sizes: Sizes, chance: np.random.Generator) -> Arrays:
-            shape = (sizes.images, vision.num_channels, vision.image_size, vision.image_size)
+            [pixels] = self.example_pictures(config, sizes, chance)["pixel_values"]
             mask = np.ones((sizes.images, side, side), bool)
-            return {
-                "pixel_values": chance.standard_normal(shape).astype(np.float32),
-                "position_ids": patch_position_ids(mask, side),
-            }
+            return {"pixel_values": pixels, "position_ids": patch_position_ids(mask, side)}
 
         return Piece(
             component="vision_encoder",

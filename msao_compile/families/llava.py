@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,10 +77,6 @@ class Llava(CausalFamily):
         tokens = (vision.image_size // vision.patch_size) ** 2
         tokens += int(vision.model_type == "clip_vision_model") - int(crop)
 
-        def example(sizes: Sizes, chance: np.random.Generator) -> Arrays:
-            shape = (sizes.images, vision.num_channels, vision.image_size, vision.image_size)
-            return {"pixel_values": chance.standard_normal(shape).astype(np.float32)}
-
         return Piece(
             component="vision_encoder",
             module=module,
@@ -95,7 +92,7 @@ class Llava(CausalFamily):
                     name="image_features", dtype="float32", shape=("num_images", tokens, config.text_config.hidden_size)
                 ),
             ),
-            example=example,
+            example=partial(self.example_pictures, config),
             stacks=("layers",),
             config=config,
             unread=NOT_OF_VISION,

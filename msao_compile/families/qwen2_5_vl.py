@@ -63,7 +63,6 @@ class Qwen2_5VL(CausalFamily):
     """Family `qwen2_5_vl`."""
 
     name = "qwen2_5_vl"
-    image_token_id = -1
 
     def pieces(self, model: PreTrainedModel) -> tuple[Piece, ...]:
         """Vision encoder (merger fused), embedding, decoder."""
@@ -81,7 +80,6 @@ class Qwen2_5VL(CausalFamily):
     def host_facts(self, config: PretrainedConfig) -> dict[str, Any]:
         """Grid geometry for the position code."""
         vision = config.vision_config
-        self.image_token_id = config.image_token_id
         return {
             "image_token_id": config.image_token_id,
             "video_token_id": config.video_token_id,
@@ -99,10 +97,12 @@ class Qwen2_5VL(CausalFamily):
         pixels = chance.standard_normal((int(grid.prod(-1).sum()), width)).astype(np.float32)
         return {"pixel_values": pixels, "image_grid_thw": grid}
 
-    def forward_inputs(self, ids_BS: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward_inputs(
+        self, config: PretrainedConfig, ids_BS: torch.Tensor, tensors: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Also the token types, from which the model derives its three-axial positions."""
-        types = (ids_BS == self.image_token_id).to(torch.int32)
-        return {**super().forward_inputs(ids_BS, tensors), "mm_token_type_ids": types}
+        types = (ids_BS == config.image_token_id).to(torch.int32)
+        return {**super().forward_inputs(config, ids_BS, tensors), "mm_token_type_ids": types}
 
     def _vision(self, model: PreTrainedModel) -> Piece:
         vision = model.config.vision_config
@@ -110,10 +110,8 @@ class Qwen2_5VL(CausalFamily):
         host = self.host_facts(model.config)
 
         def example(sizes: Sizes, chance: np.random.Generator) -> Arrays:
-            grid = np.asarray(sizes.grids, np.int64)
-            patches = int(grid.prod(-1).sum())
-            pixels = chance.standard_normal((patches, width)).astype(np.float32)
-            return {"pixel_values": pixels} | qwen2_5_vl_inputs(grid, host)
+            pictures = self.example_pictures(model.config, sizes, chance)
+            return {"pixel_values": pictures["pixel_values"], **qwen2_5_vl_inputs(pictures["image_grid_thw"], host)}
 
         return Piece(
             component="vision_encoder",

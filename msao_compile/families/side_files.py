@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from msao_compile.errors import CheckpointError, InputError
-from msao_compile.runtime.preprocess import from_config
-from msao_compile.runtime.tokens import Tokenizer, TokenizerFiles, read_json
+from msao_compile.runtime.session import PICTURE_SETTINGS, read_preprocessor
+from msao_compile.runtime.tokens import Tokenizer, read_json
 
 WANTED = ("tokenizer", "special_tokens", "chat_template", "preprocessor", "processor", "generation", "vocab", "merges")
 SUFFIXES = (".json", ".jinja", ".txt", ".model")
@@ -35,13 +35,11 @@ def lacks(folder: Path) -> str:
     missing = [*_missing_for_text(folder, names), *_missing_for_pictures(folder, names)]
     if not missing:
         return ""
+    what = "questions about pictures" if missing == [PICTURE_SETTINGS] else "prompts"
     return (
-        f"{folder}: has no {' and no '.join(missing)}, so `run` cannot answer "
-        f"{'questions about pictures' if missing == [_PICTURES] else 'prompts'}; save the checkpoint's processor there"
+        f"{folder}: has no {' and no '.join(missing)}, so `run` cannot answer {what}; save the checkpoint's processor "
+        "there"
     )
-
-
-_PICTURES = "preprocessor_config.json or processor_config.json"
 
 
 def _missing_for_text(folder: Path, names: Collection[str]) -> list[str]:
@@ -49,7 +47,7 @@ def _missing_for_text(folder: Path, names: Collection[str]) -> list[str]:
         return ["tokenizer.json"]
     try:
         tokenizer = Tokenizer.load(folder, names)
-        if TokenizerFiles.read(folder, names).chat_template is None:
+        if not tokenizer.has_template:
             return ["chat template"]
         tokenizer.render(QUESTION)
     except InputError as error:
@@ -62,15 +60,9 @@ def _missing_for_text(folder: Path, names: Collection[str]) -> list[str]:
 
 def _missing_for_pictures(folder: Path, names: Collection[str]) -> list[str]:
     try:
-        config = read_json(folder / "preprocessor_config.json", names)
-        processor = read_json(folder / "processor_config.json", names)
-        if not config and not processor:
-            return [_PICTURES]
-        from_config(config or processor, {**read_json(folder / "tokenizer_config.json", names), **processor})
+        found = read_preprocessor(folder, names, read_json(folder / "tokenizer_config.json", names))
     except InputError as error:
-        said, name = (
-            str(error),
-            "preprocessor_config.json" if "preprocessor_config.json" in names else "processor_config.json",
-        )
+        name = "preprocessor_config.json" if "preprocessor_config.json" in names else "processor_config.json"
+        said = str(error)
         raise CheckpointError(said if str(folder) in said else f"{folder / name}: {said}") from error
-    return []
+    return [PICTURE_SETTINGS] if found is None else []

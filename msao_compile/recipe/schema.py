@@ -172,6 +172,11 @@ class Shapes(Part):
     decoder: DecoderShapes | None = None
     vision_encoder: VisionShapes | None = None
 
+    @property
+    def kv_capacity(self) -> int:
+        """Positions of each sequence's KV cache."""
+        return KV_CAPACITY if self.decoder is None else self.decoder.kv_capacity
+
 
 class Bounds(Part):
     """How far a module of one precision may be from its torch original."""
@@ -245,8 +250,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _parity_fits_the_cache(self) -> Self:
-        decoder = self.shapes.decoder
-        capacity = decoder.kv_capacity if decoder is not None else KV_CAPACITY
+        capacity = self.shapes.kv_capacity
         if self.parity.steps + PARITY_PROMPT_TOKENS > capacity:
             raise refuse(
                 f"parity.steps = {self.parity.steps} after a prompt of {PARITY_PROMPT_TOKENS} tokens does not fit "

@@ -86,7 +86,7 @@ class Runtime:
             max_new_tokens: at most so many tokens.
             route: `edge`, `cloud`, `split`, or `auto`: the edge where it has a model, else the cloud.
             task: which task's route, where several have it.
-            sampling: temperature (0 = greedy), top_k, top_p, seed.
+            sampling: temperature (0 = greedy), top_k, top_p, seed, ignore_eos (to measure).
 
         Raises:
             InputError: an unknown route, task or option, bad picture or prompt, or a request beyond the KV cache.

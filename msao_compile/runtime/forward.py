@@ -107,8 +107,8 @@ def _checked(session: ModelSession, inputs: Arrays) -> tuple[np.ndarray, np.ndar
         raise InputError("forward needs input_ids [batch, sequence]")
     given = inputs["input_ids"]
     mask_BS = inputs.get("attention_mask", np.ones(given.shape, bool))
-    for name, array in (("input_ids", given), ("attention_mask", mask_BS)):
-        if array.dtype.kind not in ("iu" if array is given else "iub"):
+    for name, array, kinds in (("input_ids", given, "iu"), ("attention_mask", mask_BS, "iub")):
+        if array.dtype.kind not in kinds:
             raise InputError(f"{name} are {array.dtype} where whole numbers are needed: give int64")
     ids_BS, mask_BS = given.astype(np.int64), mask_BS.astype(bool)
     if mask_BS.shape != ids_BS.shape:

@@ -21,6 +21,8 @@ def tokens(
     """
     chance, clock = generator(parameters.seed), Clock()
     stops, vocabulary = set(session.tokenizer.eos_token_ids), session.tokenizer.vocab_size
+    if parameters.ignore_eos:
+        stops.clear()
     for count in range(1, limit + 1):
         if parameters.greedy:
             token = likeliest(logits_V[:vocabulary])

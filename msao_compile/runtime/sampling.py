@@ -22,20 +22,25 @@ class SamplingError(InputError, ValueError):
     """A sampling parameter is unknown or outside its range."""
 
 
+_KINDS = {"float": (int | float, "a number"), "int": (int, "a whole number"), "bool": (bool, "true or false")}
+
+
 @dataclass(frozen=True)
 class SamplingParameters:
     """How to choose from logits; by default the likeliest token, and always the same draw from the same seed.
 
-    `temperature` 0 means greedy; `top_k` 0 and `top_p` 1 mean no filter; `seed` makes the answer's `generator`.
+    `temperature` 0 means greedy; `top_k` 0 and `top_p` 1 mean no filter; `seed` makes the answer's `generator`;
+    `ignore_eos` goes on after a stop token, for measuring.
 
     Raises:
-        SamplingError: a value is not a number or outside its range.
+        SamplingError: a value is of the wrong kind or outside its range.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    ignore_eos: bool = False
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> SamplingParameters:
@@ -53,10 +58,10 @@ class SamplingParameters:
         return cls(**given)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            whole = name in ("top_k", "seed")
-            if not isinstance(value, int if whole else int | float):
-                raise SamplingError(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number.")
+        for entry in fields(self):
+            kind, words = _KINDS[str(entry.type)]
+            if not isinstance(value := getattr(self, entry.name), kind):
+                raise SamplingError(f"{entry.name} is {value!r}; it must be {words}.")
         if not 0 <= self.temperature < float("inf"):
             raise SamplingError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number.")
         if self.top_k < 0:

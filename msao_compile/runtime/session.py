@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CONTEXT_INPUTS = ("image_grid_thw",)  # what positions need of the pictures; travels with features
+PICTURE_SETTINGS = "preprocessor_config.json or processor_config.json"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,19 @@ class Conversation:
 
     cache: KVCache
     offset: int
+
+
+def read_preprocessor(folder: Path, names: Collection[str], tokens: Mapping[str, Any]) -> Preprocessor | None:
+    """What the listed files of a folder say of pictures; None where they say nothing.
+
+    `tokens` is the tokenizer's own config, which may rename the special tokens of pictures.
+
+    Raises:
+        InputError: a file is damaged, or asks for what is not known.
+    """
+    config = read_json(folder / "preprocessor_config.json", names)
+    processor = read_json(folder / "processor_config.json", names)
+    return from_config(config or processor, {**tokens, **processor}) if config or processor else None
 
 
 class ModelSession:
@@ -78,17 +92,16 @@ class ModelSession:
     @cached_property
     def preprocessor(self) -> Preprocessor:
         """Read at the first picture."""
-        folder, names = self.folder / self.model.preprocessor, self._listed(self.model.preprocessor)
-        config = read_json(folder / "preprocessor_config.json", names)
-        processor = read_json(folder / "processor_config.json", names)
-        if not config and not processor:
-            raise InputError(
-                f"{folder}: no preprocessor_config.json or processor_config.json, so pictures cannot be "
-                "prepared; save the checkpoint with its processor and build again"
-            )
         tokenizer = self.folder / self.model.tokenizer / "tokenizer_config.json"
         tokens = read_json(tokenizer, self._listed(self.model.tokenizer))
-        return from_config(config or processor, {**tokens, **processor})
+        folder = self.folder / self.model.preprocessor
+        found = read_preprocessor(folder, self._listed(self.model.preprocessor), tokens)
+        if found is None:
+            raise InputError(
+                f"{folder}: no {PICTURE_SETTINGS}, so pictures cannot be prepared; save the checkpoint with its "
+                "processor and build again"
+            )
+        return found
 
     def warm_up(self) -> None:
         """Read now what the first question needs, so that its time is not the first answer's; absence is no fault."""

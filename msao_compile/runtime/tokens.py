@@ -83,6 +83,11 @@ class Tokenizer:
         own = self._backend.token_to_id(self._special["eos_token"]) if "eos_token" in self._special else None
         return () if own is None else (own,)
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the checkpoint says how a conversation becomes a prompt."""
+        return self._files.chat_template is not None
+
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
         """The prompt the checkpoint's chat template makes of a conversation.
 

@@ -56,8 +56,7 @@ def picture() -> bytes:
 
 def _answers(runtime: Runtime, route: Route) -> list[Answer]:
     options: dict[str, Any] = {"route": route.name, "task": route.task, "max_new_tokens": NEW_TOKENS}
-    content = picture()
-    runtime.session(route.model).tokenizer.eos_token_ids = ()
+    options["ignore_eos"], content = True, picture()
     answers = [runtime.generate(PROMPT, image=content, **options) for _ in range(RUNS + 1)]
     return answers[1:]
 

@@ -64,7 +64,6 @@ class _Original:
 
         self.family, skeleton = open_model(folder)
         self.model = type(skeleton).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        self.family.host_facts(self.model.config)
         self.pictures = [
             self.family.example_pictures(self.model.config, sizes, np.random.default_rng(seed))
             for seed, sizes in enumerate(REQUEST_SIZES)
@@ -92,7 +91,7 @@ class _Original:
         """Logits of one pass over tokens and the pictures of request `seed`."""
 
         def compute() -> np.ndarray:
-            inputs = self.family.forward_inputs(_tensor(ids)[None], _torch(self.pictures[seed]))
+            inputs = self.family.forward_inputs(self.model.config, _tensor(ids)[None], _torch(self.pictures[seed]))
             logits: np.ndarray = self.model(**inputs).logits[0].numpy()
             return logits
 

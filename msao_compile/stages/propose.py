@@ -12,8 +12,7 @@ from typing import Any
 
 from msao_compile.families.checkpoint import ITEM_BYTES, locate
 from msao_compile.families.registry import open_model
-
-CAPACITY = 2048
+from msao_compile.recipe.schema import KV_CAPACITY
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
@@ -30,8 +29,8 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
     family, model = open_model(checkpoint)
     sources = locate(checkpoint, model)
     names = {id(value): name for name, value in model.named_parameters(remove_duplicate=False)}
-    facts = family.decoder_facts(model.config, CAPACITY)
-    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", CAPACITY))
+    facts = family.decoder_facts(model.config, KV_CAPACITY)
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", KV_CAPACITY))
     modules, seen = [], set()
     for piece in family.pieces(model):
         own = [sources[names[id(value)]] for _, value in piece.module.named_parameters(remove_duplicate=False)]
@@ -50,7 +49,7 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "layers": facts.num_layers,
         "modules": modules,
-        "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(CAPACITY, longest), "family": family.name}),
+        "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(KV_CAPACITY, longest), "family": family.name}),
     }
 
 

@@ -71,7 +71,7 @@ def built(deployment: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A build that runs one stage and leaves the synthetic deployment."""
 
     def build(recipe: Path, options: Options, tell: Callable[[Event], None]) -> Built:
-        tell(Event("export", "edge/decoder", "finished", 4.2, None, 1, 1, 1))
+        tell(Event("export", "edge/decoder", "finished", 1, 1, 1, seconds=4.2))
         return Built(deployment, read_manifest(deployment), ran=1, reused=3, seconds=4.5)
 
     monkeypatch.setattr("msao_compile.pipeline.build", build)

@@ -16,7 +16,7 @@ from msao_compile.pipeline import Event
 
 
 def event(state: str, seconds: float = 0.0, expected: float | None = None) -> Event:
-    return Event("export", "edge/decoder", state, seconds, expected, begun=4, done=2, total=12)  # type: ignore[arg-type]
+    return Event("export", "edge/decoder", state, 4, 2, 12, seconds, expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

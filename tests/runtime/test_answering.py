@@ -62,14 +62,15 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(runtime: Runtime, mo
     session = runtime.session("edge")
     prompt = Request(np.arange(20, 30, dtype=np.int64), {})
 
-    def greedy() -> list[int]:
+    def greedy(ignore_eos: bool = False) -> list[int]:
         logits, talk = session.prefill(prompt, None, Clock())
-        return list(tokens(session, logits[-1], talk, SamplingParameters(), 12))
+        return list(tokens(session, logits[-1], talk, SamplingParameters(ignore_eos=ignore_eos), 12))
 
     whole = greedy()
     stop = whole[5]
     monkeypatch.setattr(session.tokenizer, "eos_token_ids", (stop,))
     assert greedy() == whole[: whole.index(stop)]
+    assert greedy(ignore_eos=True) == whole
 
 
 @pytest.mark.parametrize("mode", ["turned", "CMYK", "F", "YCbCr", "P", "RGBA"])

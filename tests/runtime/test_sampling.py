@@ -100,6 +100,7 @@ def test_a_certain_token_uses_no_chance() -> None:
         {"top_k": 1.5},
         {"seed": -1},
         {"seed": None},
+        {"ignore_eos": 1},
     ],
 )
 def test_a_parameter_outside_its_range_is_refused_by_name(wrong: dict[str, float]) -> None:
@@ -113,7 +114,7 @@ def test_a_parameter_outside_its_range_is_refused_by_name(wrong: dict[str, float
     [
         ({"temprature": 1}, "temprature is not an option of an answer; did you mean temperature?"),
         ({"max_tokens": 5}, "did you mean max_new_tokens?"),
-        ({"zzz": 1}, "zzz is not an option of an answer; choose temperature, top_k, top_p, seed."),
+        ({"zzz": 1}, "zzz is not an option of an answer; choose temperature, top_k, top_p, seed, ignore_eos."),
     ],
 )
 def test_an_unknown_option_is_refused_with_the_nearest_one(wrong: dict[str, int], said: str) -> None:
