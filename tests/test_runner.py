@@ -54,6 +54,18 @@ def test_stages_that_run_at_the_same_time_are_counted_as_they_start(
     assert sorted(event.begun for event in events if event.state == "started") == [1, 2]
 
 
+def test_a_stage_that_starts_tells_how_long_its_like_took_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msao_compile.runner.run_job", lambda job, on_progress, stop: DONE)
+    events: list[Event] = []
+    runner = Runner(read_recipe(SHAPES), Options(tmp_path / "out", tmp_path / "store"), events.append)
+    for ask in (ASK, dataclasses.replace(ASK, fields={"changed": True})):
+        runner.ask([ask])
+    first, took, again, _ = events
+    assert (first.expected_seconds, again.state, again.expected_seconds) == (None, "started", took.seconds)
+
+
 @pytest.mark.parametrize("moment", ["started", "finished", "reused"])
 def test_an_interrupt_that_meets_no_running_child_ends_the_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
