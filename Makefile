@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # llama.cpp, a peer of the benchmark, is compiled into an environment of its own.
 LLAMA := .venv-bench
+# A folder of tiny checkpoints, each written by `save_pretrained`, with what transformers answered beside it.
+ZOO ?=
 
-.PHONY: demo test check fast bench calibrate clean
+.PHONY: demo test check fast bench families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -41,6 +43,12 @@ bench: $(STAMP)
 	@$(LLAMA)/bin/python -c "import llama_cpp, gguf" 2>/dev/null || { $(PYTHON) -m venv $(LLAMA) && \
 	  CMAKE_ARGS="-DGGML_NATIVE=on" $(LLAMA)/bin/python -m pip install --quiet -r tests/bench/requirements-llama.txt; } || true
 	$(BIN)/python -m tests.bench --builds 1 --json docs/benchmarks.json --markdown docs/benchmarks.md
+
+families: zoo-is-given $(STAMP)
+	$(BIN)/python -m tests.bench.families "$(ZOO)" --jobs 2 --json docs/families.json --markdown docs/families.md
+
+zoo-is-given:
+	@test -n "$(ZOO)" || { echo "say which checkpoints: make families ZOO=FOLDER, where each folder in FOLDER is one" >&2; exit 2; }
 
 calibrate: $(STAMP)
 	$(BIN)/python -m calibration.train

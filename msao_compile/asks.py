@@ -10,33 +10,49 @@ from pathlib import Path
 from typing import Any
 
 from msao_compile.families.checkpoint import weight_files
+from msao_compile.families.conversion import CONVERTED
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Deployment, Dialect, Module, RuntimeSettings
 from msao_compile.runner import Ask
-from msao_compile.stages.compose import Exported, ModelParts, data_name, graph_name
+from msao_compile.stages.compose import ModelParts, data_name, graph_name
 from msao_compile.stock import Stock
 
 EXPORT_TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript", "onnxruntime", "optimum")
+GRAPH_TOOLS = ("onnx", "onnx-ir")
 RUN_TOOLS = ("onnxruntime", "numpy")
 Component = Mapping[str, Any]
 
 
 def split(name: str, folder: Path, stock: Stock) -> Ask:
-    """Which modules a checkpoint has; reads its config and every weight."""
+    """Which modules a checkpoint has, and their graphs; reads its config and every weight."""
+    recipe = stock.runner.recipe
+    dialects: list[Dialect] = sorted({choice.graph_dialect for choice in recipe.targets.values()})
+    exclude = list(recipe.export.exclude)
     fields = {
         "config": stock.digest(folder / "config.json"),
         "weights": stock.digest_all(weight_files(folder)),
+        "dialects": dialects,
+        "exclude": exclude,
         "tools": versions(EXPORT_TOOLS),
-        "code": source_digest("families", "stages/split.py"),
+        "code": source_digest("families", "graph", "runtime/host", "stages/split.py"),
+        **_remote_code(name, folder, stock),
     }
+    outputs = {archive_name(dialect): archive_name(dialect) for dialect in dialects} | {CONVERTED: CONVERTED}
 
-    def arguments(_: Path) -> dict[str, Any]:
-        return {"checkpoint": str(folder)}
+    def arguments(workspace: Path) -> dict[str, Any]:
+        places = {dialect: str(workspace / archive_name(dialect)) for dialect in dialects}
+        return {"checkpoint": str(folder), "exclude": exclude, "trusted": trusts(name, stock), "outputs": places,
+                "converted": str(workspace / CONVERTED)}  # fmt: skip
 
-    return Ask("split", name, 1, fields, arguments)
+    return Ask("split", name, 2, fields, arguments, outputs)
 
 
-def load(model: ModelParts, component: Component, folder: Path) -> Ask:
+def archive_name(dialect: Dialect) -> str:
+    """The graphs of all modules of one model in one dialect."""
+    return f"graphs.{dialect}.zip"
+
+
+def load(model: ModelParts, component: Component, folder: Path, stock: Stock) -> Ask:
     """A module's own weights as one data file."""
     entries = component["tensors"]
     layout = [[entry["name"], entry["digest"], entry.get("offset"), entry.get("borrowed")] for entry in entries]
@@ -48,55 +64,43 @@ def load(model: ModelParts, component: Component, folder: Path) -> Ask:
         "code": source_digest("families/checkpoint.py", "stages/load.py"),
     }
 
+    def prepare(workspace: Path) -> None:
+        if any(entry["source"]["file"] == CONVERTED for entry in entries):
+            stock.place(model.archives[CONVERTED].sha256, workspace / CONVERTED)
+
     def arguments(workspace: Path) -> dict[str, Any]:
-        return {"checkpoint": str(folder), "tensors": tensors, "size_bytes": size, "output": str(workspace / "data")}
+        places = {"converted": str(workspace / CONVERTED), "output": str(workspace / "data")}
+        return {"checkpoint": str(folder), "tensors": tensors, "size_bytes": size, **places}
 
-    return Ask(
-        "load", f"{model.name}/{component['component']}", 1, fields, arguments, {"data": "data"}, disk_bytes=size
-    )
+    subject = f"{model.name}/{component['component']}"
+    return Ask("load", subject, 1, fields, arguments, {"data": "data"}, prepare, disk_bytes=size)
 
 
-def export(
-    model: ModelParts,
-    component: Component,
-    dialect: Dialect,
-    folder: Path,
-    exported: Mapping[str, Exported],
-    stock: Stock,
-) -> Ask:
-    """A module's graph in one dialect, run once beside its weights."""
+def export(model: ModelParts, component: Component, dialect: Dialect, stock: Stock) -> Ask:
+    """A module's graph in one dialect, pointed at its weights."""
     name = component["component"]
     by_name = {other["component"]: other for other in model.split["components"]}
     layout = {entry["name"]: _place(entry, component, by_name) for entry in component["tensors"]}
-    needed = {place["file"]: by_name[place["file"].removesuffix(".onnx.data")]["id"] for place in layout.values()}
+    states = model.split["states"][dialect]
     fields = {
         "module": component["id"],
         "dialect": dialect,
+        "states": sha256_bytes(canonical_json(states)),
         "layout": sha256_bytes(canonical_json(layout)),
-        "tools": versions(EXPORT_TOOLS),
-        "code": source_digest("graph", "families", "stages/export.py"),
+        "tools": versions(GRAPH_TOOLS),
+        "code": source_digest("graph", "stages/export.py"),
     }
+    archive = archive_name(dialect)
 
     def prepare(workspace: Path) -> None:
-        for file, module in needed.items():
-            data = exported[module].data
-            if data is not None:
-                stock.place(data.sha256, workspace / file)
+        stock.place(model.archives[archive].sha256, workspace / archive)
 
     def arguments(workspace: Path) -> dict[str, Any]:
-        output = str(workspace / graph_name(name, dialect))
-        common = {"checkpoint": str(folder), "component": name, "dialect": dialect}
-        return {**common, "layout": layout, "threads": stock.runner.recipe.runtime.threads or 0, "output": output}
+        common = {"component": name, "dialect": dialect, "layout": layout, "states": states}
+        return {**common, "archive": str(workspace / archive), "output": str(workspace / graph_name(name, dialect))}
 
-    return Ask(
-        "export",
-        f"{model.name}/{name} ({dialect})",
-        1,
-        fields,
-        arguments,
-        {"graph": graph_name(name, dialect)},
-        prepare,
-    )
+    graph = graph_name(name, dialect)
+    return Ask("export", f"{model.name}/{name} ({dialect})", 2, fields, arguments, {"graph": graph}, prepare)
 
 
 def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: Deployment, stock: Stock) -> Ask:
@@ -112,7 +116,7 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
     ]
     fields = {
         "graphs": graphs,
-        "host": [entry.name, entry.family, entry.image_token_id, dict(entry.family_facts)],
+        "host": entry.model_dump(mode="json", exclude={"files"}),
         "config": stock.digest(folder / "config.json"),
         "weights": stock.digest_all(weight_files(folder)),
         "bounds": dict(bounds),
@@ -120,12 +124,14 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
         "kv_capacity": model.kv_capacity,
         "tools": versions(EXPORT_TOOLS),
         "code": source_digest("runtime", "families", "recipe/schema.py", "stages/parity.py"),
+        **_remote_code(model.name, folder, stock),
     }
 
     def arguments(workspace: Path) -> dict[str, Any]:
         draft_folder = str(workspace / "draft")
-        common = {"model": model.name, "bounds": dict(bounds), "steps": steps}
-        return {**common, "folder": draft_folder, "checkpoint": str(folder)}
+        exclude = list(stock.runner.recipe.export.exclude)
+        common = {"model": model.name, "bounds": dict(bounds), "steps": steps, "exclude": exclude}
+        return {**common, "folder": draft_folder, "checkpoint": str(folder), "trusted": trusts(model.name, stock)}
 
     def prepare(workspace: Path) -> None:
         stock.deploy(workspace / "draft", draft)
@@ -178,10 +184,21 @@ def measure(draft: Deployment, stock: Stock) -> Ask:
 def _place(entry: Mapping[str, Any], component: Component, by_name: Mapping[str, Component]) -> dict[str, Any]:
     """Where a tensor's bytes lie: in the module's own data file, or in that of the module it borrows from."""
     if "borrowed" not in entry:
-        return {"file": data_name(component["component"]), "offset": entry["offset"], "shape": entry["shape"]}
+        place = {"file": data_name(component["component"]), "offset": entry["offset"]}
+        return {**place, "shape": entry["shape"], "dtype": entry["dtype"]}
     owner, name = entry["borrowed"]
     held = next(other for other in by_name[owner]["tensors"] if other["name"] == name)
     return _place(held, by_name[owner], by_name) | {"shape": entry["shape"]}
+
+
+def trusts(name: str, stock: Stock) -> bool:
+    """Whether the recipe allows code that lies in a model's checkpoint."""
+    return stock.runner.recipe.models[name].trust_remote_code
+
+
+def _remote_code(name: str, folder: Path, stock: Stock) -> dict[str, str]:
+    """For a key: the Python files of a trusted checkpoint; nothing of others, whose files are never run."""
+    return {"remote_code": stock.digest_all(sorted(folder.glob("*.py")))} if trusts(name, stock) else {}
 
 
 @cache

@@ -1,7 +1,7 @@
 """The stages in order: read this first.
 
-    read recipe → split each model → load and export each distinct module → parity of each model → build engines
-                → measure the routes → emit the deployment
+    read recipe → find hub checkpoints → split each model → load and export each distinct module
+                → parity of each model → build engines → measure the routes → emit the deployment
 
 Every stage is asked of the store first; what is not there runs in a child process and is kept. A no-op build imports
 neither torch nor onnx.
@@ -14,23 +14,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from msao_compile import hub
 from msao_compile.errors import InputError
 from msao_compile.recipe.read import read_recipe
 from msao_compile.recipe.schema import Recipe
 from msao_compile.runner import Built, Event, Options, Runner, Step
+from msao_compile.sketch import Sketch, is_wanted, sketch
 from msao_compile.steps import Steps
 
-__all__ = ["Built", "Event", "Options", "Step", "build", "plan"]
+__all__ = ["Built", "Event", "Options", "Sketch", "Step", "build", "plan"]
 
 
-def plan(recipe_path: Path, options: Options) -> tuple[Step, ...]:
-    """What `build` would run, reuse or defer, and why; writes nothing.
+def plan(recipe_path: Path, options: Options) -> tuple[Step, ...] | Sketch:
+    """What `build` would run, reuse or defer, and why; writes nothing but the lock of hub checkpoints.
+
+    Where a checkpoint has a config.json and no weights yet: what its modules are and need, and what can hold them.
 
     Raises:
         InputError: the recipe or a checkpoint cannot be used.
     """
-    recipe = read_recipe(recipe_path)
+    recipe = hub.resolve(read_recipe(recipe_path), recipe_path, options.frozen, weights=False)
     _check_places(recipe, options, os.R_OK)
+    if is_wanted(recipe):
+        return sketch(recipe)
     runner = Runner(recipe, options, tell=None)
     steps = Steps(runner)
     if steps.split() and steps.export() and steps.parity():
@@ -46,7 +52,7 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         InputError: the recipe or a checkpoint cannot be used. StageError: a stage failed. GateError: parity failed.
     """
     started = time.perf_counter()
-    recipe = read_recipe(recipe_path)
+    recipe = hub.resolve(read_recipe(recipe_path), recipe_path, options.frozen, weights=True)
     _check_places(recipe, options, os.W_OK)
     runner = Runner(recipe, options, tell)
     with runner.store.in_use():

@@ -37,6 +37,8 @@ class Options:
     jobs: int = 1
     targets: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    frozen: bool = False
+    """Resolve no hub checkpoint that the lock file does not pin."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 from msao_compile import asks
 from msao_compile.errors import InputError, RecipeError
 from msao_compile.families.checkpoint import read_config
+from msao_compile.families.conversion import CONVERTED
+from msao_compile.families.refusals import refuse_unusable
 from msao_compile.families.side_files import lacks, side_files
 from msao_compile.manifest.evidence import BuildEvidence, MeasureEvidence, ParityEvidence, ParityRow
 from msao_compile.manifest.schema import (
@@ -57,10 +59,15 @@ class Steps:
         """What the targets need of every module."""
         return sorted({choice.graph_dialect for choice in self.targets.values()})
 
+    @property
+    def every_dialect(self) -> list[Dialect]:
+        """What all targets of the recipe need, asked for or not: a model is traced in all of them at once."""
+        return sorted({choice.graph_dialect for choice in self.recipe.targets.values()})
+
     def split(self) -> bool:
         """Which modules each model has."""
-        for folder in self.checkpoints.values():
-            read_config(folder)
+        for name, folder in self.checkpoints.items():
+            refuse_unusable(folder, read_config(folder), asks.trusts(name, self.stock), f"models.{name}")
             if lack := lacks(folder):
                 self.can_answer = False
                 logger.warning("%s", lack)
@@ -71,7 +78,11 @@ class Steps:
         for (name, folder), record in zip(self.checkpoints.items(), records, strict=True):
             assert record is not None  # all(records) above
             files = {path.name: self.stock.put(path) for path in side_files(folder)}
-            self.parts.append(ModelParts(name, self.recipe.models[name].role, result(record), capacity, files))
+            outputs = [*map(asks.archive_name, self.every_dialect), CONVERTED]
+            archives = {name: self.stock.output(record, name) for name in outputs}
+            held = {name: blob for name, blob in archives.items() if blob is not None}
+            role = self.recipe.models[name].role
+            self.parts.append(ModelParts(name, role, result(record), capacity, files, held))
         return True
 
     def export(self) -> bool:
@@ -85,7 +96,10 @@ class Steps:
         ]
         self._check_names({component["component"] for _, component in distinct})
         loads = self.runner.ask(
-            [self._chosen(asks.load(model, part, self.checkpoints[model.name]), part) for model, part in distinct]
+            [
+                self._chosen(asks.load(model, part, self.checkpoints[model.name], self.stock), part)
+                for model, part in distinct
+            ]
         )
         for (_, part), record in zip(distinct, loads, strict=True):
             self.exported[part["id"]] = Exported(self.stock.output(record, "data"))
@@ -119,7 +133,7 @@ class Steps:
         return all(records)
 
     def _export(self, model: ModelParts, part: Mapping[str, Any], dialect: Dialect) -> Ask:
-        return asks.export(model, part, dialect, self.checkpoints[model.name], self.exported, self.stock)
+        return asks.export(model, part, dialect, self.stock)
 
     def parity(self) -> bool:
         """Every model against its torch original; a FAIL ends the build.
@@ -169,9 +183,10 @@ class Steps:
     def _proven(self, module: Module, dialect: Dialect) -> bool:
         """Whether every row about the module, and about the whole of each model that has it, is PASS in a dialect."""
         having = {parts.name for parts in self.parts for part in parts.split["components"] if part["id"] == module.id}
-        needed = {(model, subject) for model in having for subject in (module.component, "whole")}
-        rows = [row for row in self.rows if row.dialect == dialect and (row.model, row.subject) in needed]
-        return {(row.model, row.subject, row.verdict) for row in rows} == {(*about, "PASS") for about in needed}
+        rows = [row for row in self.rows if row.dialect == dialect and row.model in having]
+        whole = {row.model for row in rows if row.subject.startswith("whole")}
+        about = [row for row in rows if row.subject == module.component or row.subject.startswith(("whole", "steps"))]
+        return whole == having and all(row.verdict == "PASS" for row in about)
 
     def measure(self) -> None:
         """Time the routes, where this machine can run them and the checkpoints have what `run` needs."""
@@ -255,14 +270,6 @@ def _targets(runner: Runner) -> dict[str, TargetChoice]:
         if not _can_be_built(recipe.targets[name]):
             raise RecipeError(
                 f'targets.{name}.precision: only fp32 is built for local-cpu so far; set precision = "fp32"'
-            )
-    if recipe.export.exclude:
-        raise RecipeError("export.exclude: every module of these families is needed; remove it")
-    for name, model in recipe.models.items():
-        if model.revision is not None:
-            raise RecipeError(
-                f"models.{name}.checkpoint: hub checkpoints are not fetched by this version; download "
-                f"{model.checkpoint} at revision {model.revision} and name the folder"
             )
     return {name: recipe.targets[name] for name in wanted}
 

@@ -26,16 +26,17 @@ def content(folder: Path) -> dict[str, Any]:
     graph = {
         "dialect": "fused", "opset": 23, "file": reference(folder, "modules/edge/decoder.onnx", b"graph"),
         "data": [reference(folder, "modules/edge/decoder.onnx.data", bytes(64))], "inputs": specs, "outputs": specs,
+        "states": [
+            {"name": f"past_key_values.0.{kind}", "output": f"present.0.{kind}", "dtype": "float32",
+             "shape": ["batch_size", 1, "past_sequence_length", 4], "update": "in_place"} for kind in ("key", "value")
+        ],
     }  # fmt: skip
-    facts = {
-        "hidden_size": 8, "vocab_size": 16, "num_layers": 1, "num_key_value_heads": 1, "head_dim": 4,
-        "kv_capacity": 32, "position": "rope",
-    }  # fmt: skip
+    facts = {"hidden_size": 8, "vocab_size": 16, "kv_capacity": 32, "tokens": "input_ids", "position": "rope", "facts": {}}
     return {
-        "schema_version": "1.0", "name": "small", "created_by": "a test",
+        "schema_version": "2.0", "name": "small", "created_by": "a test",
         "models": [{
             "name": "edge", "role": "draft", "family": "llava", "components": {"decoder": MODULE}, "decoder": facts,
-            "image_token_id": 4, "family_facts": {"image_token_id": 4}, "tokenizer": "tokenizer/edge",
+            "encoders": [], "tokenizer": "tokenizer/edge",
             "preprocessor": "preprocessor/edge", "files": [reference(folder, "tokenizer/edge/tokenizer.json", b"{}")],
         }],
         "modules": [{"id": MODULE, "component": "decoder", "params": 16, "weight_bytes": 64, "kv_layout": "bhsd/v1",

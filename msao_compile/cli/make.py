@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msao_compile.cli import draw, units
-from msao_compile.cli.options import DEPLOYMENTS, STORE, Json, Modules, Out, Quiet, RecipeFile, StoreFolder, Targets
+from msao_compile.cli.options import (
+    DEPLOYMENTS,
+    STORE,
+    Frozen,
+    Json,
+    Modules,
+    Out,
+    Quiet,
+    RecipeFile,
+    StoreFolder,
+    Targets,
+)
 from msao_compile.cli.talk import talk_of
 from msao_compile.errors import CheckpointError, InputError, StageError
 
@@ -62,15 +73,24 @@ def plan(
     module: Modules = None,
     out: Out = DEPLOYMENTS,
     store: StoreFolder = STORE,
+    frozen: Frozen = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a build would run, reuse or leave to the device, and why; writes nothing."""
+    """Say what a build would run, reuse or leave to the device, and why; of a checkpoint whose weights are still to
+    come, which modules it has, what they need and which targets can hold them. Writes nothing but the lock of hub
+    checkpoints."""
     from msao_compile import pipeline
+    from msao_compile.cli import sketch
 
     talk = talk_of(context, as_json, quiet)
-    options = pipeline.Options(out, store, targets=tuple(target or ()), modules=tuple(module or ()))
+    options = pipeline.Options(out, store, targets=tuple(target or ()), modules=tuple(module or ()), frozen=frozen)
     steps = pipeline.plan(recipe, options)
+    if isinstance(steps, pipeline.Sketch):
+        found = steps
+        talk.reply(sketch.facts(recipe, found), lambda: sketch.show(found))
+        talk.say(sketch.summary(found))
+        return
     facts = {"recipe": str(recipe), "steps": [asdict(step) for step in steps], "totals": totals(steps)}
     talk.reply(facts, lambda: draw.table(PLAN_HEADERS, [_plan_row(step) for step in steps], frozenset({3, 4, 5})))
     talk.say(forecast(steps))
@@ -86,6 +106,7 @@ def build(
     ] = 1,
     out: Out = DEPLOYMENTS,
     store: StoreFolder = STORE,
+    frozen: Frozen = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -94,7 +115,7 @@ def build(
     from msao_compile.cli.progress import progress
 
     talk = talk_of(context, as_json, quiet)
-    options = pipeline.Options(out, store, jobs, tuple(target or ()), tuple(module or ()))
+    options = pipeline.Options(out, store, jobs, tuple(target or ()), tuple(module or ()), frozen)
     with progress(talk) as tell:
         built = pipeline.build(recipe, options, tell)
     page = _page(built)

@@ -19,6 +19,9 @@ DeploymentFolder = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where deployments are written.")]
 StoreFolder = Annotated[Path, typer.Option("--store", metavar="DIR", help="The content-addressed store.")]
+Frozen = Annotated[
+    bool, typer.Option("--frozen", help="Hub checkpoints only as the lock file pins them; refuse to resolve others.")
+]
 Targets = Annotated[
     list[str] | None,
     typer.Option("--target", "-t", metavar="T", help="Only this target; may be repeated.", show_default=False),

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from msao_compile.errors import CheckpointError
+from msao_compile.families.conversion import CONVERTED, Group
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,10 +141,10 @@ def _entries(path: Path, header: bytes) -> dict[str, _Entry]:
 
 
 def read_tensor(folder: Path, source: Mapping[str, Any]) -> np.ndarray:
-    """One tensor as little-endian float32, C order.
+    """One tensor, C order: float32 where it holds fractions, as it is where it holds whole numbers.
 
     Raises:
-        CheckpointError: the file is shorter than promised, or the dtype is not a floating one.
+        CheckpointError: the file is shorter than promised, or the dtype is none that a graph can hold.
     """
     path = folder / source["file"]
     with path.open("rb") as file:
@@ -154,6 +155,9 @@ def read_tensor(folder: Path, source: Mapping[str, Any]) -> np.ndarray:
     dtype = source["dtype"]
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(source["shape"])
+    whole = {"I64": "<i8", "I32": "<i4", "BOOL": "|b1"}.get(dtype)
+    if whole is not None:
+        return np.frombuffer(raw, whole).reshape(source["shape"])
     plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(dtype)
     if plain is None:
         raise CheckpointError(
@@ -169,6 +173,8 @@ def refuse_not_finite(folder: Path, source: Source, values: np.ndarray) -> None:
     Raises:
         CheckpointError: the tensor holds NaN or infinity.
     """
+    if values.dtype.kind != "f":
+        return
     if not (math.isfinite(values.min(initial=0.0)) and math.isfinite(values.max(initial=0.0))):
         raise CheckpointError(
             f"{folder / source.file}: tensor {source.key!r} holds values that are not finite as float32 (NaN or "
@@ -201,12 +207,19 @@ def _compute_buffers(module: nn.Module, owner: Any) -> None:
         _compute_buffers(child, owner)
 
 
-def locate(folder: Path, model: PreTrainedModel) -> dict[str, Source]:
+@dataclass(frozen=True)
+class Located:
+    """Where each parameter lies, and the conversions that make those of which the checkpoint has another form."""
+
+    sources: dict[str, Source]
+    groups: dict[str, Group]
+
+
+def locate(folder: Path, model: PreTrainedModel) -> Located:
     """Where each of the model's parameters lies, both spellings of keys understood through transformers' own renaming.
 
     Raises:
-        CheckpointError: a parameter is missing, a key is unexpected, a shape differs, or a key needs a conversion
-            that is more than a renaming.
+        CheckpointError: a parameter is missing, a key is unexpected, or a shape differs.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -216,24 +229,39 @@ def locate(folder: Path, model: PreTrainedModel) -> dict[str, Source]:
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     expected = model.state_dict()
     found: dict[str, Source] = {}
+    groups: dict[str, Group] = {}
     unexpected = []
+    thinker = "thinker_config" in read_config(folder)
     for path in weight_files(folder):
-        for key, source in read_sources(path).items():
-            name, converter = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
+        for whole, source in read_sources(path).items():
+            if thinker and not whole.startswith("thinker."):  # an Omni model's speaking half is no part of this model
+                continue
+            key = whole.removeprefix("thinker.") if thinker else whole
+            name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
             if name not in expected and key in expected:
-                name, converter = key, None
-            if name not in expected:
-                unexpected.append(key)
-            elif converter is not None:
-                raise CheckpointError(
-                    f"{path}: tensor {key!r} needs the conversion {converter!r}; save it once with "
-                    "transformers 5 (`from_pretrained` then `save_pretrained`) and use that folder"
-                )
-            else:
+                name, pattern = key, None
+            converter = next((entry for entry in converters if pattern in entry.source_patterns), None)
+            if pattern is not None and converter is not None:
+                groups.setdefault(name, Group(converter, name)).tensors.append((pattern, source))
+            elif name in expected:
                 found[name] = source
+            else:
+                unexpected.append(key)
     _spread_tied(model, found)
+    if groups:
+        _place_converted(expected, found)
     _check_complete(folder, {name: tuple(value.shape) for name, value in expected.items()}, found, unexpected)
-    return found
+    return Located(found, groups)
+
+
+def _place_converted(expected: Mapping[str, Any], found: dict[str, Source]) -> None:
+    """Every parameter that is not there as it is has to come out of a conversion."""
+    offset = 0
+    for name, value in expected.items():
+        if name not in found:
+            size = value.numel() * 4
+            found[name] = Source(CONVERTED, name, offset, size, "F32", tuple(value.shape))
+            offset += size
 
 
 def _spread_tied(model: PreTrainedModel, found: dict[str, Source]) -> None:

@@ -1,68 +1,68 @@
-"""Families by transformers' `model_type`: where the code is, imported only when a checkpoint needs it."""
+"""Opens the model of any checkpoint that transformers knows, without its weights."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msao_compile.errors import CheckpointError, UnsupportedFamily
+from msao_compile.errors import CheckpointError, MissingTool, UnsupportedFamily
 from msao_compile.families.checkpoint import read_config, skeleton
+from msao_compile.families.refusals import names_remote_code, refuse_unusable, sections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from msao_compile.families.base import Family
 
-FAMILIES: dict[str, tuple[str, str]] = {
-    "idefics3": ("msao_compile.families.idefics3", "Idefics3"),
-    "smolvlm": ("msao_compile.families.idefics3", "Idefics3"),
-    "llava": ("msao_compile.families.llava", "Llava"),
-    "qwen2_5_vl": ("msao_compile.families.qwen2_5_vl", "Qwen2_5VL"),
-}
-
-
+AUTO_CLASSES = (
+    "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
+    "AutoModelForVision2Seq",
+    "AutoModelForCausalLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForSeq2SeqLM",
+    "AutoModel",
+)
+"""Keys of an auto_map, the class that has a head before the one that has none."""
 SAID_CHARACTERS = 300
 """Of a foreign message: some list every architecture there is."""
 
 
-def find(model_type: str, architecture: str) -> Family:
-    """The family that takes this checkpoint apart.
+def open_checked(folder: Path, trusted: bool = False) -> PreTrainedModel:
+    """The skeleton of any checkpoint's model; `trusted`: code that lies in the folder may be run.
 
     Raises:
-        UnsupportedFamily: none does; the message says what was detected and what is known.
-    """
-    if model_type not in FAMILIES:
-        near = difflib.get_close_matches(model_type, FAMILIES, n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise UnsupportedFamily(
-            f"family {model_type!r} ({architecture}) is not one that can be split yet{hint}; "
-            f"known families: {', '.join(sorted(FAMILIES))}"
-        )
-    module, name = FAMILIES[model_type]
-    family: Family = getattr(importlib.import_module(module), name)()
-    return family
-
-
-def open_model(folder: Path) -> tuple[Family, PreTrainedModel]:
-    """The family of a checkpoint and the skeleton of its model.
-
-    Raises:
-        CheckpointError: the folder is incomplete, or no model can be made of its config. UnsupportedFamily: no family
-            knows it.
+        CheckpointError: the folder is incomplete, or no model can be made of its config. UnsupportedFamily:
+            transformers has no such family, or it names code of its own and is not trusted.
     """
     config = read_config(folder)
+    refuse_unusable(folder, config, trusted)
     names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    family = find(str(config["model_type"]), str(name))
+    return open_skeleton(folder, config, names[0] if isinstance(names, list) and names else None)
+
+
+def open_skeleton(folder: Path, config: Mapping[str, Any], name: str | None) -> PreTrainedModel:
+    """The model that a config.json describes, without weights; whether a family knows it is not asked.
+
+    Raises:
+        CheckpointError: no model can be made of the config. UnsupportedFamily: transformers has no such family.
+    """
     import transformers
 
+    if names_remote_code(config):  # allowed: `refuse_unusable` came first
+        return _open_remote(folder, config, name)
+    if config["model_type"] not in transformers.CONFIG_MAPPING:
+        raise UnsupportedFamily(
+            f"{folder / 'config.json'}: model_type {config['model_type']!r} is none of transformers "
+            f"{transformers.__version__}; use a checkpoint of a family that transformers has"
+        )
     architecture: Any = getattr(transformers, str(name), None)
     with _translated(folder / "config.json"):
         settings = transformers.AutoConfig.from_pretrained(folder)
+    thinker = getattr(settings, "thinker_config", None)
+    if thinker is not None:  # of an Omni model the thinker alone reads pictures and sounds and writes text
+        settings, architecture = thinker, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(thinker)]
     is_model = isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)
     if not is_model or architecture.config_class is not type(settings):
         called = f"architecture {name!r}" if name else "architectures names no class, which"
@@ -71,7 +71,45 @@ def open_model(folder: Path) -> tuple[Family, PreTrainedModel]:
             f"{transformers.__version__}; set architectures to the class that was saved"
         )
     with _translated(folder / "config.json"):
-        return family, skeleton(settings, architecture)
+        return skeleton(settings, architecture)
+
+
+def _open_remote(folder: Path, config: Mapping[str, Any], name: str | None) -> PreTrainedModel:
+    """Through the classes that auto_map names in the folder itself; code elsewhere is never fetched."""
+    import transformers
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    told = config.get("auto_map") or {}
+    named = (value for _, part in sections(config) for value in (part.get("auto_map") or {}).values())
+    strange = next((value for value in named if "--" in str(value)), None)
+    if strange is not None:
+        raise UnsupportedFamily(
+            f"{folder / 'config.json'}: auto_map names code in another repository ({strange}); put its files into this "
+            "folder and name them without the part before '--'"
+        )
+    reference = next((told[key] for key in AUTO_CLASSES if key in told), None)
+    with _remote_faults(folder / "config.json"), _translated(folder / "config.json"):
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        architecture: Any = getattr(transformers, str(name), None)
+        if reference is not None:
+            architecture = get_class_from_dynamic_module(reference, str(folder))
+        if architecture is None:
+            raise ValueError(f"auto_map names none of {', '.join(AUTO_CLASSES)}")
+        return skeleton(settings, architecture)
+
+
+@contextmanager
+def _remote_faults(config: Path) -> Iterator[None]:
+    """What code that lies in a checkpoint lacks or has wrong, as one sentence."""
+    try:
+        yield
+    except ImportError as error:
+        said = " ".join(str(error).split())[:SAID_CHARACTERS]
+        raise MissingTool(f"{config}: the code that auto_map names needs more than is installed: {said}") from error
+    except SyntaxError as error:
+        raise CheckpointError(
+            f"{config}: the code that auto_map names is not Python that can be read ({error}); download it again"
+        ) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from msao_compile.errors import CheckpointError, InputError
+from msao_compile.families.agreement import readable, refuse_strangers
 from msao_compile.runtime.session import PICTURE_SETTINGS, read_preprocessor
 from msao_compile.runtime.tokens import Tokenizer, read_json
 
@@ -29,8 +30,9 @@ def lacks(folder: Path) -> str:
     """What `run` will not find in this checkpoint, in one sentence; empty where it finds everything.
 
     Raises:
-        CheckpointError: a file is there that the runtime cannot use.
+        CheckpointError: a file is there that the runtime cannot use, or that belongs to another model.
     """
+    refuse_strangers(folder, readable(folder / "config.json"))
     names = [path.name for path in side_files(folder)]
     missing = [*_missing_for_text(folder, names), *_missing_for_pictures(folder, names)]
     if not missing:

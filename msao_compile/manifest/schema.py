@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
-SCHEMA_MAJOR = 1
+SCHEMA_MAJOR = 2
 SCHEMA_MINOR = 0
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
@@ -18,6 +18,7 @@ Dialect = Literal["portable", "fused"]
 Status = Literal["deferred", "built", "ran", "parity", "qualified"]
 RouteName = Literal["edge", "cloud", "split", "speculate", "text"]
 Verdict = Literal["PASS", "FAIL", "AMBIGUOUS"]
+StateUpdate = Literal["in_place", "concat", "replace"]
 
 
 def _inside(path: str) -> str:
@@ -66,6 +67,52 @@ class TensorSpec(Frozen):
     shape: tuple[int | str, ...]
 
 
+class StateSpec(Frozen):
+    """One tensor of a decoder's state: what goes in, what comes out, and whether it can be put back.
+
+    `update` says how the two relate: the same buffer (`in_place`), one that grew (`concat`), another of the same size
+    (`replace`). A state that is replaced holds nothing of the positions before: it cannot be rolled back.
+    """
+
+    name: str
+    output: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    update: StateUpdate
+
+    @property
+    def rollback(self) -> bool:
+        """Whether positions can be forgotten."""
+        return self.update != "replace"
+
+
+class HostCall(Frozen):
+    """Index arithmetic that the host does for an encoder: a function of `runtime.host`, its settings, where its arrays
+    come from, and the graph inputs that it gives.
+    """
+
+    function: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: tuple[str, ...]
+
+
+class Encoder(Frozen):
+    """How one modality of a request reaches its module.
+
+    `inputs` are named as the family's processor names them. `each` says that pictures, clips or sounds are encoded one
+    at a time. `placeholder` is the token that stands for features, None where none does. `outputs` are the tensors that
+    the module gives, with the shape that stands for nothing given.
+    """
+
+    component: str
+    modality: Literal["image", "video", "audio"]
+    inputs: tuple[str, ...]
+    each: bool
+    host: tuple[HostCall, ...] = ()
+    placeholder: int | None = None
+
+
 class Graph(Frozen):
     """One ONNX graph of a module in one dialect; weights stand in `data`, shared between dialects."""
 
@@ -75,6 +122,7 @@ class Graph(Frozen):
     data: tuple[FileRef, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...] = ()
 
 
 class Module(Frozen):
@@ -120,30 +168,42 @@ class Engine(Frozen):
 
 
 class DecoderFacts(Frozen):
-    """What the generation loop must know about a decoder."""
+    """What the generation loop must know about a decoder.
+
+    `tokens` is the input whose positions are decoded. `position` says where they stand: `rope` counts up, other names
+    are those of `runtime.host.rope`, None leaves it to the graph. `facts` are what such a rule reads of the config.
+    `start_token` opens an answer where the prompt does not.
+    """
 
     hidden_size: Size
     vocab_size: Size
-    num_layers: Size
-    num_key_value_heads: Size
-    head_dim: Size
     kv_capacity: Size
-    position: Literal["rope", "mrope"]
+    tokens: Literal["input_ids", "decoder_input_ids"]
+    position: str | None = None
+    facts: dict[str, Any]
+    start_token: int | None = None
 
 
 class Model(Frozen):
-    """One checkpoint: its modules by component and the facts its host-side code needs."""
+    """One checkpoint: its modules by component and how a request reaches them; `decoder` None where it decodes nothing.
+
+    `family` is transformers' model_type.
+    """
 
     name: str
     role: Literal["draft", "target"]
     family: str
     components: dict[str, Sha256]
-    decoder: DecoderFacts
-    image_token_id: int | None = None
-    family_facts: dict[str, Any]
+    encoders: tuple[Encoder, ...]
+    decoder: DecoderFacts | None = None
     tokenizer: RelativePath
     preprocessor: RelativePath
     files: tuple[FileRef, ...]
+
+    @property
+    def placeholders(self) -> dict[str, int]:
+        """The token that stands for each modality's features, where one does."""
+        return {entry.modality: entry.placeholder for entry in self.encoders if entry.placeholder is not None}
 
 
 class Task(Frozen):
@@ -193,15 +253,9 @@ class RuntimeSettings(Frozen):
 def _sizes_of(graph: Graph) -> Iterator[tuple[str, object]]:
     """What a graph's tensors say of the decoder facts, by fact."""
     shapes = {spec.name: spec.shape for spec in (*graph.inputs, *graph.outputs)}
-    places = [("inputs_embeds", "hidden_size", -1), ("image_features", "hidden_size", -1), ("logits", "vocab_size", -1)]
-    past = [name for name in shapes if name.startswith("past_key_values.")]
-    places += [(name, fact, axis) for name in past for fact, axis in (("num_key_value_heads", 1), ("head_dim", 3))]
-    for name, fact, axis in places:
+    for name, fact in (("inputs_embeds", "hidden_size"), ("logits", "vocab_size")):
         if name in shapes:
-            yield fact, next(iter(shapes[name][axis:]), None)
-    if past:
-        yield "num_layers", len(past) // 2  # a key and a value each
-        yield "position", "mrope" if len(shapes.get("position_ids", ())) == 3 else "rope"
+            yield fact, next(iter(shapes[name][-1:]), None)
 
 
 class Deployment(Frozen):
@@ -226,10 +280,11 @@ class Deployment(Frozen):
     def _agrees_with_itself(self) -> Deployment:
         self._names_resolve()
         for model in self.models:
-            if "decoder" not in model.components:
-                raise ValueError(f"models.{model.name}.components has no decoder; build the deployment again")
-            if "vision_encoder" in model.components and model.image_token_id is None:
-                raise ValueError(f"models.{model.name}.image_token_id is missing where there is a vision_encoder")
+            if (model.decoder is None) != ("decoder" not in model.components):
+                raise ValueError(f"models.{model.name} has a decoder or facts of one, not both; build it again")
+            for encoder in model.encoders:
+                if encoder.component not in model.components:
+                    raise ValueError(f"models.{model.name}.encoders names {encoder.component}, which is not a component")
             for component, module_id in model.components.items():
                 self._check_component(model, component, self.module(module_id))
         return self
@@ -241,7 +296,7 @@ class Deployment(Frozen):
         if module.component != component:
             raise ValueError(f"{where}.components.{component} names module {module.id}, which is a {module.component}")
         for graph in module.graphs:
-            for fact, found in _sizes_of(graph):
+            for fact, found in _sizes_of(graph) if model.decoder is not None else ():
                 said = getattr(model.decoder, fact)
                 if said != found:
                     raise ValueError(

@@ -16,6 +16,8 @@ from msao_compile.recipe.schema import HUB_ID, ModelChoice, Recipe
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file, with its local folders and files made absolute (they are relative to the recipe file).
 
+    A checkpoint that stays relative is a hub id: which commit and folder it is, `msao_compile.hub` finds.
+
     Raises:
         RecipeError: the file cannot be read, is not a recipe, or names a checkpoint folder that is not there.
     """
@@ -73,8 +75,10 @@ def _placed(path: Path, name: str, model: ModelChoice) -> ModelChoice:
         return model
     folder = _beside(path, model.checkpoint)
     if not folder.is_dir():
-        advice = "correct the path"
-        if HUB_ID.fullmatch(model.checkpoint):
-            advice += "; hub checkpoints are not fetched by this version: download it and name the folder"
-        raise RecipeError(f"{path}: models.{name}.checkpoint names no folder at {folder}; {advice}")
+        if "/" in model.checkpoint and HUB_ID.fullmatch(model.checkpoint):
+            return model
+        raise RecipeError(
+            f"{path}: models.{name}.checkpoint names no folder at {folder}; correct the path, or write a hub id as "
+            "organisation/name"
+        )
     return model.model_copy(update={"checkpoint": str(folder)})

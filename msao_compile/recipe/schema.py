@@ -86,6 +86,7 @@ def _shape_of_precision(value: object) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+Revision = Annotated[str, AfterValidator(_revision)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Profile = Annotated[tuple[Count, Count, Count], BeforeValidator(_three), AfterValidator(_ascending)]
@@ -99,13 +100,18 @@ class Part(BaseModel):
 
 
 class ModelChoice(Part):
-    """One checkpoint: a local folder, or a hub id with a pinned revision."""
+    """One checkpoint: a local folder, or a hub id, whose commit the recipe or its lock file pins."""
 
     checkpoint: Annotated[str, Field(min_length=1)]
-    """A folder relative to the recipe file (absolute once read), or a hub id where `revision` is given."""
+    """A folder relative to the recipe file (absolute once read), or a hub id such as "org/name" where there is no such
+    folder or `revision` is given."""
     role: Role
     """Where a task has two models the draft drafts and the target verifies; one that answers alone may be either."""
-    revision: Annotated[str, AfterValidator(_revision)] | None = None
+    revision: Revision | None = None
+    """Of a hub id; without it the first build or plan takes the newest one and pins it in the lock file."""
+    trust_remote_code: bool = False
+    """Run the Python files that the checkpoint's config.json names in `auto_map`, with all that you may do on this
+    machine. Without it such a checkpoint is refused; code outside the checkpoint's folder is never fetched."""
 
     @model_validator(mode="after")
     def _revision_belongs_to_a_hub_id(self) -> Self:

@@ -45,15 +45,16 @@ class CloudSide:
         """
         session = self.session
         if message.kind == "embeds":
-            embeds, positions = message.tensors["inputs_embeds"], message.tensors["position_ids"]
-            session.check_capacity(embeds.shape[1], limit)
-            return session.prefill_embeds(embeds, (positions, int(message.fields["offset"])), clock)
+            known = dict(message.tensors)
+            positions = known.pop("position_ids")
+            session.check_capacity(known["inputs_embeds"].shape[1], limit)
+            return session.prefill_embeds(known, (positions, tuple(message.fields["offset"])), clock)
         if message.kind == "features":
             tensors = dict(message.tensors)
-            request = Request(tensors.pop("input_ids"), tensors)
-            features = tensors.pop("image_features", None)
+            request = Request(tensors.pop(session.facts.tokens), tensors)
+            encoded = {name: tensors.pop(name) for name in message.fields["encoded"]}
             session.check_capacity(len(request.ids), limit)
-            return session.prefill(request, features, clock)
+            return session.prefill(request, encoded, clock)
         if message.kind != "prompt":
             raise InputError(f"a request of kind {message.kind!r} is not known; known: prompt, features, embeds")
         pictures = [value.tobytes() for _, value in sorted(message.tensors.items())]

@@ -45,14 +45,25 @@ class Engines:
         engines = {
             component: self._engine(module) for component, module in model.components.items() if component != "decoder"
         }
-        session = ModelSession(model, self.folder, engines, self._decoder(model.components["decoder"]))
+        decoder = self._decoder(model.components["decoder"]) if model.decoder is not None else None
+        session = ModelSession(model, self.folder, engines, decoder)
+        facts = model.decoder
+        if facts is None or facts.tokens != "input_ids":
+            return session
         if self.deployment.runtime.warm_up:
             session.warm_up()
-        prompt = min(8, model.decoder.kv_capacity - 1)
+        prompt = min(8, facts.kv_capacity - 1)
         for _ in range(self.deployment.runtime.warm_up if prompt else 0):
-            _, talk = session.prefill(Request(np.zeros(prompt, np.int64), {}), None, Clock())
-            session.extend(np.zeros(1, np.int64), talk, Clock())
+            _, talk = session.prefill(Request(self._plain_tokens(model, prompt), {}), {}, Clock())
+            session.extend(self._plain_tokens(model, 1), talk, Clock())
         return session
+
+    @staticmethod
+    def _plain_tokens(model: Model, count: int) -> np.ndarray:
+        """Tokens that stand for no picture, clip or sound."""
+        taken = set(model.placeholders.values())
+        free = next(token for token in range(len(taken) + 1) if token not in taken)
+        return np.full(count, free, np.int64)
 
     def _engine(self, module: str) -> base.Engine:
         if module not in self._open:
@@ -69,7 +80,8 @@ class Engines:
         graph = self._graph(engine)
         for reference in (graph.file, *graph.data):
             locate(self.folder, reference, self.verify)
-        return engine.backend, base.EngineFile(self.folder / graph.file.path, engine.dialect, self.deployment.runtime)
+        path, settings = self.folder / graph.file.path, self.deployment.runtime
+        return engine.backend, base.EngineFile(path, engine.dialect, settings, graph.states)
 
     def _graph(self, engine: Engine) -> Graph:
         graphs = self.deployment.module(engine.module).graphs

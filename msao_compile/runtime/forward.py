@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,38 +11,50 @@ import numpy as np
 from msao_compile.errors import InputError
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays
-from msao_compile.runtime.family_code import placeholders
+from msao_compile.runtime.encoding import items
+from msao_compile.runtime.feed import feed
 from msao_compile.runtime.sampling import likeliest
-from msao_compile.runtime.session import CONTEXT_INPUTS, ModelSession, Request
+from msao_compile.runtime.session import ModelSession, Request
 
-IMPLIED = ("mm_token_type_ids", "token_type_ids")  # processors give them; the ids say the same
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sequence of a batch without its padding; `mask` [sequence] says where its tokens stood."""
-
-    request: Request
-    features: np.ndarray | None
-    mask: np.ndarray
+IMPLIED = ("mm_token_type_ids", "token_type_ids", "attention_mask", "use_audio_in_video", "second_per_grid_ts",
+           "video_second_per_grid", "num_frames_per_video")  # fmt: skip
+"""What processors give beside what modules take: the ids say the same, or positions are made of it."""
 
 
-def forward(session: ModelSession, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def forward(session: ModelSession, inputs: Mapping[str, np.ndarray]) -> Arrays:
     """`logits` [batch, sequence, vocabulary]; rows are run one by one, padding is skipped and its logits are zero.
+
+    A model that decodes nothing gives what its forward gives, by name.
 
     Raises:
         InputError: an input is unknown, missing or of the wrong kind, or placeholders and features do not match.
     """
     clock = Clock()
-    held = rows(session, inputs, clock)
-    logits = np.zeros((*np.shape(inputs["input_ids"]), session.model.decoder.vocab_size), np.float32)
-    for index, row in enumerate(held):
-        logits[index, row.mask], _ = session.prefill(row.request, row.features, clock, every=True)
+    if session.model.decoder is None:
+        return compared(session, _arrays(session, inputs), clock)
+    tokens = session.facts.tokens
+    given = _checked(session, inputs)
+    logits = np.zeros((*given[tokens].shape, session.facts.vocab_size), np.float32)
+    for index, (request, mask) in enumerate(rows(session, given)):
+        found, _ = session.prefill(request, session.encode(request.tensors, clock), clock, every=True)
+        logits[index, mask] = found
     return {"logits": logits}
+
+
+def compared(session: ModelSession, inputs: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
+    """What encoders and the classifier over them give, each output of theirs by name."""
+    found = session.encode(inputs, clock)
+    if "classifier" in session.engines:
+        with clock.module("classifier"):
+            engine = session.engines["classifier"]
+            found |= engine.run(feed(engine, {**inputs, **found}, 0))
+    return found
 
 
 def greedy(session: ModelSession, inputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     """The next `count` tokens of every row, [batch, count]; stop tokens do not stop it.
+
+    A decoder that reads an encoder starts its answer anew, whatever decoder tokens the inputs hold.
 
     Raises:
         InputError: as in `forward`, or prompt and tokens exceed the KV cache.
@@ -51,8 +62,13 @@ def greedy(session: ModelSession, inputs: Mapping[str, np.ndarray], count: int) 
     """
     clock = Clock()
     found = []
-    for row in rows(session, inputs, clock, count):
-        logits, talk = session.prefill(row.request, row.features, clock)
+    given = _checked(session, inputs)
+    if session.facts.start_token is not None and session.facts.tokens != "input_ids":
+        batch = len(given[session.facts.tokens])
+        given[session.facts.tokens] = np.full((batch, 1), session.facts.start_token, np.int64)
+    for request, _ in rows(session, given):
+        session.check_capacity(len(request.ids), count)
+        logits, talk = session.prefill(request, session.encode(request.tensors, clock), clock)
         tokens = [likeliest(logits[-1])]
         while len(tokens) < count:
             tokens.append(likeliest(session.extend(np.asarray(tokens[-1:], np.int64), talk, clock)[-1]))
@@ -60,37 +76,97 @@ def greedy(session: ModelSession, inputs: Mapping[str, np.ndarray], count: int) 
     return np.asarray(found, np.int64)
 
 
-def rows(session: ModelSession, inputs: Mapping[str, np.ndarray], clock: Clock, new_tokens: int = 0) -> list[Row]:
-    """The sequences of a batch, each with its own part of the encoded pictures.
+def rows(session: ModelSession, inputs: Arrays) -> Iterator[tuple[Request, np.ndarray]]:
+    """Each sequence of a batch with its own pictures and without its padding, and where its tokens stood.
 
     Raises:
-        InputError: as in `forward`; CapacityExceeded before any encoder runs.
+        InputError: it cannot be told whose the pictures are.
     """
-    inputs = _arrays(session, inputs)
-    ids_BS, mask_BS = _checked(session, inputs)
-    session.check_capacity(int(mask_BS.sum(-1).max(initial=0)), new_tokens)
-    encoded = session.encode(inputs, clock)
-    features = None if encoded is None else encoded.reshape(-1, encoded.shape[-1])
-    placeholders(ids_BS[mask_BS], session.model.image_token_id, 0 if features is None else len(features))
-    found, used, pictures = [], 0, 0
-    for ids_S, mask_S in zip(ids_BS, mask_BS, strict=True):
-        own = ids_S[mask_S]
-        count = int((own == session.model.image_token_id).sum()) if features is not None else 0
-        context, taken = _context(session, inputs, pictures, count)
-        part = features[used : used + count] if features is not None and count else None
-        found.append(Row(Request(own, context), part, mask_S))
-        used, pictures = used + count, pictures + taken
+    tokens = session.facts.tokens
+    own = tokens == "input_ids"
+    batch = len(inputs[tokens])
+    media = _media_of_rows(session, inputs) if batch > 1 else [_media(session, inputs)]
+    for index in range(batch):
+        ids = inputs[tokens][index]
+        mask = (
+            inputs["attention_mask"][index].astype(bool)
+            if own and "attention_mask" in inputs
+            else np.ones(len(ids), bool)
+        )
+        others = {
+            name: value[index : index + 1]
+            for name, value in inputs.items()
+            if name != tokens and name not in media[index] and len(value) == batch and not _is_media(session, name)
+        }
+        others = {
+            name: value[:, mask] if own and value.shape[1:2] == mask.shape else value for name, value in others.items()
+        }
+        yield Request(ids[mask], {**others, **media[index]}), mask
+
+
+def _is_media(session: ModelSession, name: str) -> bool:
+    return any(name in encoder.inputs for encoder in session.model.encoders)
+
+
+def _media(session: ModelSession, inputs: Arrays) -> Arrays:
+    return {name: value for name, value in inputs.items() if _is_media(session, name)}
+
+
+def _media_of_rows(session: ModelSession, inputs: Arrays) -> list[Arrays]:
+    """The pictures of each row: so many as its placeholders need, or its own entry where it has no placeholders."""
+    tokens, batch = inputs[session.facts.tokens], len(inputs[session.facts.tokens])
+    found: list[Arrays] = [{} for _ in range(batch)]
+    for encoder in session.model.encoders:
+        given = {name: inputs[name] for name in encoder.inputs if name in inputs}
+        if not given:
+            continue
+        if encoder.placeholder is None:
+            parts = [{name: value[index : index + 1] for name, value in given.items()} for index in range(batch)]
+        else:
+            counts = (tokens == encoder.placeholder).sum(-1)
+            parts = _dealt(session, encoder.component, given, counts)
+        for row, part in zip(found, parts, strict=True):
+            row |= part
     return found
+
+
+def _dealt(session: ModelSession, component: str, given: Arrays, counts: np.ndarray) -> list[Arrays]:
+    """Items dealt to rows until each row's placeholders are filled."""
+    single = [encoder for encoder in session.model.encoders if encoder.component == component][0]
+    entries = list(items(given)) if single.each else _one_by_one(given)
+    found: list[Arrays] = []
+    for wanted in counts:
+        taken: list[Arrays] = []
+        filled = 0
+        while filled < wanted and entries:
+            item = entries.pop(0)
+            features = session.encode(item, Clock())[f"{single.modality}_features"]
+            filled += int(np.prod(features.shape[:-1]))
+            taken.append(item)
+        joined = {name: np.concatenate([item[name] for item in taken]) for name in taken[0]} if taken else {}
+        found.append(joined)
+    if entries:
+        raise InputError(f"{len(entries)} more pictures are given than the rows have placeholders for")
+    return found
+
+
+def _one_by_one(given: Arrays) -> list[Arrays]:
+    count = len(next(iter(given.values())))
+    return [{name: value[index : index + 1] for name, value in given.items()} for index in range(count)]
 
 
 def _arrays(session: ModelSession, inputs: Mapping[str, Any]) -> Arrays:
     """The inputs as arrays, every name one that is read or that says nothing new."""
-    known = ("input_ids", "attention_mask", *session.code.inputs)
+    taken = {name for engine in session.engines.values() for name in engine.inputs}
+    if session.model.decoder is not None:
+        taken |= {*session.decoder.inputs, session.facts.tokens}
+    taken |= {name for encoder in session.model.encoders for name in encoder.inputs}
+    known = sorted(name for name in taken if "." not in name and not name.startswith(("inputs_embeds", "logits_pos")))
     if not isinstance(inputs, Mapping):
         raise InputError(f"forward takes named inputs, not {type(inputs).__name__}: give {', '.join(known)}")
     arrays = {}
     for name, value in inputs.items():
-        if name not in (*known, *IMPLIED):
+        if name not in known and name not in IMPLIED:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"give {', '.join(known)}"
             raise InputError(f"{name!r} is not an input of {session.model.family}: {hint}")
@@ -101,44 +177,23 @@ def _arrays(session: ModelSession, inputs: Mapping[str, Any]) -> Arrays:
     return arrays
 
 
-def _checked(session: ModelSession, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask [batch, sequence]."""
-    if "input_ids" not in inputs or inputs["input_ids"].ndim != 2:
-        raise InputError("forward needs input_ids [batch, sequence]")
-    given = inputs["input_ids"]
-    mask_BS = inputs.get("attention_mask", np.ones(given.shape, bool))
-    for name, array, kinds in (("input_ids", given, "iu"), ("attention_mask", mask_BS, "iub")):
-        if array.dtype.kind not in kinds:
-            raise InputError(f"{name} are {array.dtype} where whole numbers are needed: give int64")
-    ids_BS, mask_BS = given.astype(np.int64), mask_BS.astype(bool)
-    if mask_BS.shape != ids_BS.shape:
-        raise InputError(f"attention_mask has shape {mask_BS.shape} where input_ids have {ids_BS.shape}")
-    if not mask_BS.any(-1).all():
-        raise InputError(f"row {int(mask_BS.any(-1).argmin())} of the batch has no token: leave such rows out")
-    known = session.model.decoder.vocab_size
-    if ((ids_BS < 0) | (ids_BS >= known))[mask_BS].any():
-        raise InputError(f"input_ids hold tokens outside the vocabulary of {known}")
-    return ids_BS, mask_BS
-
-
-def _context(
-    session: ModelSession, inputs: Mapping[str, np.ndarray], first: int, tokens: int
-) -> tuple[dict[str, np.ndarray], int]:
-    """The pictures' grids that belong to one row: as many as its placeholders need."""
-    grids = inputs.get(CONTEXT_INPUTS[0])
-    if grids is None or not tokens:
-        return {}, 0
-    sizes = _grid_tokens(session, grids)
-    count = int(np.searchsorted(np.cumsum(sizes[first:]), tokens)) + 1
-    return {CONTEXT_INPUTS[0]: np.asarray(grids[first : first + count], np.int64)}, count
-
-
-def picture_tokens(session: ModelSession, tensors: Mapping[str, np.ndarray], features: np.ndarray) -> list[int]:
-    """How many features each picture has, in order."""
-    grids = tensors.get(CONTEXT_INPUTS[0])
-    return [features.shape[-2]] * len(features) if grids is None else _grid_tokens(session, grids).tolist()
-
-
-def _grid_tokens(session: ModelSession, grids: np.ndarray) -> np.ndarray:
-    tokens: np.ndarray = grids.prod(-1) // int(session.model.family_facts["spatial_merge_size"]) ** 2
-    return tokens
+def _checked(session: ModelSession, inputs: Mapping[str, Any]) -> Arrays:
+    """The inputs of a decoder, its tokens and their mask whole numbers of one shape."""
+    arrays = _arrays(session, inputs)
+    tokens = session.facts.tokens
+    if tokens not in arrays or arrays[tokens].ndim != 2:
+        raise InputError(f"forward needs {tokens} [batch, sequence]")
+    for name, kinds in ((tokens, "iu"), ("attention_mask", "iub")):
+        if name in arrays and arrays[name].dtype.kind not in kinds:
+            raise InputError(f"{name} are {arrays[name].dtype} where whole numbers are needed: give int64")
+    ids = arrays[tokens] = arrays[tokens].astype(np.int64)
+    mask = arrays.get("attention_mask", np.ones(ids.shape, bool)) if tokens == "input_ids" else np.ones(ids.shape, bool)
+    if mask.shape != ids.shape:
+        raise InputError(f"attention_mask has shape {mask.shape} where {tokens} have {ids.shape}")
+    real = mask.astype(bool)
+    if not real.any(-1).all():
+        raise InputError(f"row {int(real.any(-1).argmin())} of the batch has no token: leave such rows out")
+    known = session.facts.vocab_size
+    if ((ids < 0) | (ids >= known))[real].any():
+        raise InputError(f"{tokens} hold tokens outside the vocabulary of {known}")
+    return arrays

@@ -15,7 +15,7 @@ from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.preprocess.decode import decode, read
 from msao_compile.runtime.sampling import SamplingParameters
-from msao_compile.runtime.session import CONTEXT_INPUTS, ModelSession, Request
+from msao_compile.runtime.session import ROPE_INPUTS, ModelSession, Request
 from msao_compile.runtime.tokens import Tokenizer
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.message import Message
@@ -96,15 +96,17 @@ def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Ro
 
 def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clock) -> Message:
     """Run the modules that are `here`, the encoder at least; what the cloud needs to go on."""
-    features = session.encode(request.tensors, clock)
+    encoded = session.encode(request.tensors, clock)
+    session.check_placeholders(request, encoded)
+    held = session.context(request.tensors)
     if "embed_tokens" in here:
         positions, offset = session.positions(request)
-        embeds = session.embed(request.ids, features, clock)
-        return Message("embeds", {"offset": offset}, {"inputs_embeds": embeds, "position_ids": positions})
-    tensors = {"input_ids": request.ids} | {
-        name: request.tensors[name] for name in CONTEXT_INPUTS if name in request.tensors
-    }
-    return Message("features", {}, tensors if features is None else {**tensors, "image_features": features})
+        embeds = session.embed(request.ids, {**held, **encoded}, clock)
+        crossed = {name: value for name, value in {**held, **encoded}.items() if name in session.decoder.inputs}
+        return Message("embeds", {"offset": offset}, {**crossed, **embeds, "position_ids": positions})
+    sizes = {name: value for name, value in request.tensors.items() if name in ROPE_INPUTS}
+    tensors = {session.facts.tokens: request.ids, **held, **sizes, **encoded}
+    return Message("features", {"encoded": list(encoded)}, tensors)
 
 
 def _bytes(picture: Picture) -> bytes:

@@ -12,24 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msao_compile.errors import CapacityExceeded, DeploymentError, InputError, MsaoError, PromptError
-from msao_compile.manifest.schema import Model
+from msao_compile.errors import CapacityExceeded, InputError, MsaoError, PromptError
+from msao_compile.manifest.schema import DecoderFacts, Model
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, DecoderEngine, Engine, KVCache
-from msao_compile.runtime.family_code import FAMILY_CODE, merge, placeholders
+from msao_compile.runtime.encoding import encode
+from msao_compile.runtime.feed import feed
+from msao_compile.runtime.host.rope import rope_index
 from msao_compile.runtime.preprocess import Preprocessor, decode, from_config
 from msao_compile.runtime.tokens import Tokenizer, expand, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CONTEXT_INPUTS = ("image_grid_thw",)  # what positions need of the pictures; travels with features
 PICTURE_SETTINGS = "preprocessor_config.json or processor_config.json"
+MEDIA_BYTES = ("pixel", "input_features", "flattened_patches", "audio_input_features")
+TYPES = ("token_type_ids", "mm_token_type_ids")
+STEP = ("attention_mask", "position_ids", "logits_positions", "input_ids")
+"""What each step of a decoder is given anew; one that reads an encoder's text keeps that text's."""
+ROPE_INPUTS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "target_sizes", "target_sizes_videos",
+               "use_audio_in_video")  # fmt: skip
+NOUNS = {"image": "picture", "video": "video", "audio": "sound"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and its pictures as arrays: token ids [S] and the processor's tensors."""
+    """A prompt and what goes with it as arrays: token ids [S] and the processor's tensors."""
 
     ids: np.ndarray
     tensors: Arrays
@@ -37,10 +45,14 @@ class Request:
 
 @dataclass
 class Conversation:
-    """A decoder's state in the middle of an answer; `offset` is the M-RoPE distance of position and index."""
+    """A decoder's state in the middle of an answer; `offset` is the distance of position and index on each axis.
+
+    `held` is what later steps need beside tokens and state: what encoders made for cross-attention, and masks.
+    """
 
     cache: KVCache
-    offset: int
+    offset: tuple[float, ...]
+    held: Arrays
 
 
 def read_preprocessor(folder: Path, names: Collection[str], tokens: Mapping[str, Any]) -> Preprocessor | None:
@@ -57,32 +69,33 @@ def read_preprocessor(folder: Path, names: Collection[str], tokens: Mapping[str,
 
 
 class ModelSession:
-    """The loaded modules of one model and the host-side code between them.
+    """The loaded modules of one model and the host-side code between them."""
 
-    Raises:
-        DeploymentError: this runtime has no code for the family, or a module or a fact that it needs is missing.
-    """
-
-    def __init__(self, model: Model, folder: Path, engines: Mapping[str, Engine], decoder: DecoderEngine) -> None:
+    def __init__(
+        self, model: Model, folder: Path, engines: Mapping[str, Engine], decoder: DecoderEngine | None
+    ) -> None:
         self.model = model
         self.folder = folder
         self.engines = engines
-        self.decoder = decoder
-        if model.family not in FAMILY_CODE:
-            raise DeploymentError(
-                f"models.{model.name}.family: {model.family!r} is not one this runtime knows "
-                f"({', '.join(FAMILY_CODE)}); install a newer msao-compile"
-            )
-        self.code = FAMILY_CODE[model.family]
-        if "embed_tokens" not in model.components:
-            raise DeploymentError(f"models.{model.name}.components has no embed_tokens; build the deployment again")
-        for fact in self.code.facts:
-            found = model.family_facts.get(fact)
-            if not isinstance(found, int) or found < 1:
-                raise DeploymentError(
-                    f"models.{model.name}.family_facts.{fact} is {found!r} where {model.family} needs a whole number "
-                    "above 0; build the deployment again"
-                )
+        self._decoder = decoder
+
+    @property
+    def decoder(self) -> DecoderEngine:
+        """The module that answers.
+
+        Raises:
+            InputError: the model has none.
+        """
+        if self._decoder is None:
+            raise InputError(f"model {self.model.name!r} decodes nothing: it compares texts with what they describe")
+        return self._decoder
+
+    @property
+    def facts(self) -> DecoderFacts:
+        """What the manifest tells of the decoder; raises as `decoder`."""
+        if self.model.decoder is None:
+            raise InputError(f"model {self.model.name!r} decodes nothing: it compares texts with what they describe")
+        return self.model.decoder
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -134,38 +147,51 @@ class ModelSession:
             prepared = self.preprocessor(decoded)
             text, tensors = expand(text, self.preprocessor.placeholder, prepared.expansions), prepared.tensors
         ids = np.asarray(self.tokenizer.encode_rendered(text), np.int64)
+        request = Request(ids, tensors)
         if not decoded:
-            placeholders(ids, self.model.image_token_id, features=0)
-        return Request(ids, tensors)
+            self.check_placeholders(request, {})
+        return request
 
-    def encode(self, tensors: Mapping[str, np.ndarray], clock: Clock) -> np.ndarray | None:
-        """Picture features, or None when there is no picture: no encoder runs for text.
+    def encode(self, tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
+        """What the encoders make of pictures, clips and sounds; empty for text alone.
 
         Raises:
-            InputError: the model has no encoder, or pixels are of another shape than its graph takes.
+            InputError: the model has no encoder for it, or an array is missing or of another shape.
         """
-        if "pixel_values" not in tensors:
-            return None
-        if "vision_encoder" not in self.model.components:
-            raise InputError(f"model {self.model.name!r} has no vision encoder: ask without a picture")
-        engine = self.engines["vision_encoder"]
-        with clock.module("vision_encoder"):
-            feed = self.code.encoder_inputs(tensors, self.model.family_facts)
-            given, wanted = feed["pixel_values"].shape, engine.inputs["pixel_values"]
-            if any(isinstance(size, int) and size != found for size, found in zip(wanted, given, strict=True)):
-                raise InputError(
-                    f"pixel_values have shape {given} where the vision encoder takes {wanted}: give what this "
-                    "checkpoint's processor makes"
-                )
-            return engine.run(feed)["image_features"]
+        known = {name for encoder in self.model.encoders for name in encoder.inputs}
+        strange = next((name for name in tensors if name.startswith(MEDIA_BYTES) and name not in known), None)
+        if strange is not None:
+            raise InputError(f"model {self.model.name!r} has no encoder for {strange}: ask without it")
+        return encode(self.model, self.engines, tensors, clock)
 
-    def embed(self, ids_S: np.ndarray, features: np.ndarray | None, clock: Clock) -> np.ndarray:
-        """Merged embeddings [1, S, H]."""
+    def check_placeholders(self, request: Request, encoded: Mapping[str, np.ndarray]) -> None:
+        """Refuse a prompt that has room for other features than there are.
+
+        Raises:
+            InputError: their numbers differ; the message holds both.
+        """
+        wanted: dict[int, int] = {}
+        kinds: dict[int, str] = {}
+        for encoder in self.model.encoders:
+            if encoder.placeholder is not None:
+                rows = encoded.get(f"{encoder.modality}_features")
+                count = 0 if rows is None else int(np.prod(rows.shape[:-1]))
+                wanted[encoder.placeholder] = wanted.get(encoder.placeholder, 0) + count
+                kinds[encoder.placeholder] = NOUNS[encoder.modality]
+        for token, features in wanted.items():
+            places, kind = int((request.ids == token).sum()), kinds[token]
+            if places != features:
+                raise InputError(
+                    f"the prompt holds {places} {kind} placeholder{'s'[: places != 1]} where the {kind}s give "
+                    f"{features} feature{'s'[: features != 1]}: give a {kind} for each placeholder and no others, and "
+                    "use the processor that belongs to this checkpoint"
+                )
+
+    def embed(self, ids_S: np.ndarray, held: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
+        """What the decoder takes for these tokens: `inputs_embeds` [1, S, H], features merged into it, and more."""
+        engine = self.engines["embed_tokens"]
         with clock.module("embed_tokens"):
-            embeds = self.engines["embed_tokens"].run({"input_ids": ids_S[None]})["inputs_embeds"]
-            if features is None:
-                return embeds
-            return merge(embeds[0], ids_S, features, self.model.image_token_id)[None]
+            return engine.run(feed(engine, {**held, self.facts.tokens: ids_S[None]}, len(ids_S)))
 
     def check_capacity(self, prompt_tokens: int, new_tokens: int) -> None:
         """Refuse before anything runs.
@@ -173,7 +199,7 @@ class ModelSession:
         Raises:
             CapacityExceeded: prompt and answer together are longer than the KV cache.
         """
-        capacity = self.model.decoder.kv_capacity
+        capacity = self.facts.kv_capacity
         if prompt_tokens + new_tokens > capacity:
             raise CapacityExceeded(
                 f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the KV cache of {capacity}: shorten "
@@ -181,45 +207,83 @@ class ModelSession:
             )
 
     def prefill(
-        self, request: Request, features: np.ndarray | None, clock: Clock, every: bool = False
+        self, request: Request, encoded: Mapping[str, np.ndarray], clock: Clock, every: bool = False
     ) -> tuple[np.ndarray, Conversation]:
         """Run the whole prompt; logits [rows, vocabulary] of its last position, or of every one.
 
         Raises:
             InputError: placeholders and features differ in number.
         """
-        if features is None:
-            placeholders(request.ids, self.model.image_token_id, features=0)
-        return self.prefill_embeds(self.embed(request.ids, features, clock), self.positions(request), clock, every)
+        self.check_placeholders(request, encoded)
+        held = {**self.context(request.tensors), **encoded}
+        embeds = self.embed(request.ids, held, clock)
+        return self.prefill_embeds({**held, **embeds}, self.positions(request), clock, every)
 
-    def positions(self, request: Request) -> tuple[np.ndarray, int]:
-        """Position ids of the prompt and the offset of the tokens after it."""
-        return self.code.positions(request.ids, request.tensors, self.model.family_facts)
+    def context(self, tensors: Mapping[str, np.ndarray]) -> Arrays:
+        """Of a request's tensors those that embedding and decoder take themselves: masks, token types."""
+        taken = {*self.engines["embed_tokens"].inputs, *self.decoder.inputs}
+        return {name: np.asarray(value) for name, value in tensors.items() if name in taken - self._anew}
+
+    @property
+    def _anew(self) -> set[str]:
+        own = self.facts.tokens == "input_ids"
+        return {*STEP} if own else {"logits_positions", self.facts.tokens}
+
+    def positions(self, request: Request) -> tuple[np.ndarray, tuple[float, ...]]:
+        """Position ids of the prompt, and how far later tokens stand from their index on each axis.
+
+        They count on from the last token, as transformers' `generate` does; a clip may have stood further.
+        """
+        rule, length = self.facts.position, len(request.ids)
+        if rule in (None, "rope"):
+            return np.arange(length, dtype=np.int64)[None], (0,)
+        media = {name: value for name, value in request.tensors.items() if name in ROPE_INPUTS}
+        media |= {name: value[0] for name, value in request.tensors.items() if name == "mm_token_type_ids"}
+        mask = request.tensors.get("feature_attention_mask")
+        if mask is not None:
+            media["audio_seqlens"] = mask.sum(-1)
+        positions, _ = rope_index(str(rule), request.ids, self.facts.facts, **media)
+        offset = tuple((positions[:, -1] - (length - 1)).tolist())
+        return np.ascontiguousarray(positions[:, None]), offset
 
     def prefill_embeds(
-        self, embeds: np.ndarray, positions: tuple[np.ndarray, int], clock: Clock, every: bool = False
+        self, known: Mapping[str, np.ndarray], positions: tuple[np.ndarray, tuple[float, ...]], clock: Clock, every: bool = False
     ) -> tuple[np.ndarray, Conversation]:
         """As `prefill`, from merged embeddings: what crosses the partition point after `embed_tokens`."""
-        length = embeds.shape[1]
-        talk = Conversation(self.decoder.new_cache(self.model.decoder), positions[1])
+        length = known["inputs_embeds"].shape[1]
+        talk = Conversation(self.decoder.new_cache(self.facts.kv_capacity), positions[1], self._later(known))
         rows = np.arange(0 if every else length - 1, length, dtype=np.int64)
+        return self._step(known, positions[0], rows, talk, clock), talk
+
+    def _later(self, known: Mapping[str, np.ndarray]) -> Arrays:
+        """What of the prompt's tensors serves the tokens after it: the last row of those that lie over tokens."""
+        found: Arrays = {}
+        shapes = {**self.engines["embed_tokens"].inputs, **self.decoder.inputs}
+        produced = ("inputs_embeds", "image_features", "video_features", "audio_features")
+        for name, value in known.items():
+            if name.startswith(produced) or name in {*TYPES, *self._anew} or name not in shapes:
+                continue
+            over = shapes[name].index("sequence_length") if "sequence_length" in shapes[name] else None
+            found[name] = value if over is None else np.take(value, [-1], over)
+        return found
+
+    def _step(
+        self, known: Mapping[str, np.ndarray], positions: np.ndarray, rows: np.ndarray, talk: Conversation, clock: Clock
+    ) -> np.ndarray:
+        count = known["inputs_embeds"].shape[1]
+        mask = np.ones((1, talk.cache.length + count), np.int64)
+        step = {"attention_mask": mask, "position_ids": positions, "logits_positions": rows}
+        step = {name: value for name, value in step.items() if name in self._anew}
         with clock.module("decoder"):
-            logits = self.decoder.step(_feed(embeds, talk.cache.length, positions[0], rows), talk.cache)
-        return logits[0], talk
+            fed = feed(self.decoder, {**known, **step}, count)
+            logits: np.ndarray = self.decoder.step({**fed, "inputs_embeds": known["inputs_embeds"]}, talk.cache)[0]
+        return logits
 
     def extend(self, ids_S: np.ndarray, talk: Conversation, clock: Clock) -> np.ndarray:
         """Append tokens (one to decode, several to verify); logits [S, vocabulary] of each."""
-        embeds = self.embed(ids_S, None, clock)
         start, count = talk.cache.length, len(ids_S)
-        positions = np.arange(start, start + count, dtype=np.int64)[None] + talk.offset
-        if self.model.decoder.position == "mrope":
-            positions = np.ascontiguousarray(np.broadcast_to(positions, (3, *positions.shape)))
-        with clock.module("decoder"):
-            rows = np.arange(count, dtype=np.int64)
-            logits: np.ndarray = self.decoder.step(_feed(embeds, start, positions, rows), talk.cache)[0]
-        return logits
-
-
-def _feed(embeds: np.ndarray, past: int, positions: np.ndarray, rows: np.ndarray) -> Arrays:
-    mask = np.ones((1, past + embeds.shape[1]), np.int64)
-    return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, "logits_positions": rows}
+        positions = np.arange(start, start + count)[None] + np.asarray(talk.offset)[:, None]
+        if self.facts.position not in (None, "rope"):
+            positions = positions[:, None]
+        known = {**talk.held, **self.embed(ids_S, talk.held, clock)}
+        return self._step(known, positions, np.arange(count, dtype=np.int64), talk, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from msao_compile.manifest.schema import (
     KV_LAYOUT,
     DecoderFacts,
     Dialect,
+    Encoder,
     FileRef,
     Graph,
     Model,
@@ -18,6 +20,7 @@ from msao_compile.manifest.schema import (
     PartitionPoint,
     Proof,
     Route,
+    StateSpec,
     TensorSpec,
 )
 
@@ -39,6 +42,7 @@ class ModelParts:
     split: Mapping[str, Any]
     kv_capacity: int
     side_files: Mapping[str, Object]
+    archives: Mapping[str, Object] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,7 +103,8 @@ def _module(home: str, component: Mapping[str, Any], parts: Exported, data: tupl
             size_bytes=blob.size_bytes,
         )
         ends = {side: tuple(TensorSpec.model_validate(spec) for spec in facts[side]) for side in ("inputs", "outputs")}
-        graphs.append(Graph(dialect=dialect, opset=facts["opset"], file=file, data=data, **ends))
+        states = tuple(StateSpec.model_validate(state) for state in facts["states"])
+        graphs.append(Graph(dialect=dialect, opset=facts["opset"], file=file, data=data, states=states, **ends))
     return Module(
         id=component["id"],
         component=component["component"],
@@ -121,7 +126,6 @@ def _reference(path: str, blob: Object | None) -> FileRef | None:
 def model(parts: ModelParts) -> Model:
     """The manifest's entry of one model."""
     split = parts.split
-    decoder = DecoderFacts.model_validate({**split["decoder"], "kv_capacity": parts.kv_capacity})
     files = []
     for name, blob in parts.side_files.items():
         files += [
@@ -132,13 +136,26 @@ def model(parts: ModelParts) -> Model:
         name=parts.name,
         role=parts.role,
         family=split["family"],
-        decoder=decoder,
+        decoder=_decoder(split, parts.kv_capacity),
+        encoders=tuple(Encoder.model_validate(entry) for entry in split["encoders"]),
         components={component["component"]: component["id"] for component in split["components"]},
-        image_token_id=split["host"].get("image_token_id"),
-        family_facts=split["host"],
         tokenizer=f"tokenizer/{parts.name}",
         preprocessor=f"preprocessor/{parts.name}",
         files=tuple(files),
+    )
+
+
+def _decoder(split: Mapping[str, Any], kv_capacity: int) -> DecoderFacts | None:
+    if split["tokens"] is None:
+        return None
+    return DecoderFacts(
+        hidden_size=split["hidden_size"],
+        vocab_size=split["vocab_size"],
+        kv_capacity=kv_capacity,
+        tokens=split["tokens"],
+        position=split["position"],
+        facts=split["facts"],
+        start_token=split["start_token"],
     )
 
 
@@ -162,16 +179,13 @@ def routes(tasks: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> t
         cloud: dict[str, Literal["edge", "cloud"]] = dict.fromkeys(parts, "cloud")
         found.append(Route(name="edge", task=task, model=draft, hosts=dict.fromkeys(models[draft].components, "edge")))
         found.append(Route(name="cloud", task=task, model=target, hosts=cloud, fallback=("edge",)))
-        if "vision_encoder" in cloud:
-            found.append(
-                Route(
-                    name="split",
-                    task=task,
-                    model=target,
-                    hosts={**cloud, "vision_encoder": "edge"},
-                    fallback=("cloud", "edge"),
-                )
-            )
+        encoders = {component: "edge" for component in parts if component.endswith("encoder")}
+        if encoders and models[target].decoder is not None:
+            hosts: dict[str, Literal["edge", "cloud"]] = {**cloud, **dict.fromkeys(encoders, "edge")}
+            found.append(Route(name="split", task=task, model=target, hosts=hosts, fallback=("cloud", "edge")))
+        if encoders and "encoder" not in parts and models[draft].decoder is not None:
+            spoken = {name: "edge" for name in models[draft].components if name not in encoders}
+            found.append(Route(name="text", task=task, model=draft, hosts=spoken))  # type: ignore[arg-type]
     return tuple(found)
 
 
@@ -182,50 +196,39 @@ def partition_points(
     by_id = {module.id: module for module in split_modules}
     found = []
     for entry in models:
-        for cut in ("vision_encoder", "embed_tokens"):
+        for cut in entry.components:
             proofs = [row for row in rows if row.model == entry.name and row.subject == f"split after {cut}"]
             if not proofs or any(row.verdict != "PASS" for row in proofs):
                 continue
             worst = max(proofs, key=lambda row: row.max_abs)
-            tensors = _crossing(by_id[entry.components["vision_encoder"]], entry, cut)
             proof = Proof(
                 verdict=worst.verdict,
                 max_abs=worst.max_abs,
                 argmax_agreement=worst.argmax_agreement,
                 compared=sum(row.compared for row in proofs),
             )
+            tensors = _crossing({name: by_id[held] for name, held in entry.components.items()}, cut)
+            sizes = {"per token of text and picture": _row_bytes(tensors)}
             found.append(
-                PartitionPoint(
-                    model=entry.name,
-                    after=cut,
-                    tensors=tensors,
-                    proof=proof,
-                    bytes_per_request=_bytes(by_id[entry.components["vision_encoder"]], entry, cut),
-                )
+                PartitionPoint(model=entry.name, after=cut, tensors=tensors, proof=proof, bytes_per_request=sizes)
             )
     return tuple(found)
 
 
-def _crossing(vision: Module, entry: Model, cut: str) -> tuple[TensorSpec, ...]:
-    if cut == "vision_encoder":
-        ids = TensorSpec(name="input_ids", dtype="int64", shape=("sequence_length",))
-        grids = (TensorSpec(name="image_grid_thw", dtype="int64", shape=("num_images", 3)),)
-        return (ids, *(grids if entry.decoder.position == "mrope" else ()), *vision.graphs[0].outputs)
-    axes = ("batch_size", "sequence_length")
-    positions = (3, *axes) if entry.decoder.position == "mrope" else axes
-    return (
-        TensorSpec(name="inputs_embeds", dtype="float32", shape=(*axes, entry.decoder.hidden_size)),
-        TensorSpec(name="position_ids", dtype="int64", shape=positions),
+def _crossing(modules: Mapping[str, Module], cut: str) -> tuple[TensorSpec, ...]:
+    """What modules on the far side take that modules on the near side give, and the tokens where those cross too."""
+    near = [name for name in modules if name.endswith("encoder") or name == cut]
+    given = {spec.name: spec for name in near for spec in modules[name].graphs[0].outputs}
+    far = [spec for name, module in modules.items() if name not in near for spec in module.graphs[0].inputs]
+    crossing = {spec.name: given[spec.name] for spec in far if spec.name in given}
+    wanted = ("position_ids",) if cut == "embed_tokens" else ("input_ids", "decoder_input_ids")
+    crossing |= {spec.name: spec for spec in far if spec.name in wanted}
+    return tuple(crossing.values())
+
+
+def _row_bytes(tensors: Sequence[TensorSpec]) -> int:
+    """Bytes of one position in every tensor: the product of the axes of fixed length."""
+    sizes = {"float32": 4, "int64": 8, "int32": 4, "bool": 1}
+    return sum(
+        sizes.get(spec.dtype, 4) * math.prod(size for size in spec.shape if isinstance(size, int)) for spec in tensors
     )
-
-
-def _bytes(vision: Module, entry: Model, cut: str) -> dict[str, int]:
-    """Bytes for one picture and 32 text tokens where the picture's token count is fixed, per image token otherwise."""
-    width = entry.decoder.hidden_size * 4
-    axes = [size for size in vision.graphs[0].outputs[0].shape[:-1] if isinstance(size, int)]
-    features = axes[-1] if axes else 1
-    label = "one picture, 32 text tokens" if axes else "per image token"
-    ids = (features + (32 if axes else 0)) * 8
-    if cut == "vision_encoder":
-        return {label: features * width + ids}
-    return {label: (features + (32 if axes else 0)) * width + ids * (3 if entry.decoder.position == "mrope" else 1)}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from msao_compile.families.checkpoint import read_tensor
+from msao_compile.families.conversion import CONVERTED
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
@@ -16,7 +17,8 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     with output.open("wb") as file:
         for index, entry in enumerate(own):
             file.seek(entry["offset"])
-            written += file.write(read_tensor(folder, entry["source"]).data)
+            place = Path(arguments["converted"]).parent if entry["source"]["file"] == CONVERTED else folder
+            written += file.write(read_tensor(place, entry["source"]).data)
             on_progress({"done": index + 1, "total": len(own)})
         file.truncate(arguments["size_bytes"])
     return {"bytes_written": written}

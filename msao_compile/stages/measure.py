@@ -56,7 +56,8 @@ def picture() -> bytes:
 
 def _answers(runtime: Runtime, route: Route) -> list[Answer]:
     options: dict[str, Any] = {"route": route.name, "task": route.task, "max_new_tokens": NEW_TOKENS}
-    options["ignore_eos"], content = True, picture()
+    options["ignore_eos"] = True
+    content = picture() if "vision_encoder" in route.hosts else None
     answers = [runtime.generate(PROMPT, image=content, **options) for _ in range(RUNS + 1)]
     return answers[1:]
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msao_compile.families.checkpoint import ITEM_BYTES, locate
-from msao_compile.families.registry import open_model
+from msao_compile.families.checkpoint import locate, read_config
+from msao_compile.families.outline import outline
+from msao_compile.families.registry import open_checked
 from msao_compile.recipe.schema import KV_CAPACITY
 
 
@@ -26,30 +27,25 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder is incomplete. UnsupportedFamily: no family knows it.
     """
-    family, model = open_model(checkpoint)
-    sources = locate(checkpoint, model)
-    names = {id(value): name for name, value in model.named_parameters(remove_duplicate=False)}
-    facts = family.decoder_facts(model.config, KV_CAPACITY)
-    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", KV_CAPACITY))
-    modules, seen = [], set()
-    for piece in family.pieces(model):
-        own = [sources[names[id(value)]] for _, value in piece.module.named_parameters(remove_duplicate=False)]
-        fresh = [source for source in own if source not in seen]
-        seen.update(own)
-        size = sum(source.size_bytes for source in fresh)
-        modules.append(
-            {
-                "component": piece.component,
-                "bytes": size,
-                "params": sum(source.size_bytes // ITEM_BYTES.get(source.dtype, 1) for source in own),
-            }
-        )
+    model = open_checked(checkpoint)
+    sources = locate(checkpoint, model).sources
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or KV_CAPACITY)
+    modules = [
+        {
+            "component": part.component,
+            "bytes": sum(sources[name].size_bytes for name in part.parameters),
+            "params": part.params,
+            "found_by": part.found_by,
+        }
+        for part in outline(model)
+    ]
+    family = str(read_config(checkpoint)["model_type"])
     return {
-        "family": family.name,
+        "family": family,
         "architecture": type(model).__name__,
-        "layers": facts.num_layers,
+        "layers": int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0) or 0),
         "modules": modules,
-        "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(KV_CAPACITY, longest), "family": family.name}),
+        "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(KV_CAPACITY, longest), "family": family}),
     }
 
 

@@ -1,100 +1,242 @@
-"""Take a checkpoint apart: which modules it has, what each one's weights are, and what identifies it."""
+"""Take a checkpoint apart: trace its model, cut it into modules, and tell whose each weight is and what identifies it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 
-from msao_compile.families.checkpoint import Source, locate, read_tensor, refuse_not_finite
-from msao_compile.families.registry import open_model
+from msao_compile.errors import StageError
+from msao_compile.families.checkpoint import Source, locate, read_config, read_tensor, refuse_not_finite
+from msao_compile.families.conversion import CONVERTED, write_converted
+from msao_compile.families.registry import open_checked
+from msao_compile.families.subject import Description, describe, with_rows
+from msao_compile.graph.ends import digest, name_ends, spec, weights, write_archive
+from msao_compile.graph.export import export
+from msao_compile.graph.whole import Seen, Subject, look
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
-
-if TYPE_CHECKING:
-    from msao_compile.families.base import Piece
+from msao_compile.manifest.schema import Dialect
 
 ALIGNMENT_BYTES = 64
-# What differs between two saves of one model, or says how to compute and not what.
-_UNSTABLE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "_attn_implementation")
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
-    """Split the checkpoint in `arguments["checkpoint"]`.
+    """Split the checkpoint in `arguments["checkpoint"]`; the graphs of each dialect go to a file of `outputs`.
 
-    Gives the family, host-side facts and, per component, its identity, tensors and data-file layout. A tensor that an
-    earlier component already holds is borrowed: it is written once, into that component's data file.
+    `arguments`: checkpoint, exclude (components that the recipe leaves out), trusted, outputs (archive by dialect),
+    converted (a file for weights of which the checkpoint has another form).
+
+    Gives how a request reaches the modules and, per component, its identity, tensors and data-file layout. A tensor
+    that an earlier component already holds is borrowed: it is written once, into that component's data file.
+
+    Raises:
+        CheckpointError: a file is damaged or does not belong to the config. UnsupportedFamily: nothing of what the
+            model takes could be tried. StageError: a module cannot be traced.
     """
     folder = Path(arguments["checkpoint"])
-    family, model = open_model(folder)
-    sources = locate(folder, model)
-    names = {id(value): name for name, value in model.named_parameters(remove_duplicate=False)}
+    model = open_checked(folder, bool(arguments.get("trusted")))
+    located = locate(folder, model)
+    write_converted(folder, model, located.groups, located.sources, Path(arguments["converted"]))
+    model = runnable(model)
+    on_progress({"doing": "run on examples"})
+    description = describe(model, tuple(arguments["exclude"]))
+    subject, seen = _looked(description)
+    traced: dict[Dialect, dict[str, dict[str, Any]]] = {}
+    for dialect, output in cast("dict[Dialect, str]", arguments["outputs"]).items():
+        on_progress({"doing": f"trace ({dialect})"})
+        parts = export(subject, seen, dialect, description.needs)
+        name_ends(parts, description.outputs)
+        traced[dialect] = {component: _described(part) for component, part in parts.items()}
+        write_archive(parts, Path(output))
+    on_progress({"doing": "read the weights"})
+    folders = (folder, Path(arguments["converted"]).parent)
+    first = next(iter(traced.values()))
     config = model.config
-    owners: dict[Source, tuple[str, str]] = {}
-    components = []
-    for piece in family.pieces(model):
-        on_progress({"component": piece.component})
-        components.append(_component(folder, piece, names, sources, owners))
+    text = config.get_text_config(decoder=True)
     return {
-        "family": family.name,
-        "model_type": config.model_type,
+        "family": read_config(folder)["model_type"],
         "architecture": type(model).__name__,
-        "decoder": family.decoder_facts(config, kv_capacity=1).model_dump(mode="json"),
-        "host": family.host_facts(config),
-        "components": components,
+        "hidden_size": _width(first),
+        "vocab_size": int(getattr(text, "vocab_size", 0) or 0),
+        "max_positions": getattr(text, "max_position_embeddings", None),
+        "components": _components(folders, model, located.sources, traced),
+        "states": {dialect: [_state(seen, name, dialect) for name in seen.states] for dialect in traced},
+        "encoders": [encoder.model_dump(mode="json") for encoder in description.encoders],
+        "tokens": description.tokens,
+        "position": description.position,
+        "start_token": _start_token(folder, config) if description.tokens == "decoder_input_ids" else None,
+        "facts": _facts(description),
     }
 
 
-def _component(
-    folder: Path,
-    piece: Piece,
-    names: dict[int, str],
-    sources: dict[str, Source],
+def _start_token(folder: Path, config: Any) -> int | None:
+    """The token that opens an answer, as transformers looks for it."""
+    path = folder / "generation_config.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = config.get_text_config(decoder=True)
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for found in (told.get(name), getattr(config, name, None), getattr(text, name, None)):
+            if isinstance(found, int):
+                return found
+    return None
+
+
+def _described(part: Any) -> dict[str, Any]:
+    return {
+        "graph": digest(part),
+        "weights": weights(part),
+        "inputs": [spec(value) for value in part.graph.inputs],
+        "outputs": [spec(value) for value in part.graph.outputs],
+    }
+
+
+def _width(components: Mapping[str, Mapping[str, Any]]) -> int:
+    """The length of an embedding, 0 for a model that decodes nothing."""
+    given = [entry for entry in components.get("decoder", {}).get("inputs", []) if entry["name"] == "inputs_embeds"]
+    return int(given[0]["shape"][-1]) if given else 0
+
+
+def _facts(description: Description) -> dict[str, Any]:
+    """What positions of several axes need to know of the config."""
+    from msao_compile.runtime.host.rope import VARIANTS
+
+    if description.position in (None, "rope"):
+        return {}
+    found = {}
+    for name, path in VARIANTS[description.model.config.model_type][1].items():
+        value: Any = description.model.config
+        for part in path.split("."):
+            value = value[part] if isinstance(value, dict) else getattr(value, part, None)
+        found[name] = value
+    return found
+
+
+def _components(
+    folders: tuple[Path, Path],
+    model: Any,
+    sources: Mapping[str, Source],
+    traced: Mapping[Dialect, Mapping[str, Mapping[str, Any]]],
+) -> list[dict[str, Any]]:
+    order = {name: (value.ndim != 2, index) for index, (name, value) in enumerate(model.state_dict().items())}
+    names = list(dict.fromkeys(component for parts in traced.values() for component in parts))
+    owners: dict[Source, tuple[str, str]] = {}
+    found = []
+    for component in names:
+        graphs = {dialect: parts[component] for dialect, parts in traced.items() if component in parts}
+        used = {name for graph in graphs.values() for name in graph["weights"]}
+        # Matrices first: without the biases between them, neighbouring products can be joined over one run of bytes.
+        tensors, size = _tensors(folders, component, sorted(used, key=order.__getitem__), sources, owners)
+        digests = {entry["name"]: entry["digest"] for entry in tensors}
+        identity = {
+            "component": component,
+            "graphs": {dialect: graph["graph"] for dialect, graph in graphs.items()},
+            "weights": {dialect: [digests[name] for name in graph["weights"]] for dialect, graph in graphs.items()},
+        }
+        first = next(iter(graphs.values()))
+        found.append(
+            {
+                "component": component,
+                "id": sha256_bytes(canonical_json(identity)),
+                "params": sum(int(np.prod(entry["shape"], dtype=np.int64)) for entry in tensors),
+                "weight_bytes": size,
+                "kv": component == "decoder",
+                "inputs": first["inputs"],
+                "outputs": first["outputs"],
+                "tensors": tensors,
+            }
+        )
+    return found
+
+
+def _tensors(
+    folders: tuple[Path, Path],
+    component: str,
+    names: list[str],
+    sources: Mapping[str, Source],
     owners: dict[Source, tuple[str, str]],
-) -> dict[str, Any]:
-    tensors: list[dict[str, Any]] = []
+) -> tuple[list[dict[str, Any]], int]:
+    """The tensors of one component, and the length of its data file."""
+    found: list[dict[str, Any]] = []
     offset = 0
-    # Matrices first: without the biases between them, neighbouring products can be joined over one run of bytes.
-    named = sorted(piece.module.named_parameters(remove_duplicate=False), key=lambda item: item[1].ndim != 2)
-    for name, parameter in named:
-        source = sources[names[id(parameter)]]
+    for name in names:
+        source = sources[name]
+        folder = folders[source.file == CONVERTED]
         values = read_tensor(folder, vars(source))
         refuse_not_finite(folder, source, values)
-        digest = hashlib.sha256(values.data).hexdigest()
-        entry: dict[str, Any] = {"name": name, "shape": list(parameter.shape), "digest": digest, "source": vars(source)}
-        size = int(np.prod(parameter.shape, dtype=np.int64)) * 4
+        entry: dict[str, Any] = {
+            "name": name,
+            "shape": list(source.shape),
+            "dtype": values.dtype.name,
+            "digest": hashlib.sha256(values.data).hexdigest(),
+            "source": vars(source),
+        }
         if source in owners:
             entry["borrowed"] = list(owners[source])
         else:
-            owners[source] = (piece.component, name)
-            entry |= {"offset": offset, "size_bytes": size}
-            offset += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        tensors.append(entry)
-    config = {} if piece.config is None else piece.config.to_diff_dict()
-    identity = {
-        "component": piece.component,
-        "config": _stable({name: value for name, value in config.items() if name not in piece.unread}),
-        "inputs": [spec.model_dump(mode="json") for spec in piece.inputs],
-        "outputs": [spec.model_dump(mode="json") for spec in piece.outputs],
-        "weights": sorted((entry["name"], entry["digest"]) for entry in tensors),
-    }
+            owners[source] = (component, name)
+            entry |= {"offset": offset, "size_bytes": values.nbytes}
+            offset += -(-values.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        found.append(entry)
+    return found, offset
+
+
+def runnable(model: Any) -> Any:
+    """The skeleton with weights that can be computed with and cost nothing: all are views of one buffer of zeros."""
+    largest = max((value.numel() for value in model.state_dict().values()), default=1)
+    zeros: dict[torch.dtype, torch.Tensor] = {}
+    for part in model.modules():
+        for name, value in list(part._parameters.items()):
+            if value is not None and value.is_meta:
+                flat = zeros.setdefault(torch.float32, torch.zeros(largest))
+                part._parameters[name] = torch.nn.Parameter(
+                    flat[: value.numel()].view(value.shape), requires_grad=False
+                )
+        for name, value in list(part._buffers.items()):
+            if value is not None and value.is_meta:
+                kind = torch.float32 if value.is_floating_point() else value.dtype
+                part._buffers[name] = torch.zeros(value.shape, dtype=kind)
+    return model.eval()
+
+
+def _looked(description: Description) -> tuple[Subject, Seen]:
+    """The model run at two sizes: with several rows of text where it can, else with one."""
+    faults = []
+    for candidate in (with_rows(description), description):
+        subject = Subject(
+            model=candidate.model,
+            examples=candidate.examples,
+            names=candidate.names,
+            tokens=candidate.tokens,
+            outputs=candidate.outputs,
+            bound=candidate.bound,
+        )
+        try:
+            return subject, look(subject)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            faults.append(error)
+    said = " ".join(str(faults[-1]).split())
+    raise StageError(f"{type(description.model).__name__} does not run on examples of its inputs: {said}") from faults[
+        -1
+    ]
+
+
+def _state(seen: Seen, name: str, dialect: Dialect) -> dict[str, Any]:
+    """One state tensor as the manifest tells of it."""
+    state = seen.states[name]
+    shape: list[int | str] = ["batch_size", *state.shape[1:]]
+    after = list(shape)
+    if state.axis is not None:
+        shape[state.axis] = after[state.axis] = "past_sequence_length"
+    in_place = dialect == "fused" and state.layer in seen.fusible
     return {
-        "component": piece.component,
-        "id": sha256_bytes(canonical_json(identity)),
-        "params": sum(int(np.prod(entry["shape"], dtype=np.int64)) for entry in tensors),
-        "weight_bytes": offset,
-        "kv": piece.kv is not None,
-        "inputs": identity["inputs"],
-        "outputs": identity["outputs"],
-        "tensors": tensors,
+        "name": name,
+        "output": f"present{name.removeprefix('past_key_values')}",
+        "dtype": str(state.dtype).removeprefix("torch."),
+        "shape": shape,
+        "update": "in_place" if in_place else state.update,
     }
-
-
-def _stable(value: Any) -> Any:
-    """A config without what differs between two saves of the same model."""
-    if isinstance(value, dict):
-        return {str(key): _stable(item) for key, item in value.items() if key not in _UNSTABLE}
-    if isinstance(value, list | tuple):
-        return [_stable(item) for item in value]
-    return value if isinstance(value, int | float | str | bool | None) else str(value)

@@ -246,15 +246,22 @@ def test_the_number_of_further_faults_is_told(folder: Path) -> None:
 
 def test_a_missing_checkpoint_folder_is_named_where_it_was_looked_for(folder: Path) -> None:
     said = refusal(folder, GOOD.replace("checkpoints/edge", "./nowhere/../else"))
-    assert said == f"models.edge.checkpoint names no folder at {folder}/else; correct the path"
-
-
-def test_what_could_be_a_hub_id_is_told_at_once_that_it_is_not_fetched(folder: Path) -> None:
-    said = refusal(folder, GOOD.replace("checkpoints/edge", "org/edge"))
     assert said == (
-        f"models.edge.checkpoint names no folder at {folder}/org/edge; "
-        "correct the path; hub checkpoints are not fetched by this version: download it and name the folder"
+        f"models.edge.checkpoint names no folder at {folder}/else; correct the path, or write a hub id as "
+        "organisation/name"
     )
+
+
+def test_what_could_be_a_hub_id_is_left_for_the_hub_to_know(folder: Path) -> None:
+    path = folder / "x.toml"
+    path.write_text(GOOD.replace("checkpoints/edge", "org/edge"))
+    assert read_recipe(path).models["edge"].checkpoint == "org/edge"
+
+
+def test_a_folder_wins_over_a_hub_id_of_the_same_name(folder: Path) -> None:
+    path = folder / "x.toml"
+    path.write_text(GOOD)
+    assert read_recipe(path).models["edge"].checkpoint == str(folder / "checkpoints/edge")
 
 
 def test_a_path_no_file_system_takes_is_refused(folder: Path) -> None:

@@ -10,18 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from msao_compile.errors import MissingTool
-from msao_compile.manifest.schema import DecoderFacts, Dialect, RuntimeSettings
+from msao_compile.manifest.schema import Dialect, RuntimeSettings, StateSpec
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A module's graph on disk and how it is to be loaded."""
+    """A module's graph on disk, how it is to be loaded, and the state that it has."""
 
     path: Path
     dialect: Dialect
     settings: RuntimeSettings
+    states: tuple[StateSpec, ...] = ()
 
 
 class Engine(Protocol):
@@ -31,25 +32,33 @@ class Engine(Protocol):
     def inputs(self) -> Mapping[str, tuple[int | str, ...]]:
         """The shapes it takes by name, with names for dimensions that may vary."""
 
+    @property
+    def types(self) -> Mapping[str, str]:
+        """The NumPy types it takes by name."""
+
     def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
         """Every output by name."""
 
 
 class KVCache(Protocol):
-    """The attention state of one conversation, layout `bhsd/v1`."""
+    """The state of one conversation, whatever the decoder keeps: keys and values have layout `bhsd/v1`."""
 
     length: int
     capacity: int
 
     def rollback(self, length: int) -> None:
-        """Forget every position from `length` on; only ever backwards."""
+        """Forget every position from `length` on; only ever backwards.
+
+        Raises:
+            StageError: the decoder has state that holds nothing of earlier positions.
+        """
 
 
-class DecoderEngine(Protocol):
+class DecoderEngine(Engine, Protocol):
     """A loaded decoder: one graph for prefill and decode."""
 
-    def new_cache(self, facts: DecoderFacts) -> KVCache:
-        """An empty cache of `facts.kv_capacity` positions for one sequence."""
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache of `capacity` positions for one sequence."""
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
         """Append the fed positions to the cache and give logits [1, num_logits, vocabulary].

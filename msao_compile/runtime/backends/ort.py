@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,7 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from msao_compile.errors import CapacityExceeded, DeploymentError, StageError
-from msao_compile.manifest.schema import DecoderFacts
+from msao_compile.manifest.schema import StateSpec
 from msao_compile.runtime.backends.base import Arrays, EngineFile, KVCache
 
 # Bindings raise a plain RuntimeError for some faults, such as wrong shapes.
@@ -26,6 +26,9 @@ _FAULTS = (Fail, InvalidArgument, InvalidProtobuf, NoSuchFile, RuntimeException,
 _POOL: list[int | None] = []  # ONNX Runtime makes the shared pool once in the life of a process
 _POOL_LOCK = threading.Lock()
 logger = logging.getLogger(__name__)
+_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(int64)": "int64",
+          "tensor(int32)": "int32", "tensor(bool)": "bool"}  # fmt: skip
+GROWS = "past_sequence_length"
 _QUIET = 3  # ONNX Runtime's log level for errors only
 
 
@@ -53,6 +56,7 @@ class OrtEngine:
             value.name: tuple(value.shape) for value in self.session.get_inputs()
         }
         self.inputs = shapes
+        self.types = {value.name: _TYPES[value.type] for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
 
     def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
@@ -97,46 +101,64 @@ def _shared_threads(wanted: int) -> int | None:
         return _POOL[0]
 
 
-class InPlaceCache:
-    """One buffer of `capacity` positions per layer; the fused dialect writes new positions into it."""
+class StateCache:
+    """The state tensors of one sequence, each as its graph wants it.
 
-    def __init__(self, session: ort.InferenceSession, facts: DecoderFacts) -> None:
-        self.length, self.capacity = 0, facts.kv_capacity
+    `in_place`: one buffer of `capacity` positions, bound as past and present at once. `concat`: grows inside the graph.
+    `replace`: another tensor of the same size comes out.
+    """
+
+    def __init__(self, session: ort.InferenceSession, states: tuple[StateSpec, ...], capacity: int) -> None:
+        self.length, self.capacity, self.states = 0, capacity, states
         self.binding = session.io_binding()
-        shape = (1, facts.num_key_value_heads, facts.kv_capacity, facts.head_dim)
-        self.buffers = {}
-        for layer in range(facts.num_layers):
-            for kind in ("key", "value"):
-                buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
-                self.buffers[f"{layer}.{kind}"] = buffer
-                self.binding.bind_ortvalue_input(f"past_key_values.{layer}.{kind}", buffer)
-                self.binding.bind_ortvalue_output(f"present.{layer}.{kind}", buffer)
+        self.moving = [state for state in states if state.update != "in_place"]
+        self.values = {}
+        for state in states:
+            rows = capacity if state.update == "in_place" else 0
+            shape = [rows if size == GROWS else 1 if isinstance(size, str) else size for size in state.shape]
+            value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.dtype(state.dtype)))
+            self.values[state.name] = value
+            if state.update == "in_place":
+                self.binding.bind_ortvalue_input(state.name, value)
+                self.binding.bind_ortvalue_output(state.output, value)
 
     def rollback(self, length: int) -> None:
-        """Forget positions from `length` on: they are overwritten before they are ever read."""
-        _check_backwards(self.length, length)
+        """Forget positions from `length` on: of a buffer they are overwritten before they are ever read.
+
+        Raises:
+            StageError: the decoder has state that holds nothing of earlier positions.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a KV cache of {self.length} positions cannot roll back to {length}")
+        fixed = next((state.name for state in self.states if not state.rollback), None)
+        if length < self.length and fixed is not None:
+            raise StageError(f"state {fixed} cannot be rolled back from {self.length} positions to {length}")
+        for state in self.moving if length < self.length else ():
+            axis = state.shape.index(GROWS)
+            kept = np.take(self.values[state.name].numpy(), range(length), axis)
+            self.values[state.name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(kept))
         self.length = length
 
+    def bind(self) -> None:
+        """Bind what moves: presents first and logits last, so that outputs come back in that order."""
+        if not self.moving:
+            return
+        self.binding.clear_binding_outputs()
+        for state in self.states:
+            value = self.values[state.name]
+            if state.update == "in_place":
+                self.binding.bind_ortvalue_output(state.output, value)
+            else:
+                self.binding.bind_ortvalue_input(state.name, value)
+        for state in self.moving:
+            self.binding.bind_output(state.output, "cpu")
 
-class ConcatCache:
-    """Past values that grow by concatenation inside the graph: what the portable dialect offers."""
-
-    def __init__(self, session: ort.InferenceSession, facts: DecoderFacts) -> None:
-        self.length, self.capacity = 0, facts.kv_capacity
-        self.binding = session.io_binding()
-        self.names = [f"{layer}.{kind}" for layer in range(facts.num_layers) for kind in ("key", "value")]
-        empty = np.zeros((1, facts.num_key_value_heads, 0, facts.head_dim), np.float32)
-        self.values = {name: ort.OrtValue.ortvalue_from_numpy(empty) for name in self.names}
-
-    def rollback(self, length: int) -> None:
-        """Copy the positions that stay."""
-        _check_backwards(self.length, length)
-        if length < self.length:
-            self.values = {
-                name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[:, :, :length]))
-                for name, value in self.values.items()
-            }
-        self.length = length
+    def take(self, count: int) -> None:
+        """After a run: `count` more positions are known."""
+        self.length += count
+        if self.moving:
+            outputs = self.binding.get_outputs()[len(self.states) - len(self.moving) :]
+            self.values |= {state.name: value for state, value in zip(self.moving, outputs, strict=False)}
 
 
 class OrtDecoder(OrtEngine):
@@ -144,21 +166,21 @@ class OrtDecoder(OrtEngine):
 
     def __init__(self, file: EngineFile) -> None:
         super().__init__(file)
-        self.fused = file.dialect == "fused"
+        self.states = file.states
         self.vocabulary = next(int(value.shape[2]) for value in self.session.get_outputs() if value.name == "logits")
 
-    def new_cache(self, facts: DecoderFacts) -> KVCache:
+    def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence.
 
         Raises:
             DeploymentError: this machine has no memory for it.
         """
         try:
-            return InPlaceCache(self.session, facts) if self.fused else ConcatCache(self.session, facts)
+            return StateCache(self.session, self.states, capacity)
         except (MemoryError, ValueError, *_FAULTS) as error:  # NumPy says ValueError of more than it can count
-            size = 8 * facts.num_layers * facts.num_key_value_heads * facts.head_dim * facts.kv_capacity
+            width = sum(math.prod(size for size in state.shape if isinstance(size, int)) for state in self.states)
             raise DeploymentError(
-                f"kv_capacity is {facts.kv_capacity}, for which this machine has not the {size} bytes: lower "
+                f"kv_capacity is {capacity}, for which this machine has not the {4 * width * capacity} bytes: lower "
                 "shapes.decoder.kv_capacity in the recipe and build again"
             ) from error
 
@@ -169,32 +191,20 @@ class OrtDecoder(OrtEngine):
             CapacityExceeded: the cache has no room for it; nothing ran and the cache keeps its length.
             StageError: the library failed; the cache keeps its length.
         """
-        assert isinstance(cache, InPlaceCache | ConcatCache)  # made by new_cache of this very class
+        assert isinstance(cache, StateCache)  # made by new_cache of this very class
         binding, count = cache.binding, feed["inputs_embeds"].shape[1]
         _check_room(cache, count)
         logits = np.empty((1, len(feed["logits_positions"]), self.vocabulary), np.float32)
         try:
             for name, value in feed.items():
                 binding.bind_cpu_input(name, value)
-            if isinstance(cache, ConcatCache):
-                _bind_concat(binding, cache)
+            cache.bind()
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             self.session.run_with_iobinding(binding)
         except _FAULTS as error:
             raise StageError(f"{self.path}: {_first_line(error)}") from error
-        cache.length += count
-        if isinstance(cache, ConcatCache):
-            cache.values = dict(zip(cache.names, binding.get_outputs(), strict=False))
+        cache.take(count)
         return logits
-
-
-def _bind_concat(binding: Any, cache: ConcatCache) -> None:
-    """Bind presents first and logits last, so that outputs come back in that order."""
-    binding.clear_binding_outputs()
-    for name, value in cache.values.items():
-        binding.bind_ortvalue_input(f"past_key_values.{name}", value)
-    for name in cache.names:
-        binding.bind_output(f"present.{name}", "cpu")
 
 
 def _check_room(cache: KVCache, count: int) -> None:
@@ -203,11 +213,6 @@ def _check_room(cache: KVCache, count: int) -> None:
             f"{count} more positions do not fit a KV cache that holds {cache.length} of {cache.capacity}: roll it "
             "back, or raise shapes.decoder.kv_capacity in the recipe and build again"
         )
-
-
-def _check_backwards(now: int, wanted: int) -> None:
-    if not 0 <= wanted <= now:
-        raise ValueError(f"a KV cache of {now} positions cannot roll back to {wanted}")
 
 
 def _first_line(error: BaseException) -> str:

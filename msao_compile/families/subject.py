@@ -1,0 +1,253 @@
+"""What a model is asked to do while it is looked at and traced: requests of two sizes, and what each input is."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from msao_compile.errors import UnsupportedFamily
+from msao_compile.families.examples import Medium, medium, modalities, request
+from msao_compile.families.host_calls import HostCalls
+from msao_compile.families.known_sizes import SIZED, KnownSize, known_sizes
+from msao_compile.families.shared_place import joined, shared_inputs
+from msao_compile.manifest.schema import Encoder, HostCall
+from msao_compile.runtime.host.lengths import lengths
+from msao_compile.runtime.host.rope import VARIANTS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Tensors = dict[str, torch.Tensor]
+TEXT = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+STEP_TOKENS = ("decoder_input_ids", "input_ids")
+COMPONENTS = {"image": "vision_encoder", "video": "video_encoder", "audio": "audio_encoder"}
+WORDS = (7, 10)
+BATCH = (2, 3)
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model and how to run it: what the graph code needs, free of any family's name.
+
+    `examples` are the named inputs of one forward at two sizes; `names[input]` names its axes; `needs[input]` says what
+    depends on it (`image`, `video`, `audio`, `ids`, `text`, `step`). `tokens` is the input whose positions are decoded,
+    None where nothing is. `bound(values)` patches the model for one call and takes from `values` what is no argument.
+    """
+
+    model: PreTrainedModel
+    examples: tuple[Tensors, Tensors]
+    names: dict[str, tuple[str, ...]]
+    needs: dict[str, str]
+    tokens: str | None
+    outputs: tuple[str, ...]
+    encoders: tuple[Encoder, ...]
+    position: str | None
+    bound: Callable[[Tensors], contextlib.AbstractContextManager[Tensors]]
+
+
+def describe(model: PreTrainedModel, exclude: tuple[str, ...] = ()) -> Description:
+    """How to run this model; `exclude` names components that are left out.
+
+    Raises:
+        UnsupportedFamily: no example of what it takes could be made; the message lists what was tried.
+    """
+    known = [modality for modality in modalities(model) if COMPONENTS[modality] not in exclude]
+    tokens = _decoded(model)
+    media: list[tuple[Medium, Medium]] = []
+    each: dict[str, bool] = {}
+    for modality in known:
+        sized = any(SIZED.search(name) for name in medium(model, modality, 0, _chance(0)).inputs)
+        each[modality] = sized
+        variants = (0, 1) if sized else (2, 0) if modality == "image" else (2, 1)
+        media.append(tuple(medium(model, modality, variant, _chance(variant)) for variant in variants))  # type: ignore[arg-type]
+    examples = []
+    for which, words in enumerate(WORDS):
+        plain = request(model, [pair[which] for pair in media], words, _chance(which))
+        examples.append({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in plain.items()})
+    examples = [_with_positions(model, example, tokens) for example in examples]
+    calls_made = HostCalls(model)
+    owners: dict[str, str] = {}
+    for pair in media:
+        for medium_ in pair:
+            owners |= dict.fromkeys(medium_.inputs, medium_.modality)
+    shared = shared_inputs(media)
+    full = [_recorded(model, calls_made, example, shared) for example in examples]
+    taken = {source.partition(":")[0] for call in calls_made.calls for source in call.inputs.values()}
+    sizes = [size for pair in media for size in known_sizes(pair, taken)]
+    full = [_with_lengths(example, sizes) for example in full]
+    made = [*calls_made.calls, *(size.call for size in sizes if size.call is not None)]
+    needs = {name: _need(name, owners, tokens, made) for name in full[0]}
+    return Description(
+        model=model,
+        examples=(full[0], full[1]),
+        names={name: _axes(name, value, tokens, full[0]) for name, value in full[0].items()},
+        needs=needs,
+        tokens=tokens,
+        outputs=_outputs(model, examples[0]) if tokens is None else ("logits",),
+        encoders=tuple(_encoder(pair[0], each[pair[0].modality], made, owners) for pair in media),
+        position=_position(model, full[0]),
+        bound=lambda values: _bound(calls_made, sizes, shared, values),
+    )
+
+
+def _chance(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def _decoded(model: PreTrainedModel) -> str | None:
+    """The input whose positions are decoded one after another."""
+    parameters = inspect.signature(model.forward).parameters
+    if model.config.is_encoder_decoder and "decoder_input_ids" in parameters:
+        return "decoder_input_ids"
+    generates = model.can_generate() or model.get_output_embeddings() is not None
+    return "input_ids" if generates and "input_ids" in parameters else None
+
+
+def _with_positions(model: PreTrainedModel, example: Tensors, tokens: str | None) -> Tensors:
+    """Positions always come from outside, wherever the model takes them."""
+    parameters = inspect.signature(model.forward).parameters
+    open_ended = any(item.kind == item.VAR_KEYWORD for item in parameters.values())
+    if tokens != "input_ids" or not (open_ended or "position_ids" in parameters):
+        return example
+    batch, sequence = example[tokens].shape
+    positions = torch.arange(sequence).expand(batch, sequence).contiguous()
+    if _rope_owner(model) is not None:
+        positions = positions.expand(3, batch, sequence).contiguous()
+    return {**example, "position_ids": positions}
+
+
+def _rope_owner(model: PreTrainedModel) -> Any:
+    for part in (model, getattr(model, "model", None)):
+        if part is not None and hasattr(part, "get_rope_index"):
+            return part
+    return None
+
+
+def _position(model: PreTrainedModel, example: Tensors) -> str | None:
+    """`rope` where positions count up, a name of `runtime.host.rope` where they have several axes."""
+    if "position_ids" not in example:
+        return None
+    if _rope_owner(model) is None:
+        return "rope"
+    kind = model.config.model_type
+    if kind not in VARIANTS:
+        raise UnsupportedFamily(
+            f"{kind}: positions of several axes (get_rope_index) of an unknown kind; known are {', '.join(VARIANTS)}"
+        )
+    return VARIANTS[kind][0]
+
+
+def with_rows(description: Description) -> Description:
+    """The same with several rows of text: where the model runs that, rows are an axis that varies."""
+    pairs = zip(description.examples, BATCH, strict=True)
+    text = {name for name, need in description.needs.items() if need in ("ids", "step", "text")}
+    one, other = (_repeated(example, text, count) for example, count in pairs)
+    return replace(description, examples=(one, other))
+
+
+@contextlib.contextmanager
+def _checks_off() -> Iterator[None]:
+    """Transformers compares numbers of placeholders and features; here one row's pictures serve several rows."""
+    import os
+
+    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = before
+
+
+def _repeated(example: Tensors, names: set[str], count: int) -> Tensors:
+    def rows(name: str, value: torch.Tensor) -> torch.Tensor:
+        axis = 1 if name == "position_ids" and value.ndim == 3 else 0
+        return value.repeat_interleave(count, axis).contiguous() if name in names else value
+
+    return {name: rows(name, value) for name, value in example.items()}
+
+
+def _recorded(model: PreTrainedModel, calls: HostCalls, example: Tensors, shared: Sequence[str]) -> Tensors:
+    with torch.no_grad(), _checks_off(), calls.recording(example), joined(model, example, shared) as inputs:
+        model(**inputs)
+    return {**example, **calls.results}
+
+
+@contextlib.contextmanager
+def _bound(
+    calls: HostCalls, sizes: Sequence[KnownSize], shared: Sequence[str], values: Tensors
+) -> Iterator[dict[str, Any]]:
+    """Patch the model for one call; gives the values that are arguments of its forward."""
+    host = {name for call in calls.calls for name in call.outputs}
+    host |= {name for size in sizes if size.call is not None for name in size.call.outputs}
+    known = {size.name: size.of(values) for size in sizes}
+    with calls.answering({name: value for name, value in values.items() if name in host}):
+        arguments = {name: known.get(name, value) for name, value in values.items() if name not in host}
+        with joined(calls.model, arguments, shared) as inputs:
+            yield inputs
+
+
+def _with_lengths(example: Tensors, sizes: Sequence[KnownSize]) -> Tensors:
+    """The example and the tensors that stand for its sizes."""
+    found = dict(example)
+    for call in [size.call for size in sizes if size.call is not None]:
+        arrays = lengths(example[call.inputs["sizes"]].numpy())
+        found |= {name: torch.from_numpy(array) for name, array in zip(call.outputs, arrays, strict=True)}
+    return found
+
+
+def _need(name: str, owners: Mapping[str, str], tokens: str | None, calls: Sequence[HostCall]) -> str:
+    if name in owners:
+        return owners[name]
+    for call in calls:
+        if name in call.outputs:
+            return owners[next(iter(call.inputs.values())).partition(":")[0]]
+    if name == tokens or name.endswith("_position_mask"):
+        return "ids"
+    if tokens != "input_ids" and name in TEXT:
+        return "text"
+    return "step"
+
+
+def _axes(name: str, value: torch.Tensor, tokens: str | None, example: Tensors) -> tuple[str, ...]:
+    if name == tokens or (tokens == "input_ids" and name in TEXT):
+        last = "total_sequence_length" if name == "attention_mask" else "sequence_length"
+        return ("batch_size", last) if value.ndim == 2 else ("", "batch_size", "sequence_length")
+    if name in TEXT:
+        return ("batch_size" if tokens is None else "num_texts", "text_sequence_length")
+    if name.startswith("pixel_values") and value.ndim == 2:
+        return ("num_patches",)
+    if name.startswith("pixel_values"):
+        return ("num_images",)
+    return ()
+
+
+def _outputs(model: PreTrainedModel, example: Tensors) -> tuple[str, ...]:
+    """Names of the tensors that a model which decodes nothing gives."""
+    with torch.no_grad():
+        found = model(**example)
+    return tuple(name for name, value in found.items() if isinstance(value, torch.Tensor))
+
+
+def _encoder(example: Medium, each: bool, calls: Sequence[HostCall], owners: Mapping[str, str]) -> Encoder:
+    own = [
+        call for call in calls
+        if owners.get(next(iter(call.inputs.values())).partition(":")[0]) == example.modality
+    ]  # fmt: skip
+    return Encoder(
+        component=COMPONENTS[example.modality],
+        modality=example.modality,
+        inputs=tuple(example.inputs),
+        each=each or bool(own),
+        host=tuple(own),
+        placeholder=example.placeholder,
+    )

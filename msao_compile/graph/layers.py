@@ -1,0 +1,184 @@
+"""Layers that repeat: a stub stands for each while the model around them is traced; equal ones are traced once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from transformers.cache_utils import Cache
+
+from msao_compile.errors import StageError
+from msao_compile.graph.attend import Setting
+from msao_compile.graph.whole import (
+    LAYER_DOMAIN,
+    Call,
+    Seen,
+    Subject,
+    Tensors,
+    empty_like,
+    plain,
+    prepared,
+    states_for,
+    trace,
+)
+
+_IGNORED = {"layer_idx", "training", "layer_id", "idx"}
+
+
+class Stub:
+    """Stands for one layer's forward and remembers what it was called with."""
+
+    def __init__(self, path: str, layer: nn.Module, tail: tuple[None, ...] | None) -> None:
+        self.path, self.layer, self.tail = path, layer, tail
+        self.calls: list[Call] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tensors, first, _ = flatten_call(args, kwargs)
+        self.calls.append(Call(args, kwargs, True, self.tail))
+        output = torch.onnx.ops.symbolic(
+            f"{LAYER_DOMAIN}::Layer", tensors, {"path": self.path}, dtype=first.dtype, shape=first.shape, version=1
+        )
+        return output if self.tail is None else (output, *self.tail)
+
+
+def flatten_call(args: Any, kwargs: Any) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
+    """The tensors of a layer call in order, the first argument, and how to put others in their places.
+
+    A cache among them is rebuilt as what the second argument of `rebuild` gives.
+    """
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    first = args[0] if args else kwargs["hidden_states"]
+
+    def rebuild(tensors: Sequence[torch.Tensor], cache: Cache | None) -> tuple[Any, Any]:
+        filled = [cache if isinstance(leaf, Cache) else leaf for leaf in leaves]
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        rebuilt: tuple[Any, Any] = pytree.tree_unflatten(filled, tree)
+        return rebuilt
+
+    return [leaves[place] for place in places], first, rebuild
+
+
+@contextlib.contextmanager
+def stubbed(stubs: Mapping[str, Stub]) -> Iterator[None]:
+    """Let the stubs answer for their layers; hooks on the layers still run."""
+    for stub in stubs.values():
+        vars(stub.layer)["forward"] = stub
+    try:
+        yield
+    finally:
+        for stub in stubs.values():
+            vars(stub.layer).pop("forward", None)
+
+
+def stubs_for(subject: Subject, seen: Seen) -> dict[str, Stub]:
+    """A stub for each layer of every stack in which a layer occurs at least twice."""
+    found: dict[str, Stub] = {}
+    for layers in seen.stacks(subject.model).values():
+        parts = {path: subject.model.get_submodule(path) for path in layers}
+        signatures = {signature(part, seen.calls[path][0][0], _kinds(seen, path)) for path, part in parts.items()}
+        nested = any(path.startswith(f"{other}.") for path in layers for other in found)
+        if len(signatures) < len(layers) and not nested:
+            found |= {path: Stub(path, part, seen.calls[path][0][0].tail) for path, part in parts.items()}
+    return found
+
+
+def _kinds(seen: Seen, path: str) -> tuple[Any, ...]:
+    """The state tensors of one layer, without the layer's number."""
+    own = seen.asks.get(path, ())
+    return tuple((state.kind, state.shape, state.axis) for state in seen.states.values() if state.layer in own)
+
+
+def signature(layer: nn.Module, call: Call, state: tuple[Any, ...]) -> str:
+    """Equal for two layers exactly when the same traced graph serves both.
+
+    Covers module types, parameter shapes, buffers, every plain attribute and function (but the layer's own index), the
+    state and the call's structure.
+    """
+    facts: list[Any] = []
+    for name, part in layer.named_modules():
+        attributes = {
+            key: value
+            for key, value in vars(part).items()
+            if isinstance(value, int | float | str | bool | tuple) and key not in _IGNORED and key[0] != "_"
+        }
+        functions = {key: value.__qualname__ for key, value in vars(part).items() if hasattr(value, "__qualname__")}
+        facts.append((name, type(part).__qualname__, sorted(map(repr, [*attributes.items(), *functions.items()]))))
+    facts += [(name, tuple(value.shape)) for name, value in layer.named_parameters()]
+    buffers = [(name, tuple(value.flatten().tolist())) for name, value in layer.named_buffers()]
+    leaves, tree = pytree.tree_flatten((call.args, call.kwargs))
+    given = [_shape_of(leaf) for leaf in leaves]
+    return repr((facts, buffers, given, str(tree), state))
+
+
+def _shape_of(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.ndim, str(leaf.dtype)
+    return "cache" if isinstance(leaf, Cache) else leaf
+
+
+def trace_layer(
+    subject: Subject, seen: Seen, stub: Stub, setting: Setting, past: int
+) -> tuple[ir.Model, list[str], list[str]]:
+    """Trace one layer with the calls its stub remembered: an axis that differs between them is dynamic.
+
+    Graph inputs: the layer's parameters, then its tensors in call order, then its state. Outputs: what it answers, then
+    its state. Returns the graph, the parameters' names and the state's names.
+    """
+    tensors, _, rebuild = flatten_call(stub.calls[0].args, stub.calls[0].kwargs)
+    others, _, _ = flatten_call(stub.calls[1].args, stub.calls[1].kwargs)
+    own = seen.asks.get(stub.path, ())
+    states = {name: state for name, state in seen.states.items() if state.layer in own}
+    batch = subject.examples[0][subject.tokens].shape[0] if subject.tokens is not None else 1
+
+    def body(parameters: Tensors, values: Tensors) -> Any:
+        given = {name: values[name] for name in states}
+        first = values["t0"]
+        cache = states_for(subject.model, past, first.shape[1], given, setting.raw) if states else None
+        setting.states = plain(cache) if cache is not None else None
+        args, kwargs = rebuild([values[f"t{index}"] for index in range(len(tensors))], cache)
+        output = torch.func.functional_call(stub.layer, parameters, args, kwargs, tie_weights=False)
+        output = output[0] if isinstance(output, tuple) else output
+        left = setting.states.left if setting.states is not None else {}
+        missing = [name for name in states if name not in left]
+        if missing:
+            raise StageError(f"layer {stub.path} left no {missing[0]}")
+        return (output, *(left[name] for name in states)) if states else output
+
+    inputs = {f"t{index}": tensor for index, tensor in enumerate(tensors)}
+    dynamic: dict[str, Any] = {
+        name: {axis: torch.export.Dim.AUTO for axis in range(tensor.ndim) if tensor.shape[axis] != other.shape[axis]}
+        for (name, tensor), other in zip(inputs.items(), others, strict=True)
+    }
+    for name, state in states.items():
+        inputs[name] = state.example(batch, past)
+        dynamic[name] = {0: torch.export.Dim.AUTO}
+        if state.axis is not None:
+            dynamic[name][state.axis] = torch.export.Dim.AUTO
+    parameters = {name: empty_like(value) for name, value in stub.layer.state_dict(keep_vars=True).items()}
+    with prepared(subject, setting):
+        model = trace(body, parameters, inputs, dynamic, setting.dialect)
+    return model, list(parameters), list(states)
+
+
+def as_function(model: ir.Model, name: str) -> ir.Function:
+    """A traced layer as an ONNX function: constants inside, everything else an input."""
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        constant = ir.node("Constant", [], {"value": value.const_value}, name=f"const_{value.name}")
+        constant.outputs[0].name = f"{value.name}_constant"
+        constant.outputs[0].type, constant.outputs[0].shape = value.type, value.shape
+        value.replace_all_uses_with(constant.outputs[0])
+        graph.insert_before(graph[0], constant)
+    graph.initializers.clear()
+    for node in graph:  # symbols of this trace mean nothing around the call
+        for output in node.outputs:
+            sizes = list(output.shape or ())
+            output.shape = None if any(not isinstance(size, int) for size in sizes) else output.shape
+    return ir.Function(LAYER_DOMAIN, name, graph=graph, attributes=[])

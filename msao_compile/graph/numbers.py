@@ -1,0 +1,163 @@
+"""Small tensors of sizes whose numbers are known while tracing, as lengths of other tensors.
+
+Models read such tensors with `.tolist()` and `int()` and reshape by what they get, which no graph can follow. Here the
+numbers are plain ones or symbolic lengths, and everything made of them is computed at once.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+_ARITHMETIC = ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod")
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+
+
+class Numbers:
+    """A tensor of whole numbers beside the same numbers as an array of objects: `int` or symbolic.
+
+    Indexing, arithmetic with numbers and reductions give Numbers; everything else is done to the tensor.
+    """
+
+    def __init__(self, numbers: Any, tensor: torch.Tensor | None) -> None:
+        self.numbers = np.asarray(numbers, dtype=object)
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor."""
+        return torch.Size(self.numbers.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Of the tensor."""
+        return self.numbers.ndim
+
+    @property
+    def device(self) -> torch.device:
+        """Of the tensor."""
+        return torch.device("cpu")
+
+    def size(self, axis: int | None = None) -> Any:
+        """Shape of the tensor, or one length of it."""
+        return self.shape if axis is None else self.shape[axis]
+
+    def tolist(self) -> Any:
+        """Nested lists of the numbers."""
+        return self.numbers.tolist()
+
+    def item(self) -> Any:
+        """The only number."""
+        return self.numbers.reshape(-1)[0]
+
+    def to(self, *_: Any, **__: Any) -> Numbers:
+        """The same: kinds and devices of whole numbers make no difference here."""
+        return self
+
+    cpu = long = int = clone = detach = contiguous = to
+
+    def view(self, *shape: Any) -> Numbers:
+        """The same numbers in another shape."""
+        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        return Numbers(self.numbers.reshape(sizes), None if self.tensor is None else self.tensor.reshape(sizes))
+
+    reshape = view
+
+    def prod(self, dim: int | None = None, **_: Any) -> Any:
+        """Product, of all or along an axis."""
+        return _made(self.numbers.prod(axis=dim))
+
+    def sum(self, dim: int | None = None, **_: Any) -> Any:
+        """Sum, of all or along an axis."""
+        return _made(self.numbers.sum(axis=dim))
+
+    def unbind(self, dim: int = 0) -> tuple[Any, ...]:
+        """The items along an axis."""
+        return tuple(_made(part) for part in np.moveaxis(self.numbers, dim, 0))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self.numbers)))
+
+    def __getitem__(self, index: Any) -> Any:
+        return _made(self.numbers[index], None if self.tensor is None else self.tensor[index])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.as_tensor(), name)
+
+    def as_tensor(self) -> torch.Tensor:
+        """As int64, from the request where it comes from there, else made of the lengths."""
+        if self.tensor is None:
+            flat = [torch.scalar_tensor(number, dtype=torch.int64) for number in self.numbers.reshape(-1)]
+            self.tensor = torch.stack(flat).reshape(self.numbers.shape) if flat else torch.zeros(self.shape).long()
+        return self.tensor
+
+
+def _made(numbers: Any, tensor: torch.Tensor | None = None) -> Any:
+    """A single number as itself: torch takes nothing else for a length."""
+    return Numbers(numbers, tensor) if isinstance(numbers, np.ndarray) else numbers
+
+
+def _binary(name: str) -> Callable[[Numbers, Any], Any]:
+    reflected = name.startswith("r")
+    function = getattr(operator, name[1:] if reflected else name)
+
+    def apply(self: Numbers, other: Any) -> Any:
+        if isinstance(other, torch.Tensor):
+            own = self.as_tensor()
+            return function(other, own) if reflected else function(own, other)
+        theirs = other.numbers if isinstance(other, Numbers) else other
+        found = function(theirs, self.numbers) if reflected else function(self.numbers, theirs)
+        return found if name in _COMPARISONS else Numbers(found, None)
+
+    return apply
+
+
+for _name in (*_ARITHMETIC, *_COMPARISONS):
+    setattr(Numbers, f"__{_name}__", _binary(_name))
+
+
+def plain(values: Any) -> Any:
+    """Arguments of a torch function with every Numbers, also in slices, as what torch takes."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, Numbers):
+            return leaf.as_tensor()
+        if isinstance(leaf, slice):
+            return slice(one(leaf.start), one(leaf.stop), one(leaf.step))
+        return leaf
+
+    return pytree.tree_map(one, values, is_leaf=lambda leaf: isinstance(leaf, Numbers | slice))
+
+
+class _WholeMeta(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, builtins.int)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is builtins.int
+
+    def __hash__(cls) -> builtins.int:
+        return hash(builtins.int)
+
+
+class Whole(metaclass=_WholeMeta):
+    """Stands for `int` in a modeling file while it is traced: a symbolic length stays symbolic."""
+
+    def __new__(cls, value: Any = 0, *rest: Any) -> Any:  # type: ignore[misc]
+        """`int(value)`, or the length that `value` is."""
+        if isinstance(value, Numbers):
+            return value.item()
+        if isinstance(value, torch.SymInt):
+            return value
+        if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
+            return value.item()
+        return builtins.int(value, *rest)

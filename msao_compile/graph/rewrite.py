@@ -1,0 +1,209 @@
+"""What of transformers' code is replaced while a model is traced, so that nothing in the graph depends on data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from msao_compile.graph.numbers import Numbers, Whole, plain
+from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
+from msao_compile.graph.resize import interpolated
+from msao_compile.graph.selections import Picked, Places, Sites, mark, scatter_rows, site
+
+_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"  # transformers compares placeholder counts with data; the runtime does
+
+
+def _deepstack(self: Any, hidden_states: torch.Tensor, visual_pos_masks: Any, visual_embeds: torch.Tensor) -> Any:
+    """Features of an inner layer of the tower added where the pictures stand, as one dense sum."""
+    zeros = torch.zeros(
+        (*visual_pos_masks.shape[:2], hidden_states.shape[-1]), dtype=hidden_states.dtype, device=hidden_states.device
+    )
+    return hidden_states + scatter_rows(zeros, visual_pos_masks, visual_embeds)
+
+
+METHODS = {"_deepstack_process": _deepstack}
+"""Methods of transformers' models that index by masks, by name, and what says the same without."""
+FUNCTIONS = {**RECURRENCES}
+"""Functions of modeling files, by name, and what gives the same without loops over data or length."""
+
+
+class _OneItem(TorchFunctionMode):
+    """What models do picture by picture, said once for all of them.
+
+    A split into one part is the tensor itself: towers split one picture's features by its own size. A list of the items
+    of an axis of unknown length is only ever joined again: all rows as one item. Writing under a mask is a scatter.
+    Selecting what is no padding keeps everything at every line where it did so for the examples.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__()
+        self.sites = sites
+        self.any: list[torch.Tensor] = []  # results of `any`, kept alive so that they are known again
+
+    def __torch_function__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        special = getattr(self, f"_on_{name.strip('_')}", None)
+        found = NotImplemented if special is None else special(*args, **kwargs)
+        if found is not NotImplemented:
+            return found
+        if name in ("as_tensor", "tensor") and isinstance(args[0], Numbers):
+            return args[0]
+        args, kwargs = plain((tuple(args), kwargs))
+        found = function(*args, **kwargs)
+        if name == "any" and isinstance(found, torch.Tensor) and found.ndim == 0:
+            self.any.append(found)
+        return found
+
+    def _on_split(self, tensor: Any, sizes: Any = None, *_: Any, **named: Any) -> Any:
+        sizes = next((value for key, value in named.items() if "split_size" in key), sizes)
+        return (tensor,) if isinstance(sizes, list | tuple) and len(sizes) == 1 else NotImplemented
+
+    _on_split_with_sizes = _on_split
+
+    def _on_unbind(self, tensor: Any, dim: int = 0) -> Any:
+        if dim == 0 and tensor.ndim > 2 and isinstance(tensor.shape[0], torch.SymInt):
+            return (tensor.flatten(0, 1),)
+        return NotImplemented
+
+    def _on_len(self, tensor: Any) -> Any:
+        if isinstance(tensor.shape[0], torch.SymInt):
+            raise TypeError("the length of this axis is not known while tracing")  # `list` then goes without
+        return NotImplemented
+
+    def _on_bool(self, tensor: Any) -> Any:
+        """`if mask.any(): write under the mask`: writing under an empty mask does nothing."""
+        if torch.compiler.is_exporting() and any(tensor is held for held in self.any):
+            return True
+        return NotImplemented
+
+    def _on_getitem(self, tensor: Any, index: Any) -> Any:
+        if _is_row_mask(index) and isinstance(tensor, torch.Tensor):
+            mask = index[0] if isinstance(index, tuple) else index
+            line = site()
+            if self.sites.recording:
+                self.sites.note(line, bool(mask.all()))
+            elif self.sites.everything.get(line, False):
+                return tensor.flatten(0, mask.ndim - 1) if mask.ndim > 1 else tensor
+            elif torch.compiler.is_exporting() and mask.ndim == tensor.ndim - 1:
+                return Picked(tensor, mask)
+            return NotImplemented
+        return self._cut_off(tensor, index)
+
+    def _cut_off(self, tensor: Any, index: Any) -> Any:
+        """`x[:length]` where a tensor says how much of x is no padding."""
+        parts = index if isinstance(index, tuple) else (index,)
+        counted = [isinstance(part, slice) and isinstance(part.stop, torch.Tensor) for part in parts]
+        if not any(counted):
+            return NotImplemented
+        line = site()
+        if self.sites.recording:
+            kept = zip(parts, tensor.shape, counted, strict=False)
+            whole = [int(part.stop) >= size and not part.start for part, size, own in kept if own]
+            self.sites.note(line, all(whole))
+            return NotImplemented
+        if not self.sites.everything.get(line, False):
+            return NotImplemented
+        parts = tuple(slice(None) if own else part for part, own in zip(parts, counted, strict=True))
+        return tensor[parts]
+
+    def _on_setitem(self, tensor: Any, index: Any, value: Any) -> Any:
+        if not _is_row_mask(index) or not isinstance(value, torch.Tensor | Picked):
+            return NotImplemented
+        mask = index[0] if isinstance(index, tuple) else index
+        if isinstance(value, Picked) or value.ndim > 1:
+            tensor.copy_(scatter_rows(tensor, mask, value))
+        elif mask.ndim == tensor.ndim - 1 and value.ndim == 1:
+            tensor.copy_(torch.where(mask[..., None], value, tensor))
+        else:
+            return NotImplemented
+        return True
+
+    def _on_nonzero(self, tensor: Any, *_: Any, as_tuple: bool = False) -> Any:
+        if not as_tuple or not torch.compiler.is_exporting():
+            return NotImplemented
+        found = Places(torch.nonzero(tensor.reshape(-1), as_tuple=False).unbind(1))
+        found.mask = tensor
+        return found
+
+    def _on_index_put(self, tensor: Any, indices: Any = (), values: Any = None, accumulate: bool = False) -> Any:
+        if not isinstance(indices, Places) or accumulate:
+            return NotImplemented
+        return scatter_rows(tensor, indices.mask, values)
+
+    def _on_interpolate(self, tensor: Any, *args: Any, **named: Any) -> Any:
+        return interpolated(tensor, *args, **named)
+
+
+def _is_row_mask(index: Any) -> bool:
+    """`x[mask]` or `x[mask, :]`."""
+    parts = index if isinstance(index, tuple) else (index,)
+    first = parts[0] if parts else None
+    whole = all(isinstance(part, slice) and part == slice(None) for part in parts[1:])
+    return isinstance(first, torch.Tensor) and first.dtype == torch.bool and first.ndim > 0 and whole
+
+
+@contextlib.contextmanager
+def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
+    """Trace `model` inside this block: transformers' own ONNX patches, ours, and one expert product for all experts."""
+    from transformers.exporters.exporter_onnx import use_experts_implementation
+    from transformers.exporters.utils import apply_patches
+
+    before = os.environ.get(_CHECKS)
+    os.environ[_CHECKS] = "1"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_restore, before)
+        stack.enter_context(apply_patches("onnx"))
+        stack.enter_context(use_experts_implementation(model, "batched_mm"))
+        stack.enter_context(_replaced(torch.Tensor, "masked_scatter", scatter_rows))
+        for kind in {type(part) for part in model.modules()}:
+            for name, function in METHODS.items():
+                if hasattr(kind, name):
+                    stack.enter_context(_replaced(kind, name, function))
+        for file in _files(model):
+            stack.enter_context(_replaced(file, "int", Whole))
+            for name, function in FUNCTIONS.items():
+                if hasattr(file, name):
+                    stack.enter_context(_replaced(file, name, function))
+        for part in model.modules():
+            for name, function in FUNCTIONS.items():
+                if name in vars(part):
+                    stack.enter_context(_replaced(part, name, function))
+        stack.enter_context(_OneItem(sites))
+        yield
+
+
+def _files(model: nn.Module) -> list[Any]:
+    names = {type(part).__module__ for part in model.modules()}
+    return [sys.modules[name] for name in sorted(names) if ".models." in name]
+
+
+def _restore(before: str | None) -> None:
+    if before is None:
+        del os.environ[_CHECKS]
+    else:
+        os.environ[_CHECKS] = before
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own = name in vars(owner)
+    original = getattr(owner, name, None)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own or owner is torch.Tensor:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+
+__all__ = ["mark", "rewritten", "scatter_rows"]

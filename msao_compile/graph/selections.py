@@ -1,0 +1,105 @@
+"""Rows picked by a mask, as the whole tensor and the mask: what is done to them is done to all, and nothing is counted.
+
+Models write `x[mask] = features` or `x.masked_scatter(mask, x[mask] + features)`. How many rows a mask picks depends on
+data; how many there are does not.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from msao_compile.graph.cut import MARK_DOMAIN, MERGE
+
+
+def mark(tensor: torch.Tensor, needs: str) -> torch.Tensor:
+    """The same tensor, said to depend on `needs` as well: `cut` then draws a border before it."""
+    if not torch.compiler.is_exporting():
+        return tensor
+    return torch.onnx.ops.symbolic(
+        f"{MARK_DOMAIN}::Mark", [tensor], {"needs": needs}, dtype=tensor.dtype, shape=tensor.shape, version=1
+    )
+
+
+def scatter_rows(embeds: torch.Tensor, mask: torch.Tensor, features: Any) -> torch.Tensor:
+    """`embeds.masked_scatter(mask, features)` for masks that are the same along the last axis.
+
+    A gather of feature rows by a running count; works with no features at all, which is what text alone gives.
+
+    Args:
+        embeds: [..., H]. mask: [...], [..., 1] or [..., H], bool. features: [..., H], as many rows as the mask has
+            places; or Picked rows.
+    """
+    rows = mask if mask.ndim == embeds.ndim - 1 else mask[..., 0]
+    if isinstance(features, Picked):
+        return torch.where(rows[..., None], features.all, embeds)
+    width = embeds.shape[-1]
+    flat = mark(features, MERGE).reshape(-1, width).to(embeds.dtype)
+    padded = torch.cat([flat, flat.new_zeros(1, width)])
+    places = rows.reshape(-1)
+    order = (torch.cumsum(places.to(torch.int64), 0) - 1).clamp(min=0)
+    if not torch.compiler.is_exporting():  # run on examples, one row's features may have to serve several rows
+        order = order.clamp(max=padded.shape[0] - 1)
+    picked = padded.index_select(0, order).reshape(*rows.shape, width)
+    return torch.where(rows[..., None], picked, embeds)
+
+
+class Picked:
+    """`all[mask]`: adding rows adds them where the mask is; anything else really picks."""
+
+    def __init__(self, everything: torch.Tensor, mask: torch.Tensor) -> None:
+        self.all, self.mask = everything, mask
+
+    def __add__(self, rows: Any) -> Picked:
+        zeros = torch.zeros_like(self.all)
+        return Picked(self.all + scatter_rows(zeros, self.mask, rows), self.mask)
+
+    __radd__ = __add__
+
+    def view(self, *_: Any) -> Picked:
+        """Rows are counted by the mask, however they lie."""
+        return self
+
+    reshape = to = view
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.really(), name)
+
+    def really(self) -> torch.Tensor:
+        """The rows themselves; their number depends on data."""
+        return torch.Tensor.__getitem__(self.all, self.mask)
+
+
+class Places(tuple[torch.Tensor, ...]):
+    """Indices of the places of a mask, and the mask."""
+
+    mask: torch.Tensor
+
+
+@dataclass
+class Sites:
+    """Lines of transformers' code that select by data, and whether all was selected whenever they ran on an example.
+
+    Examples have no padding. What drops padding there keeps everything, and so it does for each request without any.
+    """
+
+    recording: bool = False
+    everything: dict[str, bool] = field(default_factory=dict)
+
+    def note(self, site: str, everything: bool) -> None:
+        """Remember one run."""
+        self.everything[site] = self.everything.get(site, True) and everything
+
+
+def site() -> str:
+    """The line of transformers' models that is running; empty where none is."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "transformers/models" in name.replace("\\", "/"):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

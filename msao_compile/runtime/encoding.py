@@ -1,0 +1,131 @@
+"""Encoders of a request: its pictures, clips and sounds to features, one at a time where sizes matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from msao_compile.errors import InputError
+from msao_compile.manifest.schema import Encoder, HostCall, Model
+from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.backends.base import Arrays, Engine
+from msao_compile.runtime.feed import feed
+from msao_compile.runtime.host import FUNCTIONS
+
+TEXT_ENCODERS = ("text_encoder", "encoder")
+
+
+def encode(model: Model, engines: Mapping[str, Engine], tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
+    """What the encoders make of a request's tensors, by name; empty for text alone: no encoder runs for it.
+
+    Raises:
+        InputError: an array is missing or has another shape than the model takes.
+    """
+    found: Arrays = {}
+    for encoder in model.encoders:
+        if encoder.inputs[0] in tensors:
+            found |= _features(encoder, engines[encoder.component], tensors, clock)
+    for component in TEXT_ENCODERS:
+        if component in engines and any(name in tensors for name in engines[component].inputs):
+            engine = engines[component]
+            length = next(tensors[name].shape[-1] for name in engine.inputs if name in tensors)
+            with clock.module(component):
+                found |= engine.run(feed(engine, {**tensors, **found}, length))
+    return found
+
+
+def _features(encoder: Encoder, engine: Engine, tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
+    missing = [name for name in encoder.inputs if name not in tensors]
+    if missing:
+        raise InputError(f"{encoder.inputs[0]} comes without {missing[0]}: give everything that the processor makes")
+    given = {name: np.asarray(tensors[name]) for name in encoder.inputs}
+    parts: list[Arrays] = []
+    with clock.module(encoder.component):
+        for item in items(given) if encoder.each else [given]:
+            known = {**item, **host_inputs(encoder.host, item)}
+            parts.append(engine.run(feed(engine, known, 0)))
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def host_inputs(calls: tuple[HostCall, ...], item: Mapping[str, np.ndarray]) -> Arrays:
+    """What the host computes for one picture, clip or sound from its sizes."""
+    found: Arrays = {}
+    for call in calls:
+        arrays = {name: _derived(source, item) for name, source in call.inputs.items()}
+        results = FUNCTIONS[call.function](**arrays, **call.settings)
+        if call.function == "vision_merged_shape":  # read as lengths: a tensor that has them
+            results = (np.zeros([int(size) for size in results], np.float32),)
+        found |= dict(zip(call.outputs, results, strict=False))
+    return found
+
+
+def _derived(source: str, item: Mapping[str, np.ndarray]) -> np.ndarray:
+    name, _, how = source.partition(":")
+    value = np.asarray(item[name])
+    if how == "first":
+        return np.asarray(value[0])
+    if how == "frames":  # a clip as so many pictures
+        frames = np.repeat(value, value[:, 0], axis=0)
+        frames[:, 0] = 1
+        return frames
+    return np.pad(value, ((0, 0), (1, 0)), constant_values=1) if how == "still" else value
+
+
+def items(given: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
+    """The tensors of each picture, clip or sound alone, without padding.
+
+    Raises:
+        InputError: sizes and contents do not agree.
+    """
+    grid = next((value for name, value in given.items() if name.endswith("grid_thw")), None)
+    if grid is not None:
+        yield from _packed(given, grid)
+        return
+    main = next(iter(given.values()))
+    for index in range(len(main)):
+        alone = {name: value[index : index + 1] if len(value) == len(main) else value for name, value in given.items()}
+        yield _without_padding(alone)
+
+
+def _packed(given: Mapping[str, np.ndarray], grid: np.ndarray) -> Iterator[Arrays]:
+    whole = grid.ndim == 2 and grid.shape[1] == 3 and grid.dtype.kind in "iu" and bool((grid > 0).all())
+    counts = grid.prod(-1) if whole else np.zeros(1, np.int64)
+    rows = len(next(iter(given.values())))
+    if not whole or int(counts.sum()) != rows:
+        raise InputError(
+            f"a grid of shape {grid.shape} does not describe the {rows} patches it comes with: give frames, rows and "
+            "columns of patches for each picture"
+        )
+    ends = counts.cumsum()
+    for index, (start, end) in enumerate(zip(ends - counts, ends, strict=True)):
+        yield {
+            name: value[index : index + 1] if len(value) == len(grid) != rows else value[start:end]
+            for name, value in given.items()
+        }
+
+
+def _without_padding(item: Arrays) -> Arrays:
+    """One picture as it is alone: what was added to make several of one size is cut off again."""
+    pixels = item.get("pixel_values")
+    sizes = item.get("image_sizes")
+    if pixels is None:
+        return item
+    if sizes is not None and pixels.ndim == 4:
+        height, width = (int(size) for size in sizes[0])
+        return {**item, "pixel_values": pixels[..., :height, :width]}
+    shapes = item.get("spatial_shapes")
+    if shapes is not None:
+        count = int(shapes[0].prod())
+        return {
+            name: value if name == "spatial_shapes" or value.ndim < 2 else value[:, :count]
+            for name, value in item.items()
+        }
+    mask = item.get("pixel_attention_mask")
+    if mask is not None and pixels.ndim == 5:
+        real = np.asarray(pixels[0].reshape(pixels.shape[1], -1).any(-1))
+        keep = real if real.any() else np.ones(len(real), bool)
+        return {**item, "pixel_values": pixels[:, keep], "pixel_attention_mask": mask[:, keep]}
+    return item

@@ -1,0 +1,50 @@
+"""What a module is fed: what is known by name, and zeros of the right shape for what a request does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from msao_compile.errors import InputError
+from msao_compile.runtime.backends.base import Arrays, Engine
+
+CROSS = "cross_key_values"
+LENGTHS = {"batch_size": 1}
+
+
+def feed(engine: Engine, known: Mapping[str, np.ndarray], sequence: int) -> Arrays:
+    """Every input of a module for `sequence` new tokens of one row; state is bound by the decoder itself.
+
+    Raises:
+        InputError: an array has another shape than the module takes.
+    """
+    found: Arrays = {}
+    for name, shape in engine.inputs.items():
+        if name.startswith("past_key_values."):
+            continue
+        kind = np.dtype(engine.types[name])
+        if name not in known:
+            found[name] = np.zeros(absent(name, shape, sequence), kind)
+            continue
+        value = np.asarray(known[name])
+        fits = value.ndim == len(shape) and all(
+            isinstance(size, str) or size == given for size, given in zip(shape, value.shape, strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"{name} has shape {value.shape} where this model takes {tuple(shape)}: give what its processor makes"
+            )
+        found[name] = np.ascontiguousarray(value.astype(kind, copy=False))
+    return found
+
+
+def absent(name: str, shape: tuple[int | str, ...], sequence: int) -> tuple[int, ...]:
+    """The shape that stands for nothing: no features, or one key that every mask hides.
+
+    A tensor over the tokens has one entry for each of them.
+    """
+    over_tokens = "sequence_length" in shape
+    empty = 1 if over_tokens or name.startswith(CROSS) else 0
+    lengths = {**LENGTHS, "sequence_length": sequence}
+    return tuple(lengths.get(size, empty) if isinstance(size, str) else size for size in shape)

@@ -1,0 +1,1 @@
+"""Every family of a folder of checkpoints through the command line, judged as an outsider would, as one table."""
