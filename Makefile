@@ -37,7 +37,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest tests --ignore=tests/bench -m "not golden and not whole and not device"
+	$(BIN)/python -m pytest tests -m "not golden and not whole and not device"
 
 bench: $(STAMP)
 	@$(LLAMA)/bin/python -c "import llama_cpp, gguf" 2>/dev/null || { $(PYTHON) -m venv $(LLAMA) && \

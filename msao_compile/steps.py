@@ -221,7 +221,9 @@ class Steps:
             engines=engines,
             tasks=tuple(Task(name=name, models=tuple(names)) for name, names in tasks.items()),
             routes=compose.routes(tasks, {model.name: model for model in models}),
-            partition_points=compose.partition_points(models, modules, self.rows),
+            partition_points=compose.partition_points(
+                models, modules, self.rows, {parts.name: parts.split["classes"] for parts in self.parts}
+            ),
             runtime=self._settings(),
             evidence=dict(evidence),
         )

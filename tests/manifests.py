@@ -20,18 +20,25 @@ def reference(folder: Path, path: str, content: bytes) -> dict[str, Any]:
 
 def content(folder: Path) -> dict[str, Any]:
     """The manifest of the folder, whose files are written."""
-    shapes = {"inputs_embeds": ["batch_size", 8], "position_ids": ["batch_size", 2], "logits": ["batch_size", 16],
-              **{f"past_key_values.0.{kind}": ["batch_size", 1, "past", 4] for kind in ("key", "value")}}  # fmt: skip
-    specs = [{"name": name, "dtype": "float32", "shape": shape} for name, shape in shapes.items()]
+    past, kinds = ["batch_size", 1, "past_sequence_length", 4], ("key", "value")
+    taken = {"inputs_embeds": ["batch_size", 8], "position_ids": ["batch_size", 2],
+             **{f"past_key_values.0.{kind}": past for kind in kinds}}  # fmt: skip
+    given = {"logits": ["batch_size", 16], **{f"present.0.{kind}": past for kind in kinds}}
+    ends = {
+        side: [{"name": name, "dtype": "float32", "shape": shape} for name, shape in shapes.items()]
+        for side, shapes in (("inputs", taken), ("outputs", given))
+    }
     graph = {
         "dialect": "fused", "opset": 23, "file": reference(folder, "modules/edge/decoder.onnx", b"graph"),
-        "data": [reference(folder, "modules/edge/decoder.onnx.data", bytes(64))], "inputs": specs, "outputs": specs,
+        "data": [reference(folder, "modules/edge/decoder.onnx.data", bytes(64))], **ends,
         "states": [
             {"name": f"past_key_values.0.{kind}", "output": f"present.0.{kind}", "dtype": "float32",
-             "shape": ["batch_size", 1, "past_sequence_length", 4], "update": "in_place"} for kind in ("key", "value")
+             "shape": past, "update": "in_place"} for kind in kinds
         ],
     }  # fmt: skip
-    facts = {"hidden_size": 8, "vocab_size": 16, "kv_capacity": 32, "tokens": "input_ids", "position": "rope", "facts": {}}
+    facts = {
+        "hidden_size": 8, "vocab_size": 16, "kv_capacity": 32, "tokens": "input_ids", "position": "rope", "facts": {},
+    }  # fmt: skip
     return {
         "schema_version": "2.0", "name": "small", "created_by": "a test",
         "models": [{

@@ -30,7 +30,7 @@ from msao_compile.errors import CheckpointError, InputError, StageError
 if TYPE_CHECKING:
     from msao_compile.pipeline import Built, Step
 
-MODULE_HEADERS = ("component", "parameters", "size")
+MODULE_HEADERS = ("component", "parameters", "size", "found by")
 logger = logging.getLogger(__name__)
 PLAN_HEADERS = ("", "stage", "subject", "time", "peak memory", "disk", "why")
 
@@ -58,8 +58,14 @@ def init(
     if lack := lacks(checkpoint):
         logger.warning("%s", lack)
     _write(output, found["recipe_toml"])
-    facts = {"recipe": str(output), "family": found["family"], "modules": found["modules"]}
-    rows = [(one["component"], units.count(one["params"]), units.size(one["bytes"])) for one in found["modules"]]
+    facts = {name: found[name] for name in ("family", "architecture", "modules", "unsupported")}
+    facts["recipe"] = str(output)
+    for sentence in found["unsupported"]:
+        logger.warning("%s", sentence)
+    rows = [
+        (one["component"], units.count(one["params"]), units.size(one["bytes"]), one["found_by"])
+        for one in found["modules"]
+    ]
     talk.reply(facts, lambda: draw.table(MODULE_HEADERS, rows, frozenset({1, 2})))
     talk.say(
         f"family {found['family']}; wrote {output}: read it, then run `msao-compile plan {shlex.quote(str(output))}`"

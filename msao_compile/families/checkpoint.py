@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _HEADER_LIMIT_BYTES = 100_000_000  # the safetensors format's own limit
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
               "I8": 1, "U8": 1, "BOOL": 1}  # fmt: skip
+
+_PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "BOOL": "|b1"}
+PIECE_BYTES = 16 * 2**20
+"""Of a file, read at a time: a multiple of every item's size."""
 
 
 @dataclass(frozen=True)
@@ -141,30 +145,40 @@ def _entries(path: Path, header: bytes) -> dict[str, _Entry]:
 
 
 def read_tensor(folder: Path, source: Mapping[str, Any]) -> np.ndarray:
-    """One tensor, C order: float32 where it holds fractions, as it is where it holds whole numbers.
+    """One whole tensor; as `read_pieces`."""
+    pieces = list(read_pieces(folder, source))
+    whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return np.asarray(whole).reshape(source["shape"])
+
+
+def read_pieces(folder: Path, source: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    """One tensor, C order, flat and in pieces: float32 where it holds fractions, as it is where it holds whole numbers.
 
     Raises:
         CheckpointError: the file is shorter than promised, or the dtype is none that a graph can hold.
     """
-    path = folder / source["file"]
-    with path.open("rb") as file:
-        file.seek(source["offset"])
-        raw = file.read(source["size_bytes"])
-    if len(raw) != source["size_bytes"]:
-        raise CheckpointError(f"{path}: truncated inside tensor {source['key']!r}; copy the file again")
-    dtype = source["dtype"]
-    if dtype == "BF16":
-        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(source["shape"])
-    whole = {"I64": "<i8", "I32": "<i4", "BOOL": "|b1"}.get(dtype)
-    if whole is not None:
-        return np.frombuffer(raw, whole).reshape(source["shape"])
-    plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(dtype)
-    if plain is None:
+    path, dtype = folder / source["file"], source["dtype"]
+    if dtype not in _PLAIN and dtype != "BF16":
         raise CheckpointError(
             f"{path}: tensor {source['key']!r} has type {dtype}: quantised checkpoints cannot be "
             "compiled yet; use the floating-point one"
         )
-    return np.ascontiguousarray(np.frombuffer(raw, plain).astype(np.float32, copy=False).reshape(source["shape"]))
+    size = source["size_bytes"]
+    with path.open("rb") as file:
+        file.seek(source["offset"])
+        for start in range(0, size, PIECE_BYTES) if size else (0,):
+            wanted = min(PIECE_BYTES, size - start)
+            raw = file.read(wanted)
+            if len(raw) != wanted:
+                raise CheckpointError(f"{path}: truncated inside tensor {source['key']!r}; copy the file again")
+            yield _numbers(raw, dtype)
+
+
+def _numbers(raw: bytes, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    values = np.frombuffer(raw, _PLAIN[dtype])
+    return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
 
 
 def refuse_not_finite(folder: Path, source: Source, values: np.ndarray) -> None:

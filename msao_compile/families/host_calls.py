@@ -46,6 +46,7 @@ class HostCalls:
     results: Tensors = field(default_factory=dict)
     _answers: Tensors | None = None
     _next: int = 0
+    _lengths_too: bool = True  # what packs gives the lengths of what it packed as well
 
     @contextlib.contextmanager
     def recording(self, inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -80,6 +81,10 @@ class HostCalls:
                     stack.enter_context(_set(part, PACK, partial(self._pack, part, handle)))
             yield
 
+    def has(self, name: str) -> bool:
+        """Whether a modeling file of the model has a function of this name."""
+        return any(hasattr(file, name) for file in self._files())
+
     def _files(self) -> list[Any]:
         names = {type(part).__module__ for part in self.model.modules()}
         return [sys.modules[name] for name in sorted(names) if ".models." in name]
@@ -94,7 +99,7 @@ class HostCalls:
             if name in NOT_PASSED:
                 continue
             if isinstance(value, torch.Tensor):
-                source = _source(value, inputs)
+                source = _source(value, {**self.results, **inputs})
                 if source is None:  # not one of the request's own sizes: left to the graph
                     return found
                 sources[name] = source
@@ -143,6 +148,7 @@ class HostCalls:
         rows = torch.cat([flat, newline[None].to(flat.dtype)]) if newline is not None else flat
         if handle != self._answer:
             packed = original(image_features, image_sizes, *args, **named)
+            self._lengths_too = isinstance(packed, tuple)
             self._note_pack(part, features, image_sizes, bound.arguments)
             return packed
         call = self.calls[self._next]
@@ -150,13 +156,13 @@ class HostCalls:
         assert self._answers is not None  # only `answering` passes this handle
         taps, weights = (self._answers[name] for name in call.outputs)
         chosen = (rows[taps.reshape(-1)].reshape(*taps.shape, -1) * weights[..., None]).sum(1)
-        return [chosen], torch.tensor([0])
+        return ([chosen], torch.tensor([0])) if self._lengths_too else [chosen]
 
     def _note_pack(self, part: Any, features: torch.Tensor, image_sizes: Any, given: Mapping[str, Any]) -> None:
         config = self.model.config
         aspect = str(given.get("vision_aspect_ratio") or "")
         limit = int(aspect.removeprefix("anyres_max_")) if aspect.startswith("anyres_max_") else None
-        settings = {
+        settings: dict[str, Any] = {
             "grid_pinpoints": [list(pair) for pair in config.image_grid_pinpoints],
             "tile_size": int(config.vision_config.image_size),
             "side": int(features.shape[1] ** 0.5),
@@ -181,6 +187,11 @@ def _source(value: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str | No
         if given.shape == value.shape and torch.equal(given.to(value.dtype), value):
             return name
     for name, given in inputs.items():
+        if _is_lengths(name, given, value):
+            return f"{name}:lengths"
+        if _is_joined(given, value):
+            return f"{name}:joined"
+    for name, given in inputs.items():
         if given.ndim == 2 and given.shape[1] == 3 and not given.is_floating_point():
             frames = torch.repeat_interleave(given, given[:, 0], dim=0)
             frames[:, 0] = 1
@@ -191,6 +202,19 @@ def _source(value: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str | No
             if torch.equal(padded.to(value.dtype), value):
                 return f"{name}:still"
     return None
+
+
+def _is_lengths(name: str, given: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether `value` counts what a mask of media lets through, row by row."""
+    mask = name.endswith("_mask") and name != "attention_mask" and not given.is_floating_point()
+    fits = mask and value.ndim == 1 and given.ndim == 2 and len(given) == len(value)
+    return fits and torch.equal(given.sum(-1), value.to(torch.int64))
+
+
+def _is_joined(given: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether `value` is one sound [bins, frames] without its padding."""
+    one = value.ndim == 2 and given.ndim == 3 and len(given) == 1 and value.is_floating_point()
+    return one and given.shape[1] == value.shape[0] and torch.equal(given[0, :, : value.shape[1]], value)
 
 
 @contextlib.contextmanager

@@ -37,9 +37,11 @@ def joined(model: PreTrainedModel, values: dict[str, Any], names: Sequence[str])
     pictures = owner.get_image_features
 
     def both(*args: Any, **named: Any) -> Any:
+        vars(owner).pop("get_image_features")  # features of clips may be made by the method for pictures
         found = pictures(*args, **named)
         takes = inspect.signature(owner.get_video_features).parameters
         clips = owner.get_video_features(**{name: value for name, value in clip.items() if name in takes})
+        vars(owner)["get_image_features"] = both
         parts = [_rows(found.pooler_output), _rows(clips.pooler_output)]
         together = torch.cat(parts)
         listed = isinstance(found.pooler_output, list | tuple)
@@ -50,7 +52,7 @@ def joined(model: PreTrainedModel, values: dict[str, Any], names: Sequence[str])
     try:
         yield {name: value for name, value in values.items() if name not in clip}
     finally:
-        vars(owner).pop("get_image_features")
+        vars(owner).pop("get_image_features", None)
 
 
 def _rows(features: Any) -> torch.Tensor:

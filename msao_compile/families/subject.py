@@ -6,7 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -59,29 +59,27 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = ()) -> Descripti
     """
     known = [modality for modality in modalities(model) if COMPONENTS[modality] not in exclude]
     tokens = _decoded(model)
-    media: list[tuple[Medium, Medium]] = []
-    each: dict[str, bool] = {}
-    for modality in known:
-        sized = any(SIZED.search(name) for name in medium(model, modality, 0, _chance(0)).inputs)
-        each[modality] = sized
-        variants = (0, 1) if sized else (2, 0) if modality == "image" else (2, 1)
-        media.append(tuple(medium(model, modality, variant, _chance(variant)) for variant in variants))  # type: ignore[arg-type]
+    calls_made = HostCalls(model)
+    pairs = {modality: _pair(model, modality, calls_made) for modality in known}
+    media = [(one, other) for one, other, _ in pairs.values()]
     examples = []
     for which, words in enumerate(WORDS):
         plain = request(model, [pair[which] for pair in media], words, _chance(which))
         examples.append({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in plain.items()})
     examples = [_with_positions(model, example, tokens) for example in examples]
-    calls_made = HostCalls(model)
     owners: dict[str, str] = {}
     for pair in media:
         for medium_ in pair:
             owners |= dict.fromkeys(medium_.inputs, medium_.modality)
     shared = shared_inputs(media)
     full = [_recorded(model, calls_made, example, shared) for example in examples]
-    taken = {source.partition(":")[0] for call in calls_made.calls for source in call.inputs.values()}
+    taken = _taken(calls_made.calls)
     sizes = [size for pair in media for size in known_sizes(pair, taken)]
     full = [_with_lengths(example, sizes) for example in full]
     made = [*calls_made.calls, *(size.call for size in sizes if size.call is not None)]
+    for call in made:
+        owner = owners[next(iter(call.inputs.values())).partition(":")[0]]
+        owners |= dict.fromkeys(call.outputs, owner)
     needs = {name: _need(name, owners, tokens, made) for name in full[0]}
     return Description(
         model=model,
@@ -90,10 +88,37 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = ()) -> Descripti
         needs=needs,
         tokens=tokens,
         outputs=_outputs(model, examples[0]) if tokens is None else ("logits",),
-        encoders=tuple(_encoder(pair[0], each[pair[0].modality], made, owners) for pair in media),
+        encoders=tuple(_encoder(one, each, made, owners) for one, _, each in pairs.values()),
         position=_position(model, full[0]),
         bound=lambda values: _bound(calls_made, sizes, shared, values),
     )
+
+
+def _pair(model: PreTrainedModel, modality: str, calls: HostCalls) -> tuple[Medium, Medium, bool]:
+    """Examples of two sizes, and whether the medium is encoded one at a time.
+
+    Of what has one size only the first is several; sounds also differ in length.
+    """
+    kind = cast(Literal["image", "video", "audio"], modality)
+    made = [medium(model, kind, variant, _chance(variant)) for variant in (0, 1, 2)]
+    sized = any(SIZED.search(name) for name in made[0].inputs)
+    if sized or (modality == "audio" and calls.has("chunk_and_pad_features")):
+        return made[0], made[1], True
+    other = made[0] if modality == "image" else made[1]
+    alike = all(len(value) == len(other.inputs[name]) for name, value in made[2].inputs.items())
+    if modality == "audio" and alike:  # as many windows of a long sound as there are short sounds
+        return made[1], made[0], False
+    return made[2], other, False
+
+
+def _taken(calls: Sequence[HostCall]) -> set[str]:
+    """Inputs that the host reads whole: their numbers are not asked for again."""
+    return {
+        source.partition(":")[0]
+        for call in calls
+        for source in call.inputs.values()
+        if call.function == "anyres_index" or not source.startswith("target_sizes")
+    }
 
 
 def _chance(seed: int) -> np.random.Generator:

@@ -27,6 +27,7 @@ NAME, PACKED_NAME = "msao", "flash_msao"  # transformers packs pictures into one
 MASKED = -3.0e38  # close to the smallest float32: softmax of it is exactly zero, and no inf appears
 
 CAUSAL = "causal_mask_function"
+KIND = "msao_kind"  # what made a mask, written on the tensor itself
 
 Mask = torch.Tensor
 
@@ -37,11 +38,10 @@ class Watch:
 
     plain_layers: set[int] = field(default_factory=set)
     causal_layers: set[int] = field(default_factory=set)
-    masks: list[tuple[Mask, str]] = field(default_factory=list)  # kept alive, so that an id stays one mask's
 
     def note(self, layer: int, mask: Mask | None, simple: bool) -> None:
         """Remember a call over the state of `layer`."""
-        kind = next((name for known, name in self.masks if known is mask), "")
+        kind = getattr(mask, KIND, "")
         (self.causal_layers if simple and kind == CAUSAL else self.plain_layers).add(layer)
 
     @property
@@ -85,7 +85,8 @@ class Setting:
             return _grouped_query(states, index, (query, key, value), mask, scale), None
         lengths = rest.get("cu_seq_lens_q")
         bias = _additive(mask if lengths is None else _same_segment(lengths, query.shape[2]))
-        if self.dialect == "fused" and index is None and simple and key.shape[1] == query.shape[1]:
+        alike = str(query.shape[:2]) == str(key.shape[:2])  # one query for several rows is left to broadcasting
+        if self.dialect == "fused" and index is None and simple and alike:
             return _multi_head(query, key, value, bias, scale), None
         return _plain(query, key, value, bias, scale, *extra), None
 
@@ -98,14 +99,13 @@ class Setting:
         kind = mask_function.__name__ if attention_mask is not None and attention_mask.ndim == 2 else ""
         if kind == CAUSAL:
             fused = self.states is not None and bool(self.states.raw)
-            found = causal_mask(fused, attention_mask, sizes["q_length"])
+            found: Mask | None = causal_mask(fused, attention_mask, sizes["q_length"])
         else:
+            sizes |= {"mask_function": mask_function, "attention_mask": attention_mask}
             sizes |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-            found = _additive(
-                sdpa_mask(*arguments, mask_function=mask_function, attention_mask=attention_mask, **sizes)
-            )
+            found = _additive(sdpa_mask(*arguments, **sizes))
         if self.watch is not None and found is not None:
-            self.watch.masks.append((found, kind))
+            setattr(found, KIND, kind)
         return found
 
 
@@ -242,7 +242,7 @@ def _plain(
     else:
         column = sinks.reshape(1, key.shape[1], groups, 1, 1).expand(batch, -1, -1, sequence, 1)
         weights = torch.softmax(torch.cat([scores, column], -1), dim=-1)[..., :-1]
-    output = torch.matmul(weights.flatten(2, 3), value).unflatten(2, (groups, sequence))
+    output: torch.Tensor = torch.matmul(weights.flatten(2, 3), value).unflatten(2, (groups, sequence))
     return output.flatten(1, 2).transpose(1, 2)
 
 

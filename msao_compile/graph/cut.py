@@ -92,7 +92,7 @@ def _parts(graph: ir.Graph, needs: Mapping[str, str], owned: set[ir.Node]) -> di
     for value in graph.inputs:
         if value.name not in needs:
             raise StageError(f"input {value.name!r} of the whole graph belongs to no module")
-        known[value] = frozenset({needs[value.name]})
+        known[value] = frozenset({needs[str(value.name)]})
     generates = IDS in needs.values()
     lengths = _known_lengths(graph, known)
     parts: dict[str, Part] = {}
@@ -230,7 +230,7 @@ class _Builder:
         copy = self.copies[value]
         assert copy is not None
         if copy.is_graph_input() or copy in self.inputs:
-            node = ir.node("Identity", [copy])
+            node = ir.node("Identity", [copy], name=f"{copy.name}_same")
             node.outputs[0].shape, node.outputs[0].type = copy.shape, copy.type
             node.outputs[0].name = f"{copy.name}_same"
             self.nodes.append(node)
@@ -269,7 +269,7 @@ class _Builder:
             self.initializers[str(value.name)] = copy
             self.copies[value] = copy
             return copy
-        if is_shape(producer) and producer.inputs[0] not in self.copies:
+        if is_shape(producer) and producer.inputs[0] not in self.copies and _measured(producer) is not None:
             self._copy_lengths(producer)
         else:
             self._copy(producer)
@@ -289,7 +289,7 @@ class _Builder:
 
     def _node(self, kind: str, inputs: Sequence[ir.Value], **attributes: int) -> ir.Value:
         """A node over int64 lists whose one output is an int64 list."""
-        node = ir.node(kind, inputs, attributes)
+        node = ir.node(kind, inputs, attributes, name=f"length_{len(self.nodes)}")
         [output] = node.outputs
         output.name, output.type = f"length_{len(self.nodes)}", ir.TensorType(ir.DataType.INT64)
         self.nodes.append(node)
@@ -327,7 +327,7 @@ class _Builder:
         Raises:
             KeyError: a name that no input has, or an operator that has no node.
         """
-        if isinstance(tree, ast.Constant):
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
             return self._constant(tree.value)
         if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
             return self._node(_OPERATORS[type(tree.op)], [self._evaluate(tree.left), self._evaluate(tree.right)])

@@ -23,7 +23,8 @@ def name_ends(parts: Mapping[str, ir.Model], kept: Collection[str] = ()) -> None
 
     Features get `image_features`, `video_features` or `audio_features`; what a decoder takes straight from an encoder
     is keys and values of cross-attention; the embedding's first tensor is `inputs_embeds`. Further ones of a kind are
-    numbered, and those in `kept` are called what they are. A module that takes features also runs without any: that axis of its input is dynamic.
+    numbered, and those in `kept` are called what they are. A module that takes features also runs without any: that
+    axis of its input is dynamic.
     """
     takers: dict[str, set[str]] = {}
     for component, part in parts.items():
@@ -61,10 +62,10 @@ def _loosen(graph: ir.Graph, names: set[str]) -> None:
     loose = False
     for value in graph.inputs:
         stem = str(value.name)
-        if value.name in names and stem.partition(".")[0] in ENCODED.values() and value.shape:
-            if isinstance(value.shape[0], int):
-                value.shape = ir.Shape([f"num_{stem.replace('.', '_')}", *value.shape[1:]])
-                loose = True
+        is_features = value.name in names and stem.partition(".")[0] in ENCODED.values()
+        if is_features and value.shape and isinstance(value.shape[0], int):
+            value.shape = ir.Shape([f"num_{stem.replace('.', '_')}", *value.shape[1:]])
+            loose = True
     if loose:
         for node in graph:
             for output in node.outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
@@ -15,7 +16,16 @@ from torch import nn
 from msao_compile.errors import ShapeSpecialised, StageError
 from msao_compile.graph.attend import Setting
 from msao_compile.graph.cut import STEP, cut
-from msao_compile.graph.layers import Stub, as_function, flatten_call, signature, stubbed, stubs_for, trace_layer
+from msao_compile.graph.layers import (
+    EveryLayerCalledError,
+    Stub,
+    as_function,
+    flatten_call,
+    signature,
+    stubbed,
+    stubs_for,
+    trace_layer,
+)
 from msao_compile.graph.selections import Sites, mark
 from msao_compile.graph.whole import (
     LAYER_DOMAIN,
@@ -33,6 +43,7 @@ from msao_compile.manifest.schema import Dialect
 logger = logging.getLogger(__name__)
 PAST = 11  # positions known already in the first example of a trace; unlike every other length
 MASK = "attention_mask"
+LIMIT = re.compile(r"Suggested fixes: sequence_length = Dim\('sequence_length', (min|max)=(\d+)\)")
 
 
 def export(subject: Subject, seen: Seen, dialect: Dialect, needs: Mapping[str, str]) -> dict[str, ir.Model]:
@@ -57,12 +68,12 @@ def _with_past(subject: Subject, seen: Seen, which: int) -> tuple[Tensors, Tenso
     values = dict(subject.examples[which])
     if subject.tokens is None:
         return values, {}
-    batch, sequence = values[subject.tokens].shape
+    batch = values[subject.tokens].shape[0]
     past = _past(subject, which)
     mask = values.get(MASK)
     if mask is not None and subject.names[MASK][-1] == "total_sequence_length":
         values[MASK] = torch.cat([torch.ones(batch, past, dtype=mask.dtype), mask], 1)
-    values[LOGITS_POSITIONS] = torch.arange(1 + which, sequence)
+    values[LOGITS_POSITIONS] = torch.arange(3 + which)  # few: logits of a whole prompt are larger than all else
     return values, {name: state.example(batch, past) for name, state in seen.states.items()}
 
 
@@ -72,7 +83,8 @@ def _past(subject: Subject, which: int) -> int:
     return PAST + which * (abs(lengths[0] - lengths[1]) + 2)
 
 
-def _frame(subject: Subject, seen: Seen, setting: Setting, stubs: Mapping[str, Stub]
+def _frame(
+    subject: Subject, seen: Seen, setting: Setting, stubs: Mapping[str, Stub]
 ) -> tuple[ir.Model, dict[str, str]]:
     """The whole model with a stub node for each stubbed layer, and the names of its lengths by symbol.
 
@@ -92,13 +104,24 @@ def _frame(subject: Subject, seen: Seen, setting: Setting, stubs: Mapping[str, S
             prefixed = {f"model.{name}": value for name, value in parameters.items()}
             return torch.func.functional_call(holder, prefixed, (inputs,), tie_weights=False)
 
-        dynamic = _dynamic(subject, seen, values)
-        graph = trace(body, own, {**values, **states}, dynamic, setting.dialect)
+        dynamic = _dynamic(subject, seen, values, {})
+        try:
+            graph = trace(body, own, {**values, **states}, dynamic, setting.dialect)
+        except StageError as error:
+            found = LIMIT.search(str(error))
+            if found is None:
+                raise
+            limit = {found[1]: int(found[2])}  # such as a table of positions that ends
+            dynamic = _dynamic(subject, seen, values, limit)
+            logger.info("the sequence has a limit: %s", limit)
+            graph = trace(body, own, {**values, **states}, dynamic, setting.dialect)
         for stub in stubs.values():
+            stub.stops = lambda: len({len(other.calls) for other in stubs.values()}) == 1
             stub.calls.clear()  # those of the trace held symbolic tensors; the next ones are concrete
         for which in (0, 1) if stubs else ():
             given, past = _with_past(subject, seen, which)
-            body(own, {**given, **past})
+            with contextlib.suppress(EveryLayerCalledError):
+                body({name: named[name] for name in own}, {**given, **past})
     lengths = _lengths(graph.graph, subject, dynamic)
     names = ["logits", *(f"present{name.removeprefix('past_key_values')}" for name in outside)]
     for value, name in zip(graph.graph.outputs, names if subject.tokens else subject.outputs, strict=True):
@@ -133,7 +156,6 @@ class _Holder(nn.Module):
 
 def _entrance(model: nn.Module, seen: Seen) -> Any:
     """Draw the decoder's border before the first layer with state: its norm and projections belong to it."""
-    import contextlib
 
     @contextlib.contextmanager
     def hooked() -> Any:
@@ -155,9 +177,9 @@ def _entrance(model: nn.Module, seen: Seen) -> Any:
     return hooked()
 
 
-def _dynamic(subject: Subject, seen: Seen, values: Tensors) -> dict[str, dict[int, Any]]:
+def _dynamic(subject: Subject, seen: Seen, values: Tensors, limit: Mapping[str, int]) -> dict[str, dict[int, Any]]:
     """Which axes of which inputs vary: those that differ between the examples, and the positions of state."""
-    sequence, past = torch.export.Dim("sequence_length"), torch.export.Dim("past_sequence_length")
+    sequence, past = torch.export.Dim("sequence_length", **limit), torch.export.Dim("past_sequence_length")
     found: dict[str, dict[int, Any]] = {}
     other, _ = _with_past(subject, seen, 1)
     for name, value in values.items():
@@ -201,10 +223,11 @@ def _name_lengths(graph: ir.Graph, names: Mapping[str, str]) -> None:
     for value in values:
         if value.shape is not None:
             sizes = [size if isinstance(size, int) else size.value for size in value.shape]
-            value.shape = ir.Shape(
-                [re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), size) if isinstance(size, str) else size
-                 for size in sizes]
-            )  # fmt: skip
+            value.shape = ir.Shape([_renamed(size, names) if isinstance(size, str) else size for size in sizes])
+
+
+def _renamed(length: str, names: Mapping[str, str]) -> str:
+    return re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), length)
 
 
 def _fill(whole: ir.Model, subject: Subject, seen: Seen, setting: Setting, stubs: Mapping[str, Stub]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -23,11 +23,16 @@ from msao_compile.graph.whole import (
     empty_like,
     plain,
     prepared,
+    shapes_of,
     states_for,
     trace,
 )
 
 _IGNORED = {"layer_idx", "training", "layer_id", "idx"}
+
+
+class EveryLayerCalledError(Exception):
+    """Ends a run that was only to learn what the layers are called with: what follows them costs memory."""
 
 
 class Stub:
@@ -36,10 +41,13 @@ class Stub:
     def __init__(self, path: str, layer: nn.Module, tail: tuple[None, ...] | None) -> None:
         self.path, self.layer, self.tail = path, layer, tail
         self.calls: list[Call] = []
+        self.stops: Callable[[], bool] = lambda: False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tensors, first, _ = flatten_call(args, kwargs)
-        self.calls.append(Call(args, kwargs, True, self.tail))
+        self.calls.append(Call(*shapes_of(args, kwargs), True, self.tail))
+        if self.stops():
+            raise EveryLayerCalledError
         output = torch.onnx.ops.symbolic(
             f"{LAYER_DOMAIN}::Layer", tensors, {"path": self.path}, dtype=first.dtype, shape=first.shape, version=1
         )
@@ -131,7 +139,8 @@ def trace_layer(
     Graph inputs: the layer's parameters, then its tensors in call order, then its state. Outputs: what it answers, then
     its state. Returns the graph, the parameters' names and the state's names.
     """
-    tensors, _, rebuild = flatten_call(stub.calls[0].args, stub.calls[0].kwargs)
+    shapes, _, rebuild = flatten_call(stub.calls[0].args, stub.calls[0].kwargs)
+    tensors = [torch.zeros(shape.shape, dtype=shape.dtype) for shape in shapes]
     others, _, _ = flatten_call(stub.calls[1].args, stub.calls[1].kwargs)
     own = seen.asks.get(stub.path, ())
     states = {name: state for name, state in seen.states.items() if state.layer in own}

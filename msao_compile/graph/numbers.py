@@ -29,6 +29,12 @@ class Numbers:
         self.numbers = np.asarray(numbers, dtype=object)
         self.tensor = tensor
 
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Torch's own functions take the tensor."""
+        args, kwargs = plain((tuple(args), kwargs or {}))
+        return function(*args, **kwargs)
+
     @property
     def shape(self) -> torch.Size:
         """Of the tensor."""
@@ -60,7 +66,7 @@ class Numbers:
         """The same: kinds and devices of whole numbers make no difference here."""
         return self
 
-    cpu = long = int = clone = detach = contiguous = to
+    cpu = long = clone = detach = contiguous = to
 
     def view(self, *shape: Any) -> Numbers:
         """The same numbers in another shape."""
@@ -138,6 +144,26 @@ def plain(values: Any) -> Any:
     return pytree.tree_map(one, values, is_leaf=lambda leaf: isinstance(leaf, Numbers | slice))
 
 
+class Unknown:
+    """A number that depends on data, in a list of one: it passes every check, and nothing can be made of its size.
+
+    What compares it with a length compares features with placeholders, which the runtime does for each request.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def _same(self, *_: Any) -> Unknown:
+        return self
+
+    __add__ = __radd__ = __sub__ = __mul__ = __rmul__ = __floordiv__ = _same
+
+
 class _WholeMeta(type):
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, builtins.int)
@@ -152,11 +178,11 @@ class _WholeMeta(type):
 class Whole(metaclass=_WholeMeta):
     """Stands for `int` in a modeling file while it is traced: a symbolic length stays symbolic."""
 
-    def __new__(cls, value: Any = 0, *rest: Any) -> Any:  # type: ignore[misc]
+    def __new__(cls, value: Any = 0, *rest: Any) -> Any:
         """`int(value)`, or the length that `value` is."""
         if isinstance(value, Numbers):
             return value.item()
-        if isinstance(value, torch.SymInt):
+        if isinstance(value, torch.SymInt | Unknown):
             return value
         if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
             return value.item()

@@ -71,7 +71,8 @@ def _chunked(tensor: torch.Tensor) -> torch.Tensor:
     length = sequence // CHUNKS + 2  # never 1, which torch would take for a fact
     rows = torch.cat([tensor, torch.zeros_like(tensor[:, :1])], 1)
     index = torch.arange(CHUNKS * length).clamp(max=sequence)
-    return rows.index_select(1, index).unflatten(1, (CHUNKS, length)).permute(0, 3, 1, 2, 4)
+    chunks: torch.Tensor = rows.index_select(1, index).unflatten(1, (CHUNKS, length))
+    return chunks.permute(0, 3, 1, 2, 4)
 
 
 def _inverse(system: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ def interpolated(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Any:
-    """`torch.nn.functional.interpolate` of [B, C, H, W] with `antialias` to a given size; other kinds are left alone."""
+    """`torch.nn.functional.interpolate` of [B, C, H, W] with `antialias` to a given size; the rest is left alone."""
     pair = isinstance(size, tuple | list) and len(size) == 2
     if not (antialias and pair and mode in ("bilinear", "bicubic") and not align_corners and tensor.ndim == 4):
         return NotImplemented

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.overrides import TorchFunctionMode
 
-from msao_compile.graph.numbers import Numbers, Whole, plain
+from msao_compile.graph.numbers import Numbers, Unknown, Whole, plain
 from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.selections import Picked, Places, Sites, mark, scatter_rows, site
@@ -28,9 +30,9 @@ def _deepstack(self: Any, hidden_states: torch.Tensor, visual_pos_masks: Any, vi
     return hidden_states + scatter_rows(zeros, visual_pos_masks, visual_embeds)
 
 
-METHODS = {"_deepstack_process": _deepstack}
+METHODS: dict[str, Any] = {"_deepstack_process": _deepstack}
 """Methods of transformers' models that index by masks, by name, and what says the same without."""
-FUNCTIONS = {**RECURRENCES}
+FUNCTIONS: dict[str, Any] = {**RECURRENCES}
 """Functions of modeling files, by name, and what gives the same without loops over data or length."""
 
 
@@ -73,6 +75,11 @@ class _OneItem(TorchFunctionMode):
             return (tensor.flatten(0, 1),)
         return NotImplemented
 
+    def _on_squeeze(self, tensor: Any, dim: Any = None) -> Any:
+        """An axis whose length is a symbol is never taken for one of length 1: torch leaves it, so does the graph."""
+        own = isinstance(dim, int) and tensor.ndim > 0 and isinstance(tensor.shape[dim], torch.SymInt)
+        return tensor if own else NotImplemented
+
     def _on_len(self, tensor: Any) -> Any:
         if isinstance(tensor.shape[0], torch.SymInt):
             raise TypeError("the length of this axis is not known while tracing")  # `list` then goes without
@@ -95,6 +102,10 @@ class _OneItem(TorchFunctionMode):
             elif torch.compiler.is_exporting() and mask.ndim == tensor.ndim - 1:
                 return Picked(tensor, mask)
             return NotImplemented
+        if isinstance(tensor, torch.Tensor) and tensor.is_complex() and torch.compiler.is_exporting():
+            parts = index if isinstance(index, tuple) else ()
+            if sum(part is not None for part in parts) == tensor.ndim:  # ONNX has pairs of real numbers
+                return torch.view_as_complex(torch.view_as_real(tensor)[(*parts, slice(None))])
         return self._cut_off(tensor, index)
 
     def _cut_off(self, tensor: Any, index: Any) -> Any:
@@ -142,6 +153,31 @@ class _OneItem(TorchFunctionMode):
         return interpolated(tensor, *args, **named)
 
 
+def _unsplit(original: Any) -> Any:
+    """`split` that gives the tensor itself for a list of one size."""
+
+    def split(self: Any, *args: Any, **named: Any) -> Any:
+        sizes = args[0] if args else next((value for key, value in named.items() if "split_size" in key), None)
+        if isinstance(sizes, list | tuple) and len(sizes) == 1:
+            return (self,)
+        return original(self, *args, **named)
+
+    return split
+
+
+def _listed(original: Any) -> Any:
+    """`tolist` that gives sizes of the one item there is as Unknown: they split it into one part, or are compared with
+    what was counted.
+    """
+
+    def tolist(self: torch.Tensor) -> Any:
+        whole = torch.compiler.is_exporting() and self.ndim == 1 and not self.is_floating_point()
+        one = whole and (isinstance(self.shape[0], torch.SymInt) or self.shape[0] == 1)
+        return [Unknown()] if one else original(self)
+
+    return tolist
+
+
 def _is_row_mask(index: Any) -> bool:
     """`x[mask]` or `x[mask, :]`."""
     parts = index if isinstance(index, tuple) else (index,)
@@ -163,6 +199,11 @@ def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
         stack.enter_context(apply_patches("onnx"))
         stack.enter_context(use_experts_implementation(model, "batched_mm"))
         stack.enter_context(_replaced(torch.Tensor, "masked_scatter", scatter_rows))
+        tensors: tuple[Any, ...] = (torch.Tensor, FakeTensor, FunctionalTensor)
+        for owner in (torch.Tensor, torch):
+            stack.enter_context(_replaced(owner, "split", _unsplit(owner.split)))
+        for one in tensors:
+            stack.enter_context(_replaced(one, "tolist", _listed(one.tolist)))
         for kind in {type(part) for part in model.modules()}:
             for name, function in METHODS.items():
                 if hasattr(kind, name):

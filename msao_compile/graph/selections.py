@@ -31,11 +31,13 @@ def scatter_rows(embeds: torch.Tensor, mask: torch.Tensor, features: Any) -> tor
 
     Args:
         embeds: [..., H]. mask: [...], [..., 1] or [..., H], bool. features: [..., H], as many rows as the mask has
-            places; or Picked rows.
+            places; or Picked rows, of the same mask where that has the same shape.
     """
     rows = mask if mask.ndim == embeds.ndim - 1 else mask[..., 0]
     if isinstance(features, Picked):
-        return torch.where(rows[..., None], features.all, embeds)
+        if str(features.mask.shape) == str(rows.shape):  # compared as text: no question about symbols is asked
+            return torch.where(rows[..., None], features.all, embeds)
+        features = features.really()
     width = embeds.shape[-1]
     flat = mark(features, MERGE).reshape(-1, width).to(embeds.dtype)
     padded = torch.cat([flat, flat.new_zeros(1, width)])
@@ -70,7 +72,8 @@ class Picked:
 
     def really(self) -> torch.Tensor:
         """The rows themselves; their number depends on data."""
-        return torch.Tensor.__getitem__(self.all, self.mask)
+        places = torch.nonzero(self.mask.reshape(-1)).squeeze(1)
+        return self.all.flatten(0, self.mask.ndim - 1).index_select(0, places)
 
 
 class Places(tuple[torch.Tensor, ...]):

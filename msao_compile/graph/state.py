@@ -108,14 +108,15 @@ class States(Cache):
         self.left: dict[str, torch.Tensor] = {}
         self.fresh: dict[int, int] = {}  # id of a raw key -> its layer
         self.asked: list[int] = []
-        self.layers = [_Layer(self, index) for index in range(layers)]
+        self.own = [_Layer(self, index) for index in range(layers)]
+        self.layers = list(self.own)  # under the name that models reach for
         self.layer_class_to_replicate = None
         self.offloading = False
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Past and new keys and values; those of cross-attention as they are."""
         self.asked.append(layer_idx)
-        layer = self.layers[layer_idx]
+        layer = self.own[layer_idx]
         if self._is_cross(key_states, layer_idx):
             layer.keys, layer.values = key_states, value_states
             return key_states, value_states
@@ -234,8 +235,8 @@ class EncoderDecoderStates(EncoderDecoderCache):
     """States for decoders that also attend to an encoder, whose keys and values leave it with the encoder's graph."""
 
     def __init__(self, states: States) -> None:
-        self.self_attention_cache = states
-        self.cross_attention_cache = _Passing(len(states.layers))
+        self.self_attention_cache: Any = states
+        self.cross_attention_cache: Any = _Passing(len(states.layers))
         self.is_updated = defaultdict(bool)
 
     def __getattr__(self, name: str) -> Any:
@@ -247,12 +248,15 @@ class EncoderDecoderStates(EncoderDecoderCache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions known before this call."""
-        return self.self_attention_cache.get_seq_length()
+        past: int = self.self_attention_cache.past
+        return past
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Index of the first new position."""
-        return self.self_attention_cache.get_seq_length()
+        past: int = self.self_attention_cache.past
+        return past
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Positions that keys have, and the first one's index."""
-        return self.self_attention_cache.get_mask_sizes(query_length)
+        found: tuple[int, int] = self.self_attention_cache.get_mask_sizes(query_length, layer_idx)
+        return found

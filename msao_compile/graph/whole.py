@@ -95,7 +95,9 @@ class Seen:
 
 def empty_like(parameter: torch.Tensor) -> torch.Tensor:
     """Untouched memory of the same shape: virtual address space, no resident bytes."""
-    return torch.empty(parameter.shape, dtype=torch.float32 if parameter.is_floating_point() else parameter.dtype)
+    if parameter.is_floating_point():
+        return torch.empty(parameter.shape, dtype=torch.float32)
+    return torch.zeros(parameter.shape, dtype=parameter.dtype)  # indices: what stands in memory may be out of bounds
 
 
 def states_for(model: Any, past: int, sequence: int, given: Tensors | None, raw: frozenset[int]) -> Cache:
@@ -156,7 +158,7 @@ def look(subject: Subject) -> Seen:
             runs: dict[str, list[Call]] = {path: [] for path in layers}
             entered: list[str] = []
             with _watched(subject.model, paths, runs, entered, setting, seen):
-                found = call(subject, setting, example, None, 0)
+                found = call(subject, setting, {**example, **_few_rows(subject)}, None, 0)
             for path, calls in runs.items():
                 seen.calls.setdefault(path, []).append(calls)
             if setting.states is not None:
@@ -164,9 +166,15 @@ def look(subject: Subject) -> Seen:
             seen.outputs = {
                 name: tuple(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)
             }
-    seen.fusible = watch.fusible
+    known = subject.names.get("attention_mask", ("",))[-1] == "total_sequence_length"
+    seen.fusible = watch.fusible if known else frozenset()  # how much of a buffer is filled it does not say itself
     seen.everything = setting.sites.everything
     return seen
+
+
+def _few_rows(subject: Subject) -> Tensors:
+    """Logits of two positions: those of every position of a long prompt are larger than all else."""
+    return {} if subject.tokens is None else {LOGITS_POSITIONS: torch.arange(2)}
 
 
 @contextlib.contextmanager
@@ -203,6 +211,14 @@ def _watched(
             handle.remove()
 
 
+def shapes_of(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments whose tensors are shapes alone: those of every layer of a large model would fill its memory."""
+    found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        torch.Tensor, lambda leaf: leaf.to("meta"), (args, dict(kwargs))
+    )
+    return found
+
+
 def _described(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
     first = args[0] if args else kwargs.get("hidden_states")
     answer = output[0] if isinstance(output, tuple) and output else output
@@ -211,7 +227,7 @@ def _described(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Ca
     leaves = pytree.tree_leaves((args, kwargs))
     known = all(isinstance(leaf, torch.Tensor | Cache | int | float | str | None) for leaf in leaves)
     tail = output[1:] if isinstance(output, tuple) else None
-    return Call(args, dict(kwargs), like and alone and known, tail if alone else None)
+    return Call(*shapes_of(args, kwargs), like and alone and known, tail if alone else None)
 
 
 def trace(
@@ -221,7 +237,7 @@ def trace(
     dynamic: Mapping[str, Any],
     dialect: Dialect,
 ) -> ir.Model:
-    """Run torch.export and torch.onnx over `body`. Inputs of the result are the parameters and then the inputs, by name.
+    """Run torch.export and torch.onnx over `body`. Inputs of the result are the parameters and then the inputs.
 
     Raises:
         StageError: torch could not export it, or gave another opset than asked for.

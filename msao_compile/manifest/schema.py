@@ -12,6 +12,7 @@ SCHEMA_MAJOR = 2
 SCHEMA_MINOR = 0
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
+GROWS = "past_sequence_length"  # the dimension along which a state grows
 NEWER_MINOR = "newer minor"  # the validation context in which fields that are unknown here are left out
 
 Dialect = Literal["portable", "fused"]
@@ -258,6 +259,20 @@ def _sizes_of(graph: Graph) -> Iterator[tuple[str, object]]:
             yield fact, next(iter(shapes[name][-1:]), None)
 
 
+def _check_states(graph: Graph) -> None:
+    """Each state is an input of its graph, comes out again, and grows where it can be put back."""
+    taken = {spec.name: (spec.dtype, spec.shape) for spec in graph.inputs}
+    given = {spec.name for spec in graph.outputs}
+    for state in graph.states:
+        if taken.get(state.name) != (state.dtype, state.shape) or state.output not in given:
+            raise ValueError(
+                f"the state {state.name} {state.shape} with {state.output} is not what goes in and out of "
+                f"{graph.file.path}; build it again"
+            )
+        if state.rollback and GROWS not in state.shape:
+            raise ValueError(f"the state {state.name} of {graph.file.path} is {state.update}, but has no {GROWS}")
+
+
 class Deployment(Frozen):
     """The whole manifest. Later sections are absent until the stage that proves them has run."""
 
@@ -284,7 +299,9 @@ class Deployment(Frozen):
                 raise ValueError(f"models.{model.name} has a decoder or facts of one, not both; build it again")
             for encoder in model.encoders:
                 if encoder.component not in model.components:
-                    raise ValueError(f"models.{model.name}.encoders names {encoder.component}, which is not a component")
+                    raise ValueError(
+                        f"models.{model.name}.encoders names {encoder.component}, which is not a component"
+                    )
             for component, module_id in model.components.items():
                 self._check_component(model, component, self.module(module_id))
         return self
@@ -302,6 +319,7 @@ class Deployment(Frozen):
                     raise ValueError(
                         f"{where}.decoder.{fact} is {said!r} where the tensors of {graph.file.path} have {found!r}"
                     )
+            _check_states(graph)
 
     def _names_resolve(self) -> None:
         ids = {module.id for module in self.modules}

@@ -10,10 +10,15 @@ from msao_compile.errors import InputError
 from msao_compile.manifest.schema import Encoder, HostCall, Model
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, Engine
-from msao_compile.runtime.feed import feed
+from msao_compile.runtime.feed import feed, unfit
 from msao_compile.runtime.host import FUNCTIONS
 
 TEXT_ENCODERS = ("text_encoder", "encoder")
+COUNTED = "biu"
+"""Kinds of whole numbers and of masks, which stand for one another."""
+MASK, TILED = "pixel_attention_mask", 5
+"""Of a picture cut into tiles [pictures, tiles, colours, height, width]: which pixels are no padding, all where it is
+not told."""
 
 
 def encode(model: Model, engines: Mapping[str, Engine], tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
@@ -36,18 +41,48 @@ def encode(model: Model, engines: Mapping[str, Engine], tensors: Mapping[str, np
 
 
 def _features(encoder: Encoder, engine: Engine, tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
-    missing = [name for name in encoder.inputs if name not in tensors]
-    if missing:
-        raise InputError(f"{encoder.inputs[0]} comes without {missing[0]}: give everything that the processor makes")
-    given = {name: np.asarray(tensors[name]) for name in encoder.inputs}
+    given = {name: np.asarray(tensors[name]) for name in encoder.inputs if name in tensors}
+    for name in encoder.inputs:
+        if name == MASK and name not in given and given[encoder.inputs[0]].ndim == TILED:
+            given[name] = np.ones((*given[encoder.inputs[0]].shape[:2], *given[encoder.inputs[0]].shape[3:]), bool)
+        if name not in given:
+            raise InputError(f"{encoder.inputs[0]} comes without {name}: give everything that the processor makes")
+        _check(name, given[name], engine)
     parts: list[Arrays] = []
     with clock.module(encoder.component):
         for item in items(given) if encoder.each else [given]:
+            _check_lengths(item, engine)
             known = {**item, **host_inputs(encoder.host, item)}
             parts.append(engine.run(feed(engine, known, 0)))
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _check(name: str, value: np.ndarray, engine: Engine) -> None:
+    """Numbers of another kind or rank were not prepared by the processor: bytes of a picture are no pixels."""
+    shape = engine.inputs.get(name)
+    if shape is not None and value.ndim != len(shape):
+        raise unfit(name, value, shape)
+    wanted = engine.types.get(name, str(value.dtype))
+    both_counted = value.dtype.kind in COUNTED and np.dtype(wanted).kind in COUNTED
+    if value.dtype != wanted and not both_counted:
+        raise InputError(
+            f"{name} has type {value.dtype} where this model takes {wanted}: give what its processor makes"
+        )
+
+
+def _check_lengths(item: Arrays, engine: Engine) -> None:
+    """A length that two tensors of a picture share is the same in both."""
+    seen: dict[str, tuple[int, str]] = {}
+    for name, value in item.items():
+        for size, found in zip(engine.inputs.get(name, ()), value.shape, strict=False):
+            wanted, other = seen.setdefault(size, (found, name)) if isinstance(size, str) else (found, name)
+            if found != wanted:
+                raise InputError(
+                    f"{name} has shape {value.shape} where {other} has {wanted} for {size}: give what the processor "
+                    "makes of the same picture"
+                )
 
 
 def host_inputs(calls: tuple[HostCall, ...], item: Mapping[str, np.ndarray]) -> Arrays:

@@ -11,6 +11,8 @@ from msao_compile.errors import DeploymentError
 from msao_compile.manifest.schema import Deployment, Dialect, Engine, Graph, Model, Status
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends import base
+from msao_compile.runtime.host import FUNCTIONS
+from msao_compile.runtime.host.rope import ROPES, VARIANTS
 from msao_compile.runtime.loader import locate
 from msao_compile.runtime.session import ModelSession, Request
 
@@ -38,7 +40,7 @@ class Engines:
         """Open every module of a model and warm it up as the manifest asks.
 
         Raises:
-            DeploymentError: a module has no engine that runs here.
+            DeploymentError: a module has no engine that runs here, or the model needs what this runtime does not know.
         """
         for reference in model.files:
             locate(self.folder, reference, self.verify)
@@ -46,6 +48,7 @@ class Engines:
             component: self._engine(module) for component, module in model.components.items() if component != "decoder"
         }
         decoder = self._decoder(model.components["decoder"]) if model.decoder is not None else None
+        _check_known(model)
         session = ModelSession(model, self.folder, engines, decoder)
         facts = model.decoder
         if facts is None or facts.tokens != "input_ids":
@@ -105,3 +108,33 @@ class Engines:
                 'device = "local-cpu" to the recipe and build again'
             )
         return sorted(known, key=lambda engine: engine.dialect != "fused")[0]
+
+
+def _check_known(model: Model) -> None:
+    """Refuse a model whose host-side code is not in this runtime, or whose facts do not fit it."""
+    where = f"models.{model.name}"
+    for encoder in model.encoders:
+        for call in encoder.host:
+            if call.function not in FUNCTIONS:
+                raise DeploymentError(
+                    f"{where}.encoders: {encoder.component} needs the function {call.function!r}, which this runtime "
+                    "does not have; install a matching msao-compile"
+                )
+    if model.decoder is None:
+        return
+    if "embed_tokens" not in model.components:
+        raise DeploymentError(f"{where}.components has no embed_tokens; build the deployment again")
+    rule, facts = model.decoder.position, model.decoder.facts
+    if rule in (None, "rope"):
+        return
+    if rule not in ROPES:
+        known = ", ".join(["rope", *ROPES])
+        raise DeploymentError(f"{where}.decoder.position: {rule!r} is not one this runtime knows ({known})")
+    needed = set.intersection(*(set(paths) for variant, paths in VARIANTS.values() if variant == rule))
+    for name in sorted(needed):
+        sound = name in facts and (not name.endswith("_size") or (type(facts[name]) is int and facts[name] > 0))
+        if not sound:
+            raise DeploymentError(
+                f"{where}.decoder.facts.{name} is {facts.get(name, 'missing')} where positions of {rule} need it; "
+                "build the deployment again"
+            )

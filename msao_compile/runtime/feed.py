@@ -32,11 +32,16 @@ def feed(engine: Engine, known: Mapping[str, np.ndarray], sequence: int) -> Arra
             isinstance(size, str) or size == given for size, given in zip(shape, value.shape, strict=True)
         )
         if not fits:
-            raise InputError(
-                f"{name} has shape {value.shape} where this model takes {tuple(shape)}: give what its processor makes"
-            )
+            raise unfit(name, value, shape)
         found[name] = np.ascontiguousarray(value.astype(kind, copy=False))
     return found
+
+
+def unfit(name: str, value: np.ndarray, shape: tuple[int | str, ...]) -> InputError:
+    """What is said of an array that a module does not take."""
+    return InputError(
+        f"{name} has shape {value.shape} where this model takes {tuple(shape)}: give what its processor makes"
+    )
 
 
 def absent(name: str, shape: tuple[int | str, ...], sequence: int) -> tuple[int, ...]:

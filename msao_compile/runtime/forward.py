@@ -19,6 +19,9 @@ from msao_compile.runtime.session import ModelSession, Request
 IMPLIED = ("mm_token_type_ids", "token_type_ids", "attention_mask", "use_audio_in_video", "second_per_grid_ts",
            "video_second_per_grid", "num_frames_per_video")  # fmt: skip
 """What processors give beside what modules take: the ids say the same, or positions are made of it."""
+PRODUCED = ("inputs_embeds", "image_features", "video_features", "audio_features", "text_features", "encoder_states",
+            "cross_key_values")  # fmt: skip
+"""What crosses between modules."""
 
 
 def forward(session: ModelSession, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -28,6 +31,7 @@ def forward(session: ModelSession, inputs: Mapping[str, np.ndarray]) -> Arrays:
 
     Raises:
         InputError: an input is unknown, missing or of the wrong kind, or placeholders and features do not match.
+        CapacityExceeded: a row is longer than the KV cache.
     """
     clock = Clock()
     if session.model.decoder is None:
@@ -36,6 +40,7 @@ def forward(session: ModelSession, inputs: Mapping[str, np.ndarray]) -> Arrays:
     given = _checked(session, inputs)
     logits = np.zeros((*given[tokens].shape, session.facts.vocab_size), np.float32)
     for index, (request, mask) in enumerate(rows(session, given)):
+        session.check_capacity(len(request.ids), 0)
         found, _ = session.prefill(request, session.encode(request.tensors, clock), clock, every=True)
         logits[index, mask] = found
     return {"logits": logits}
@@ -132,7 +137,7 @@ def _media_of_rows(session: ModelSession, inputs: Arrays) -> list[Arrays]:
 
 def _dealt(session: ModelSession, component: str, given: Arrays, counts: np.ndarray) -> list[Arrays]:
     """Items dealt to rows until each row's placeholders are filled."""
-    single = [encoder for encoder in session.model.encoders if encoder.component == component][0]
+    single = next(encoder for encoder in session.model.encoders if encoder.component == component)
     entries = list(items(given)) if single.each else _one_by_one(given)
     found: list[Arrays] = []
     for wanted in counts:
@@ -155,13 +160,22 @@ def _one_by_one(given: Arrays) -> list[Arrays]:
     return [{name: value[index : index + 1] for name, value in given.items()} for index in range(count)]
 
 
-def _arrays(session: ModelSession, inputs: Mapping[str, Any]) -> Arrays:
-    """The inputs as arrays, every name one that is read or that says nothing new."""
-    taken = {name for engine in session.engines.values() for name in engine.inputs}
+def _known(session: ModelSession) -> list[str]:
+    """Names that a caller can give: what modules take that no module makes and the session does not count itself."""
+    taken = {name for encoder in session.model.encoders for name in encoder.inputs}
+    encoders = {encoder.component for encoder in session.model.encoders}
+    for component, engine in session.engines.items():
+        taken |= set(engine.inputs) if component not in encoders else set()
+    counted: set[str] = set()
     if session.model.decoder is not None:
         taken |= {*session.decoder.inputs, session.facts.tokens}
-    taken |= {name for encoder in session.model.encoders for name in encoder.inputs}
-    known = sorted(name for name in taken if "." not in name and not name.startswith(("inputs_embeds", "logits_pos")))
+        counted = {"position_ids", "logits_positions"}
+    return sorted(name for name in taken - counted if "." not in name and name not in PRODUCED)
+
+
+def _arrays(session: ModelSession, inputs: Mapping[str, Any]) -> Arrays:
+    """The inputs as arrays, every name one that is read or that says nothing new."""
+    known = _known(session)
     if not isinstance(inputs, Mapping):
         raise InputError(f"forward takes named inputs, not {type(inputs).__name__}: give {', '.join(known)}")
     arrays = {}

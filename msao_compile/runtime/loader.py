@@ -41,7 +41,10 @@ def read_manifest(folder: Path) -> Deployment:
 def _is_newer_minor(path: Path, content: Any) -> bool:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if not isinstance(version, str) or not all(part.isdecimal() for part in version.split(".")):
-        raise DeploymentError(f"{path}: schema_version is missing or not of the form '1.0'; copy the deployment again")
+        raise DeploymentError(
+            f"{path}: schema_version is missing or not of the form '{SCHEMA_MAJOR}.{SCHEMA_MINOR}'; copy the "
+            "deployment again"
+        )
     major, minor = (int(part) for part in [*version.split("."), "0"][:2])
     if major != SCHEMA_MAJOR:
         raise DeploymentError(

@@ -247,7 +247,11 @@ class ModelSession:
         return np.ascontiguousarray(positions[:, None]), offset
 
     def prefill_embeds(
-        self, known: Mapping[str, np.ndarray], positions: tuple[np.ndarray, tuple[float, ...]], clock: Clock, every: bool = False
+        self,
+        known: Mapping[str, np.ndarray],
+        positions: tuple[np.ndarray, tuple[float, ...]],
+        clock: Clock,
+        every: bool = False,
     ) -> tuple[np.ndarray, Conversation]:
         """As `prefill`, from merged embeddings: what crosses the partition point after `embed_tokens`."""
         length = known["inputs_embeds"].shape[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from msao_compile.manifest.evidence import ParityRow
@@ -51,6 +52,10 @@ class Exported:
 
     data: Object | None
     graphs: dict[Dialect, tuple[Object, Mapping[str, Any]]] = field(default_factory=dict)
+
+
+TEXT_TOKENS = 32
+"""Of the question in every class of requests."""
 
 
 def graph_name(component: str, dialect: Dialect) -> str:
@@ -190,9 +195,12 @@ def routes(tasks: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> t
 
 
 def partition_points(
-    models: Sequence[Model], split_modules: Sequence[Module], rows: Sequence[ParityRow]
+    models: Sequence[Model],
+    split_modules: Sequence[Module],
+    rows: Sequence[ParityRow],
+    classes: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> tuple[PartitionPoint, ...]:
-    """Every cut whose proof passed, with what crosses it for one picture and 32 prompt tokens."""
+    """Every cut whose proof passed, with what crosses it by class of requests; `classes[model]` has their tokens."""
     by_id = {module.id: module for module in split_modules}
     found = []
     for entry in models:
@@ -208,7 +216,7 @@ def partition_points(
                 compared=sum(row.compared for row in proofs),
             )
             tensors = _crossing({name: by_id[held] for name, held in entry.components.items()}, cut)
-            sizes = {"per token of text and picture": _row_bytes(tensors)}
+            sizes = {label: _bytes(tensors, count) for label, count in classes.get(entry.name, {}).items()}
             found.append(
                 PartitionPoint(model=entry.name, after=cut, tensors=tensors, proof=proof, bytes_per_request=sizes)
             )
@@ -226,9 +234,14 @@ def _crossing(modules: Mapping[str, Module], cut: str) -> tuple[TensorSpec, ...]
     return tuple(crossing.values())
 
 
-def _row_bytes(tensors: Sequence[TensorSpec]) -> int:
-    """Bytes of one position in every tensor: the product of the axes of fixed length."""
+def _bytes(tensors: Sequence[TensorSpec], features: int) -> int:
+    """Bytes of all tensors in a request with so many tokens that stand for its medium, and a short text beside them."""
     sizes = {"float32": 4, "int64": 8, "int32": 4, "bool": 1}
-    return sum(
-        sizes.get(spec.dtype, 4) * math.prod(size for size in spec.shape if isinstance(size, int)) for spec in tensors
-    )
+    return sum(sizes.get(spec.dtype, 4) * _elements(spec, features) for spec in tensors)
+
+
+def _elements(spec: TensorSpec, features: int) -> int:
+    if spec.name.partition(".")[0].endswith("_features"):
+        return features * next((size for size in reversed(spec.shape) if isinstance(size, int)), 1)
+    lengths = {"batch_size": 1, "sequence_length": features + TEXT_TOKENS, "text_sequence_length": TEXT_TOKENS}
+    return math.prod(size if isinstance(size, int) else lengths.get(size, 1) for size in spec.shape)

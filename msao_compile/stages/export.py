@@ -12,7 +12,7 @@ from msao_compile.graph.ends import read_archive, spec
 from msao_compile.graph.external_data import reference_weights, save
 from msao_compile.graph.opsets import OPSETS
 from msao_compile.graph.passes.pipeline import optimise
-from msao_compile.manifest.schema import Dialect
+from msao_compile.manifest.schema import GROWS, Dialect
 
 VARYING = {"embed_tokens": ("sequence_length",), "decoder": ("sequence_length", "past_sequence_length")}
 """Lengths that have to vary for a model to answer at all."""
@@ -33,8 +33,10 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     optimise(model, dialect)
     states = arguments["states"] if component == "decoder" else []
     _check_promises(model, component, dialect, bool(states))
+    _tell_lengths(model, states)
     save(model, Path(arguments["output"]))
-    by_name = {state["name"]: state for state in states}
+    shapes = {str(value.name): spec(value)["shape"] for value in model.graph.inputs}
+    by_name = {state["name"]: {**state, "shape": shapes.get(state["name"])} for state in states}
     return {
         "opset": OPSETS[dialect],
         "nodes": len(model.graph),
@@ -42,6 +44,18 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         "outputs": [spec(value) for value in model.graph.outputs],
         "states": [by_name[str(value.name)] for value in model.graph.inputs if value.name in by_name],
     }
+
+
+def _tell_lengths(model: ir.Model, states: list[dict[str, Any]]) -> None:
+    """What comes out of a decoder has the lengths that users of other tools know by name."""
+    ends = {str(value.name): value for value in (*model.graph.inputs, *model.graph.outputs)}
+    if "logits_positions" in ends and "logits" in ends:
+        ends["logits_positions"].shape = ir.Shape(["num_logits"])
+        [batch, _, vocabulary] = ends["logits"].shape or (None, None, None)
+        ends["logits"].shape = ir.Shape([batch, "num_logits", vocabulary])
+    for state in states:
+        grown = "total_sequence_length" if state["update"] == "concat" else GROWS
+        ends[state["output"]].shape = ir.Shape([grown if size == GROWS else size for size in state["shape"]])
 
 
 def _check_promises(model: ir.Model, component: str, dialect: Dialect, has_state: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from msao_compile.families.checkpoint import read_tensor
+from msao_compile.families.checkpoint import read_pieces
 from msao_compile.families.conversion import CONVERTED
 
 
@@ -18,7 +18,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         for index, entry in enumerate(own):
             file.seek(entry["offset"])
             place = Path(arguments["converted"]).parent if entry["source"]["file"] == CONVERTED else folder
-            written += file.write(read_tensor(place, entry["source"]).data)
+            written += sum(file.write(piece.data) for piece in read_pieces(place, entry["source"]))
             on_progress({"done": index + 1, "total": len(own)})
         file.truncate(arguments["size_bytes"])
     return {"bytes_written": written}

@@ -56,8 +56,8 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
 class Asked:
     """One request as named inputs, which modalities it has, and what the torch model answers.
 
-    `outputs` are those of one pass, `teacher` the tokens that it is then made to decode, `steps` [steps + 1, vocabulary]
-    the logits before each of them and after the last.
+    `outputs` are those of one pass, `teacher` the tokens that it is then made to decode, `steps` [steps + 1,
+    vocabulary] the logits before each of them and after the last.
     """
 
     modalities: tuple[str, ...]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msao_compile.families.checkpoint import locate, read_config
+from msao_compile.families.examples import modalities
 from msao_compile.families.outline import outline
 from msao_compile.families.registry import open_checked
 from msao_compile.recipe.schema import KV_CAPACITY
@@ -45,8 +46,31 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "layers": int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0) or 0),
         "modules": modules,
+        "unsupported": unsupported(checkpoint, model),
         "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(KV_CAPACITY, longest), "family": family}),
     }
+
+
+def unsupported(checkpoint: Path, model: Any) -> list[str]:
+    """What of a checkpoint no route answers, in sentences that say what to do about it."""
+    from msao_compile.families.outline import OTHER
+
+    found = []
+    left = [part for part in outline(model) if part.component == OTHER]
+    if left:
+        found.append(
+            f"{checkpoint}: {left[0].params} parameters ({left[0].found_by}) answer no request that is known here; "
+            "they are left out of the deployment"
+        )
+    kinds = [name for name in modalities(model) if name != "image"]
+    if kinds:
+        found.append(
+            f"{checkpoint}: {' and '.join(kinds)} inputs are built and proven, and `forward` takes them as arrays; "
+            "`run` takes text and pictures only"
+        )
+    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+        found.append(f"{checkpoint}: `run` answers for decoders only; use `forward`, which this model's parity uses")
+    return found
 
 
 def _recipe(checkpoint: Path, recipe: Path | None, known: Mapping[str, Any]) -> str:

@@ -1,19 +1,22 @@
-"""Take a checkpoint apart: trace its model, cut it into modules, and tell whose each weight is and what identifies it."""
+"""Take a checkpoint apart: trace its model, cut it into modules, tell whose each weight is and what identifies it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 from msao_compile.errors import StageError
-from msao_compile.families.checkpoint import Source, locate, read_config, read_tensor, refuse_not_finite
+from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, refuse_not_finite
+from msao_compile.families.classes import request_classes
 from msao_compile.families.conversion import CONVERTED, write_converted
+from msao_compile.families.light import light
 from msao_compile.families.registry import open_checked
 from msao_compile.families.subject import Description, describe, with_rows
 from msao_compile.graph.ends import digest, name_ends, spec, weights, write_archive
@@ -23,6 +26,7 @@ from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Dialect
 
 ALIGNMENT_BYTES = 64
+Traced = dict[Dialect, dict[str, dict[str, Any]]]
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
@@ -44,15 +48,10 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     write_converted(folder, model, located.groups, located.sources, Path(arguments["converted"]))
     model = runnable(model)
     on_progress({"doing": "run on examples"})
-    description = describe(model, tuple(arguments["exclude"]))
-    subject, seen = _looked(description)
-    traced: dict[Dialect, dict[str, dict[str, Any]]] = {}
-    for dialect, output in cast("dict[Dialect, str]", arguments["outputs"]).items():
-        on_progress({"doing": f"trace ({dialect})"})
-        parts = export(subject, seen, dialect, description.needs)
-        name_ends(parts, description.outputs)
-        traced[dialect] = {component: _described(part) for component, part in parts.items()}
-        write_archive(parts, Path(output))
+    with light(model):
+        description = describe(model, tuple(arguments["exclude"]))
+        traced, states = _traced(description, arguments["outputs"], on_progress)
+        classes = request_classes(model, [entry.modality for entry in description.encoders])
     on_progress({"doing": "read the weights"})
     folders = (folder, Path(arguments["converted"]).parent)
     first = next(iter(traced.values()))
@@ -65,13 +64,29 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         "vocab_size": int(getattr(text, "vocab_size", 0) or 0),
         "max_positions": getattr(text, "max_position_embeddings", None),
         "components": _components(folders, model, located.sources, traced),
-        "states": {dialect: [_state(seen, name, dialect) for name in seen.states] for dialect in traced},
+        "states": states,
         "encoders": [encoder.model_dump(mode="json") for encoder in description.encoders],
         "tokens": description.tokens,
         "position": description.position,
         "start_token": _start_token(folder, config) if description.tokens == "decoder_input_ids" else None,
         "facts": _facts(description),
+        "classes": classes,
     }
+
+
+def _traced(
+    description: Description, outputs: Mapping[Dialect, str], on_progress: Any
+) -> tuple[Traced, dict[Dialect, list[dict[str, Any]]]]:
+    """Write an archive of graphs for each dialect; what each module of it is, and what state its decoder keeps."""
+    subject, seen = _looked(description)
+    traced: Traced = {}
+    for dialect, output in outputs.items():
+        on_progress({"doing": f"trace ({dialect})"})
+        parts = export(subject, seen, dialect, description.needs)
+        name_ends(parts, description.outputs)
+        traced[dialect] = {component: _described(part) for component, part in parts.items()}
+        write_archive(parts, Path(output))
+    return traced, {dialect: [_state(seen, name, dialect) for name in seen.states] for dialect in traced}
 
 
 def _start_token(folder: Path, config: Any) -> int | None:
@@ -166,21 +181,25 @@ def _tensors(
     for name in names:
         source = sources[name]
         folder = folders[source.file == CONVERTED]
-        values = read_tensor(folder, vars(source))
-        refuse_not_finite(folder, source, values)
+        digest, kind = hashlib.sha256(), np.dtype(np.float32)
+        for values in read_pieces(folder, vars(source)):
+            refuse_not_finite(folder, source, values)
+            digest.update(values.data)
+            kind = values.dtype
+        size_bytes = math.prod(source.shape) * kind.itemsize
         entry: dict[str, Any] = {
             "name": name,
             "shape": list(source.shape),
-            "dtype": values.dtype.name,
-            "digest": hashlib.sha256(values.data).hexdigest(),
+            "dtype": kind.name,
+            "digest": digest.hexdigest(),
             "source": vars(source),
         }
         if source in owners:
             entry["borrowed"] = list(owners[source])
         else:
             owners[source] = (component, name)
-            entry |= {"offset": offset, "size_bytes": values.nbytes}
-            offset += -(-values.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            entry |= {"offset": offset, "size_bytes": size_bytes}
+            offset += -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         found.append(entry)
     return found, offset
 
@@ -188,14 +207,12 @@ def _tensors(
 def runnable(model: Any) -> Any:
     """The skeleton with weights that can be computed with and cost nothing: all are views of one buffer of zeros."""
     largest = max((value.numel() for value in model.state_dict().values()), default=1)
-    zeros: dict[torch.dtype, torch.Tensor] = {}
+    zeros = torch.from_numpy(np.zeros(largest, np.float32))  # unlike torch's, these take no memory until written
     for part in model.modules():
         for name, value in list(part._parameters.items()):
             if value is not None and value.is_meta:
-                flat = zeros.setdefault(torch.float32, torch.zeros(largest))
-                part._parameters[name] = torch.nn.Parameter(
-                    flat[: value.numel()].view(value.shape), requires_grad=False
-                )
+                view = zeros[: value.numel()].view(value.shape)
+                part._parameters[name] = torch.nn.Parameter(view, requires_grad=False)
         for name, value in list(part._buffers.items()):
             if value is not None and value.is_meta:
                 kind = torch.float32 if value.is_floating_point() else value.dtype

@@ -15,7 +15,7 @@ from msao_compile.cli.app import main
 from msao_compile.errors import CheckpointError, MissingTool, UnsupportedFamily
 from msao_compile.families.checkpoint import read_config
 from msao_compile.families.refusals import refuse_unusable
-from msao_compile.families.registry import open_model, open_skeleton
+from msao_compile.families.registry import open_checked, open_skeleton
 
 FOLDER = Path("/checkpoint")
 REMOTE = {"AutoConfig": "configuration_moon.MoonConfig", "AutoModelForImageTextToText": "modeling_moon.MoonModel"}
@@ -131,7 +131,7 @@ def test_no_stage_starts_on_a_config_that_is_refused(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     with pytest.raises(CheckpointError, match=r"auto_map|method awq"):
-        open_model(mine)
+        open_checked(mine)
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
 import torch
 from torch import nn
 
-from msao_compile.graph.assemble import layer_signature
+from msao_compile.graph.layers import signature as of
+from msao_compile.graph.whole import Call
 
-NODE = ir.node("Layer", [ir.Value(name="hidden")], domain="msao.layer")
+KEYS = (("key", (None, 2, None, 8), 2),)
 
 
 class Layer(nn.Module):
@@ -25,9 +25,9 @@ class Layer(nn.Module):
         self.register_buffer("table", torch.arange(4))
 
 
-def signature(layer: nn.Module, hidden: torch.Tensor | None = None, **kwargs: object) -> str:
+def signature(layer: nn.Module, hidden: torch.Tensor | None = None, state: tuple = KEYS, **kwargs: object) -> str:
     given = torch.zeros(1, 3, 8) if hidden is None else hidden
-    return layer_signature(layer, NODE, (given, (), {"mask": torch.zeros(1), **kwargs}))
+    return of(layer, Call((given,), {"mask": torch.zeros(1), **kwargs}, True, None), state)
 
 
 def test_layers_that_differ_in_index_and_weights_share_a_trace() -> None:
@@ -53,6 +53,9 @@ def test_layers_that_differ_in_anything_else_do_not() -> None:
         "buffer": signature(turned),
         "rank": signature(Layer(0), torch.zeros(3, 8)),
         "argument": signature(Layer(0), causal=True),
+        "type": signature(Layer(0), torch.zeros(1, 3, 8, dtype=torch.float64)),
+        "state": signature(Layer(0), state=(("conv", (None, 8, 4), None),)),
+        "no state": signature(Layer(0), state=()),
     }
     assert plain not in others.values()
     assert len(set(others.values())) == len(others)

@@ -14,6 +14,8 @@ from msao_compile.manifest.evidence import Spread
 from msao_compile.manifest.schema import Deployment, FileRef
 
 Content = dict[str, Any]
+STATE = ("modules", 0, "graphs", 0, "states", 0)
+ENCODER = {"component": "vision_encoder", "modality": "image", "inputs": ["pixel_values"], "each": True}
 
 
 @pytest.fixture
@@ -62,14 +64,22 @@ def test_what_was_read_cannot_be_changed(content: Content) -> None:
         *((("runtime", "warm_up"), times, "runtime.warm_up") for times in (-1, 1001)),
         *((("models", 0, "decoder", "kv_capacity"), size, "decoder.kv_capacity") for size in (0, -5, 2**70)),
         (("models", 0, "decoder", "hidden_size"), 9, "models.edge.decoder.hidden_size is 9 where the tensors of .* 8"),
-        (("models", 0, "decoder", "num_layers"), 2, "models.edge.decoder.num_layers is 2 where the tensors of .* 1"),
-        (("models", 0, "decoder", "num_key_value_heads"), 3, "decoder.num_key_value_heads is 3 where the .* have 1"),
-        (("models", 0, "decoder", "head_dim"), 5, "models.edge.decoder.head_dim is 5 where the tensors of .* have 4"),
         (("models", 0, "decoder", "vocab_size"), 9, "models.edge.decoder.vocab_size is 9 where the tensors of .* 16"),
-        (("models", 0, "decoder", "position"), "mrope", "models.edge.decoder.position is 'mrope' where .* 'rope'"),
+        ((*STATE, "name"), "past_key_values.9.key", "the state past_key_values.9.key .* not what goes in and out of"),
+        ((*STATE, "shape"), ["batch_size", 2, "past_sequence_length", 4], r"past_key_values.0.key \('batch_size', 2, "),
+        (
+            (*STATE, "dtype"),
+            "float16",
+            "the state past_key_values.0.key .* is not what goes in and out of modules/edge",
+        ),
+        ((*STATE, "output"), "present.7.key", "with present.7.key is not what goes in and out of modules/edge/decoder"),
+        ((*STATE, "update"), "sometimes", "'in_place', 'concat' or 'replace'"),
+        (("models", 0, "encoders"), [ENCODER], "models.edge.encoders names vision_encoder, which is not a component"),
+        (("models", 0, "decoder", "tokens"), "ids", "'input_ids' or 'decoder_input_ids'"),
+        (("models", 0, "decoder"), None, "models.edge has a decoder or facts of one, not both"),
         (("modules", 0, "graphs", 0, "inputs", 0, "shape"), [], "hidden_size is 8 where the tensors of .* have None"),
         (("modules", 0, "component"), "vision_encoder", "models.edge.components.decoder names .* is a vision_encoder"),
-        (("models", 0, "components"), {}, "models.edge.components has no decoder"),
+        (("models", 0, "components"), {}, "models.edge has a decoder or facts of one, not both; build it again"),
         (
             ("models", 0, "components"),
             {"decoder": manifests.MODULE, "vision_encoder": manifests.MODULE},
@@ -129,10 +139,25 @@ def test_the_json_schema_accepts_no_unknown_field() -> None:
     json.dumps(schema)
 
 
-def test_a_vision_encoder_needs_its_placeholder(content: Content) -> None:
-    content["modules"].append({**content["modules"][0], "id": manifests.OTHER, "component": "vision_encoder"})
-    content["models"][0]["components"]["vision_encoder"] = manifests.OTHER
-    Deployment.model_validate(content)
-    del content["models"][0]["image_token_id"]
-    with pytest.raises(ValidationError, match=r"models\.edge\.image_token_id is missing"):
+def test_a_state_that_grows_says_along_which_axis(content: Content) -> None:
+    graph = content["modules"][0]["graphs"][0]
+    graph["inputs"][2]["shape"] = graph["states"][0]["shape"] = ["batch_size", 1, 9, 4]
+    with pytest.raises(ValidationError, match="past_key_values.0.key of .* is in_place, but has no past_sequence_len"):
         Deployment.model_validate(content)
+    graph["states"][0]["update"] = "replace"  # one of a fixed size is another after each token, and cannot go back
+    states = Deployment.model_validate(content).modules[0].graphs[0].states
+    assert [state.rollback for state in states] == [False, True]
+
+
+def test_a_model_without_a_decoder_is_one(content: Content) -> None:
+    content["modules"][0]["component"] = "text_encoder"
+    content["models"][0] |= {"components": {"text_encoder": manifests.MODULE}, "decoder": None}
+    assert Deployment.model_validate(content).models[0].decoder is None
+
+
+def test_placeholders_are_those_of_the_encoders_that_have_one(content: Content) -> None:
+    content["models"][0]["components"]["vision_encoder"] = manifests.OTHER
+    content["modules"].append({**content["modules"][0], "id": manifests.OTHER, "component": "vision_encoder"})
+    heard = {**ENCODER, "modality": "audio"}
+    content["models"][0]["encoders"] = [{**ENCODER, "placeholder": 4}, heard]
+    assert Deployment.model_validate(content).models[0].placeholders == {"image": 4}

@@ -63,7 +63,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(runtime: Runtime, mo
     prompt = Request(np.arange(20, 30, dtype=np.int64), {})
 
     def greedy(ignore_eos: bool = False) -> list[int]:
-        logits, talk = session.prefill(prompt, None, Clock())
+        logits, talk = session.prefill(prompt, {}, Clock())
         return list(tokens(session, logits[-1], talk, SamplingParameters(ignore_eos=ignore_eos), 12))
 
     whole = greedy()

@@ -35,7 +35,7 @@ def test_a_deployment_answers_without_compile_libraries(deployment: Path, pictur
 
 
 def test_the_poison_works() -> None:
-    done = python(POISON + "import msao_compile.families.base")
+    done = python(POISON + "import msao_compile.stages.split")
     assert "ModuleNotFoundError: import of torch halted" in done.stderr
 
 

@@ -78,14 +78,14 @@ FAULTS: dict[str, tuple[Callable[[Path], None], type[DeploymentError], str]] = {
         "schema_version is missing",
     ),
     "no version": (lambda f: edit(f, lambda c: c.pop("schema_version")), DeploymentError, "schema_version is missing"),
-    "odd version": (lambda f: edit(f, lambda c: c.update(schema_version="1.x")), DeploymentError, "not of the form"),
+    "odd version": (lambda f: edit(f, lambda c: c.update(schema_version="2.x")), DeploymentError, "not of the form"),
     "newer major": (
-        lambda folder: edit(folder, lambda content: content.update(schema_version="2.0")),
+        lambda folder: edit(folder, lambda content: content.update(schema_version="3.0")),
         DeploymentError,
-        "schema_version 2.0 where this runtime reads 1.x; install a matching msao-compile",
+        "schema_version 3.0 where this runtime reads 2.x; install a matching msao-compile",
     ),
     "a version in other digits": (
-        lambda f: edit(f, lambda c: c.update(schema_version="1.²")),
+        lambda f: edit(f, lambda c: c.update(schema_version="2.²")),
         DeploymentError,
         "not of the form",
     ),
@@ -159,14 +159,14 @@ def test_a_newer_minor_is_read_with_a_warning_and_without_what_is_new(
 ) -> None:
     known = read_manifest(small)
     edit(small, add_unknown_fields)
-    edit(small, lambda content: content.update(schema_version="1.7"))
+    edit(small, lambda content: content.update(schema_version="2.7"))
     with caplog.at_level(logging.WARNING):
-        assert read_manifest(small) == known.model_copy(update={"schema_version": "1.7"})
-    assert "schema_version 1.7 is newer than 1.0; fields that are unknown here are left out" in caplog.text
+        assert read_manifest(small) == known.model_copy(update={"schema_version": "2.7"})
+    assert "schema_version 2.7 is newer than 2.0; fields that are unknown here are left out" in caplog.text
 
 
 def test_a_newer_minor_must_still_be_right_in_what_is_known(small: Path) -> None:
-    edit(small, lambda content: content.update(schema_version="1.7", routes="none"))
+    edit(small, lambda content: content.update(schema_version="2.7", routes="none"))
     with pytest.raises(DeploymentError, match="routes: Input should be a valid tuple"):
         read_manifest(small)
 

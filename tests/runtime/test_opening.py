@@ -65,22 +65,39 @@ def test_a_damaged_preprocessor_is_named(copy: Path, picture: Path, content: str
         load(copy, verify=False).generate("what?", image=picture)
 
 
-def test_a_family_that_the_runtime_does_not_know_is_named(copy: Path) -> None:
-    edit(copy, lambda content: content["models"][0].update(family="nova"))
-    with pytest.raises(DeploymentError, match=r"models\.edge\.family: 'nova' is not one this runtime knows \(idefics3"):
+def test_positions_that_the_runtime_does_not_know_are_named(copy: Path) -> None:
+    edit(copy, lambda content: content["models"][0]["decoder"].update(position="nova"))
+    with pytest.raises(
+        DeploymentError, match=r"models\.edge\.decoder\.position: 'nova' is not one this runtime knows \(rope, ernie4"
+    ):
+        load(copy).session("edge")
+
+
+def test_a_host_function_that_the_runtime_does_not_know_is_named(copy: Path) -> None:
+    call = {"function": "vision_nova", "settings": {}, "inputs": {}, "outputs": []}
+    edit(copy, lambda content: content["models"][0]["encoders"][0].update(host=[call]))
+    with pytest.raises(DeploymentError, match="vision_encoder needs the function 'vision_nova', which this runtime"):
         load(copy).session("edge")
 
 
 def test_a_model_without_an_encoder_refuses_pictures(copy: Path, picture: Path) -> None:
-    edit(copy, lambda content: content["models"][0]["components"].pop("vision_encoder"))
-    with pytest.raises(InputError, match="model 'edge' has no vision encoder: ask without a picture"):
+    def without(content: dict) -> None:
+        content["models"][0]["encoders"] = []
+        content["models"][0]["components"].pop("vision_encoder")
+
+    edit(copy, without)
+    with pytest.raises(InputError, match="model 'edge' has no encoder for pixel_values: ask without it"):
         load(copy).generate("what?", image=picture)
 
 
-@pytest.mark.parametrize("facts", [{}, {"patch_size": 12}, {"patch_size": 0, "patches_per_side": 6}])
-def test_facts_that_the_family_needs_are_named(copy: Path, facts: dict) -> None:
-    edit(copy, lambda content: content["models"][0].update(family_facts=facts))
-    with pytest.raises(DeploymentError, match=r"models\.edge\.family_facts\.patch\w+ is \w+ where idefics3 needs"):
+@pytest.mark.parametrize("facts", [{}, {"image_token_id": 4}, {"spatial_merge_size": 0}, {"spatial_merge_size": "2"}])
+def test_facts_that_positions_need_are_named(copy: Path, facts: dict) -> None:
+    known = {"image_token_id": 4, "tokens_per_second": 2, "video_token_id": 5}
+    given = {**known, **facts} if facts else {}
+    edit(copy, lambda content: content["models"][0]["decoder"].update(position="qwen2_5_vl", facts=given))
+    with pytest.raises(
+        DeploymentError, match=r"models\.edge\.decoder\.facts\.\w+ is \w+ where positions of qwen2_5_vl"
+    ):
         load(copy).session("edge")
 
 

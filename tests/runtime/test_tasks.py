@@ -49,7 +49,7 @@ def test_a_route_is_that_of_its_task(two_tasks: Path, route: str, task: str | No
     [
         ("edge", None, "route 'edge' is there for several tasks: give the task, vqa or count"),
         ("edge", "moon", "task 'moon' is not one this deployment has: choose vqa, count"),
-        ("split", "count", "route 'split' is not one this deployment has: choose edge, cloud or auto"),
+        ("split", "count", "route 'split' is not one this deployment has: choose edge, cloud, text or auto"),
     ],
 )
 def test_a_route_without_a_clear_task_is_refused(two_tasks: Path, route: str, task: str | None, said: str) -> None:
@@ -80,8 +80,10 @@ def test_every_route_of_every_task_is_measured_with_its_own_model(
         ("vqa", "edge", "edge"),
         ("vqa", "cloud", "edge"),
         ("vqa", "split", "edge"),
+        ("vqa", "text", "edge"),
         ("count", "edge", "other"),
         ("count", "cloud", "other"),
+        ("count", "text", "other"),
     ]
     assert asked == {row[:2] for row in rows}
     assert found["machine"]["threads"] == "1"  # of the recipe, however many processors there are

@@ -7,20 +7,18 @@ from typing import Any
 import pytest
 
 from msao_compile.manifest.evidence import ParityRow
-from msao_compile.manifest.schema import DecoderFacts, Graph, Model, Module, TensorSpec
+from msao_compile.manifest.schema import DecoderFacts, FileRef, Graph, Model, Module, TensorSpec
 from msao_compile.stages import compose
 from msao_compile.stages.compose import Exported, ModelParts, Object
 
 PARTS = ("vision_encoder", "embed_tokens", "decoder")
-FACTS = DecoderFacts(
-    hidden_size=8, vocab_size=16, num_layers=1, num_key_value_heads=1, head_dim=4, kv_capacity=32, position="rope"
-)
+FACTS = DecoderFacts(hidden_size=8, vocab_size=16, kv_capacity=32, tokens="input_ids", position="rope", facts={})
 
 
 def model(name: str, role: str, parts: tuple[str, ...] = PARTS) -> Model:
     return Model(
         name=name, role=role, family="llava", components=dict.fromkeys(parts, "a" * 64), decoder=FACTS,
-        image_token_id=4, family_facts={}, tokenizer="tokenizer/x", preprocessor="preprocessor/x", files=(),
+        encoders=(), tokenizer="tokenizer/x", preprocessor="preprocessor/x", files=(),
     )  # fmt: skip
 
 
@@ -38,6 +36,7 @@ def test_the_draft_answers_at_the_edge_and_the_target_in_the_cloud() -> None:
         ("edge", "small", dict.fromkeys(PARTS, "edge"), ()),
         ("cloud", "big", hosts(), ("edge",)),
         ("split", "big", hosts(vision_encoder="edge"), ("cloud", "edge")),
+        ("text", "small", {"embed_tokens": "edge", "decoder": "edge"}, ()),
     ]
 
 
@@ -50,12 +49,22 @@ def test_the_order_in_the_task_does_not_matter() -> None:
 @pytest.mark.parametrize("role", ["draft", "target"])
 def test_one_model_answers_on_every_route(role: str) -> None:
     assert [(name, used) for name, used, _, _ in routes(model("only", role))] == [
-        ("edge", "only"), ("cloud", "only"), ("split", "only"),
+        ("edge", "only"), ("cloud", "only"), ("split", "only"), ("text", "only"),
     ]  # fmt: skip
 
 
 def test_without_a_vision_encoder_there_is_nothing_to_split_after() -> None:
     assert [name for name, *_ in routes(model("text", "target", ("embed_tokens", "decoder")))] == ["edge", "cloud"]
+
+
+def test_what_only_reads_what_it_hears_has_no_answer_to_text_alone() -> None:
+    heard = model("ears", "target", ("audio_encoder", "encoder", "embed_tokens", "decoder"))
+    assert [name for name, *_ in routes(heard)] == ["edge", "cloud", "split"]
+
+
+def test_a_model_that_decodes_nothing_is_not_split() -> None:
+    twin = model("twin", "target", ("vision_encoder", "text_encoder")).model_copy(update={"decoder": None})
+    assert [name for name, *_ in routes(twin)] == ["edge", "cloud"]
 
 
 def component(name: str, module: str, borrowed: str | None = None) -> dict[str, Any]:
@@ -74,7 +83,7 @@ def parts(name: str, *components: dict[str, Any]) -> ModelParts:
 
 
 def exported(*modules: tuple[str, int]) -> dict[str, Exported]:
-    facts = {"opset": 20, "inputs": [], "outputs": []}
+    facts = {"opset": 20, "inputs": [], "outputs": [], "states": []}
     return {
         letter * 64: Exported(Object(letter * 64, size), {"portable": (Object("0" * 64, 9), facts)})
         for letter, size in modules
@@ -97,6 +106,16 @@ def test_a_borrowed_weight_makes_the_lender_s_data_file_a_file_of_the_borrower()
     assert [reference.path for reference in found[1].graphs[0].data] == ["modules/one/embed_tokens.onnx.data"]
 
 
+def spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def module(name: str, letter: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Module:
+    file = FileRef(path="x", sha256="0" * 64, size_bytes=1)
+    graph = Graph(dialect="fused", opset=23, file=file, data=(), inputs=inputs, outputs=outputs)
+    return Module(id=letter * 64, component=name, params=1, weight_bytes=4, graphs=(graph,))
+
+
 def row(subject: str, word: str, max_abs: float) -> ParityRow:
     return ParityRow(model="one", subject=subject, dialect="fused", backend="ort", precision="fp32", verdict=word,
                      max_abs=max_abs, min_cosine=1.0, argmax_agreement=1.0, compared=5, bound="")  # fmt: skip
@@ -104,22 +123,34 @@ def row(subject: str, word: str, max_abs: float) -> ParityRow:
 
 @pytest.mark.parametrize("word", ["FAIL", "AMBIGUOUS"])
 def test_a_cut_is_offered_only_where_every_dialect_proved_it(word: str) -> None:
-    features = TensorSpec(name="image_features", dtype="float32", shape=("num_images", 9, 8))
-    file = {"path": "x", "sha256": "0" * 64, "size_bytes": 1}
-    graph = Graph.model_validate({"dialect": "fused", "opset": 23, "file": file, "data": [], "inputs": [],
-                                  "outputs": [features]})  # fmt: skip
-    vision = Module(id="a" * 64, component="vision_encoder", params=1, weight_bytes=4, graphs=(graph,))
+    features = spec("image_features", "float32", "9*tiles", 8)
+    vision = module("vision_encoder", "a", (), (features,))
+    embed = module("embed_tokens", "b", (spec("input_ids", "int64", "batch_size", "sequence_length"), features), ())
     cuts = [row("split after vision_encoder", "PASS", 1e-6), row("split after vision_encoder", "PASS", 3e-6),
             row("split after embed_tokens", "PASS", 0.0), row("split after embed_tokens", word, 9.0)]  # fmt: skip
-    [point] = compose.partition_points([model("one", "draft")], [vision], cuts)
+    entry = model("one", "draft").model_copy(
+        update={"components": {"vision_encoder": vision.id, "embed_tokens": embed.id}}
+    )
+    [point] = compose.partition_points([entry], [vision, embed], cuts)
     assert (point.after, point.proof.max_abs, point.proof.compared) == ("vision_encoder", 3e-6, 10)
-    assert [spec.name for spec in point.tensors] == ["input_ids", "image_features"]
-    assert point.bytes_per_request == {"one picture, 32 text tokens": 9 * 8 * 4 + (9 + 32) * 8}
+    assert {spec.name for spec in point.tensors} == {"input_ids", "image_features"}
+    assert point.bytes_per_request == {"per token of text and picture": 8 * 4 + 8}
+
+
+def test_after_the_embedding_positions_and_what_encoders_gave_the_decoder_cross_with_it() -> None:
+    crossed = spec("cross_key_values", "float32", 1, 2, "frames", 4)
+    embeds = spec("inputs_embeds", "float32", "batch_size", "sequence_length", 8)
+    positions = spec("position_ids", "int64", "batch_size", "sequence_length")
+    taken = (embeds, crossed, positions, spec("attention_mask", "int64", 1, "n"))
+    ends = {"audio_encoder": ((), (crossed,)), "embed_tokens": ((), (embeds,)), "decoder": (taken, ())}
+    modules = [module(name, letter, *ends[name]) for name, letter in zip(ends, "abc", strict=True)]
+    entry = model("one", "draft").model_copy(update={"components": {one.component: one.id for one in modules}})
+    [point] = compose.partition_points([entry], modules, [row("split after embed_tokens", "PASS", 0.0)])
+    assert {spec.name for spec in point.tensors} == {"inputs_embeds", "cross_key_values", "position_ids"}
 
 
 def test_the_processor_s_file_goes_where_pictures_and_where_the_chat_template_are_read() -> None:
-    decoder = FACTS.model_dump(exclude={"kv_capacity"})
-    split = {"family": "llava", "decoder": decoder, "components": [], "host": {}}
+    split = {"family": "llava", "tokens": None, "encoders": [], "components": []}
     names = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
     files = compose.model(ModelParts("x", "draft", split, 32, {name: Object("0" * 64, 9) for name in names})).files
     assert [file.path for file in files] == [

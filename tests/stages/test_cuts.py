@@ -5,42 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
+import numpy as np
 import pytest
-import torch
 
 from msao_compile.errors import CapacityExceeded, MsaoError
 from msao_compile.runtime import load
-from msao_compile.runtime.compare import Distance
-from msao_compile.stages.parity import _Judge, _Original
+from msao_compile.runtime.session import ModelSession
+from msao_compile.stages.parity import Asked, _stepped, cuts
+
+TEACHER = np.array([40, 50], np.int64)
 
 
 @pytest.fixture
-def judge(built: Callable[[str], Path], checkpoint: Callable[..., Path]) -> _Judge:
-    return _Judge(_Original(checkpoint("qwen2_5_vl")), load(built("qwen2_5_vl")).session("edge"), 2)
+def session(built: Callable[[str], Path]) -> ModelSession:
+    return load(built("qwen2_5_vl")).session("edge")
 
 
-def cuts(judge: _Judge) -> dict[str, Distance]:
-    with torch.inference_mode():
-        return {subject: found for subject, found in judge.subjects() if subject.startswith("split")}
+def asked(steps: np.ndarray = TEACHER) -> Asked:
+    inputs = checkpoints.example("qwen2_5_vl")
+    return Asked(("image",), inputs, {}, {}, steps, np.zeros((0, 0), np.float32))
 
 
-def test_a_cut_gives_the_same_bits_as_the_whole(judge: _Judge) -> None:
-    assert {subject: found.max_abs for subject, found in cuts(judge).items()} == {
-        "split after vision_encoder": 0.0,
-        "split after embed_tokens": 0.0,
+def test_a_model_is_cut_after_its_encoders_and_after_its_embedding(session: ModelSession) -> None:
+    assert cuts(session) == {
+        "video_encoder": frozenset({"vision_encoder", "video_encoder"}),
+        "embed_tokens": frozenset({"vision_encoder", "video_encoder", "embed_tokens"}),
     }
 
 
-def test_a_grid_that_stays_behind_is_seen(judge: _Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msao_compile.runtime.routes.CONTEXT_INPUTS", ())
+@pytest.mark.parametrize("cut", ["video_encoder", "embed_tokens"])
+def test_a_cut_gives_the_same_bits_as_the_whole(session: ModelSession, cut: str) -> None:
+    whole = _stepped(session, asked())
+    assert whole.shape == (3, checkpoints.VOCABULARY)
+    assert np.array_equal(_stepped(session, asked(), cuts(session)[cut]), whole)
+
+
+def test_a_grid_that_stays_behind_is_seen(session: ModelSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msao_compile.runtime.routes.ROPE_INPUTS", ())
     with pytest.raises(MsaoError, match="was not given"):
-        cuts(judge)
+        _stepped(session, asked(), cuts(session)["video_encoder"])
 
 
-def test_more_steps_than_the_cache_holds_are_refused_by_their_own_name(
-    built: Callable[[str], Path], checkpoint: Callable[..., Path]
-) -> None:
-    session = load(built("qwen2_5_vl")).session("edge")
-    steps = session.model.decoder.kv_capacity - 8
+def test_more_steps_than_the_cache_holds_are_refused_by_their_own_name(session: ModelSession) -> None:
+    steps = session.facts.kv_capacity - 8
     with pytest.raises(CapacityExceeded, match=f"and {steps} steps where edge has.*lower parity.steps"):
-        _Judge(_Original(checkpoint("qwen2_5_vl")), session, steps)
+        _stepped(session, asked(np.full(steps, 9)))

@@ -21,19 +21,9 @@ from msao_compile.stages.parity import check_deployment
 
 Built = Callable[[str], Path]
 FAMILIES = ("idefics3", "llava", "qwen2_5_vl")
-SUBJECTS = {
-    "vision_encoder",
-    "embed_tokens",
-    "decoder",
-    "whole",
-    "split after vision_encoder",
-    "split after embed_tokens",
-}
-DYNAMIC = {
-    "idefics3": {"pixel_values": "num_images", "position_ids": "num_images"},
-    "llava": {"pixel_values": "num_images"},
-    "qwen2_5_vl": {"pixel_values": "num_patches", "window_index": "num_image_tokens", "window_segments": "num_patches"},
-}
+ENCODERS = {"idefics3": ("vision_encoder",), "llava": ("vision_encoder",),
+            "qwen2_5_vl": ("vision_encoder", "video_encoder")}  # fmt: skip
+LAYERS = 2
 ALIGNMENT = 64
 
 
@@ -65,20 +55,22 @@ def graphs(folder: Path, manifest: Deployment) -> dict[tuple[str, str], ir.Model
     }
 
 
-def test_every_subject_passes_parity_in_both_dialects(folder: Path, manifest: Deployment) -> None:
+def test_every_subject_passes_parity_in_both_dialects(family: str, folder: Path, manifest: Deployment) -> None:
     verify(folder, manifest)
     rows = ParityEvidence.model_validate_json((folder / "evidence/parity.json").read_bytes()).rows
+    last = ENCODERS[family][-1]
+    subjects = {*ENCODERS[family], "whole", "steps", "text", f"split after {last}", "split after embed_tokens"}
     assert {(row.subject, row.dialect) for row in rows} == {
-        (subject, dialect) for subject in SUBJECTS for dialect in ("fused", "portable")
+        (subject, dialect) for subject in subjects for dialect in ("fused", "portable")
     }
     assert [row for row in rows if row.verdict != "PASS" or row.compared == 0] == []
     assert max(row.max_abs for row in rows) < 1e-4
-    assert [point.after for point in manifest.partition_points] == ["vision_encoder", "embed_tokens"]
+    assert [point.after for point in manifest.partition_points] == [last, "embed_tokens"]
 
 
-def test_opsets_are_the_dialects_own_and_no_graph_branches(folder: Path, manifest: Deployment) -> None:
+def test_opsets_are_the_dialects_own_and_no_graph_branches(family: str, folder: Path, manifest: Deployment) -> None:
     found = graphs(folder, manifest)
-    assert len(found) == 6
+    assert len(found) == 2 * len((*ENCODERS[family], "embed_tokens", "decoder"))
     for (_, dialect), model in found.items():
         assert model.opset_imports[""] == {"portable": 20, "fused": 23}[dialect]
         operators = {node.op_type for node in model.graph}
@@ -89,25 +81,47 @@ def test_opsets_are_the_dialects_own_and_no_graph_branches(folder: Path, manifes
 
 def test_fused_decoders_hold_one_attention_node_a_layer(folder: Path, manifest: Deployment) -> None:
     operators = [node.op_type for node in graphs(folder, manifest)["decoder", "fused"].graph]
-    layers = manifest.models[0].decoder.num_layers
-    assert (operators.count("GroupQueryAttention"), operators.count("Softmax")) == (layers, 0)
+    assert (operators.count("GroupQueryAttention"), operators.count("Softmax")) == (LAYERS, 0)
 
 
-def test_dynamic_dimensions_carry_their_names(family: str, folder: Path, manifest: Deployment) -> None:
+def test_dynamic_dimensions_carry_their_names(folder: Path, manifest: Deployment) -> None:
     for (component, dialect), model in graphs(folder, manifest).items():
-        first = {value.name: str(value.shape[0]) for value in model.graph.inputs}
-        if component == "vision_encoder":
-            assert first.items() >= DYNAMIC[family].items()
-        elif component == "embed_tokens":
-            assert first == {"input_ids": "batch_size"}
-        else:
-            shapes = {value.name: [str(size) for size in value.shape] for value in model.graph.inputs}
-            assert shapes["inputs_embeds"] == ["batch_size", "sequence_length", "32"]
-            assert shapes["past_key_values.1.value"] == ["batch_size", "2", "past_sequence_length", "8"]
+        taken = {value.name: [str(size) for size in value.shape] for value in model.graph.inputs}
+        given = {value.name: [str(size) for size in value.shape] for value in model.graph.outputs}
+        if component == "embed_tokens":
+            assert taken["input_ids"] == ["batch_size", "sequence_length"]
+            assert given["inputs_embeds"] == ["batch_size", "sequence_length", "32"]
+        elif component == "decoder":
+            assert taken["inputs_embeds"] == ["batch_size", "sequence_length", "32"]
+            assert taken["attention_mask"] == ["batch_size", "total_sequence_length"]
+            assert taken["past_key_values.1.value"] == ["batch_size", "2", "past_sequence_length", "8"]
             present = "total_sequence_length" if dialect == "portable" else "past_sequence_length"
-            outputs = {value.name: [str(size) for size in value.shape] for value in model.graph.outputs}
-            assert outputs["present.0.key"] == ["batch_size", "2", present, "8"]
-            assert outputs["logits"] == ["batch_size", "num_logits", str(checkpoints.VOCABULARY)]
+            assert given["present.0.key"] == ["batch_size", "2", present, "8"]
+            assert given["logits"] == ["batch_size", "num_logits", str(checkpoints.VOCABULARY)]
+            assert taken["logits_positions"] == ["num_logits"]
+
+
+def test_the_manifest_says_of_each_graph_what_its_file_says(folder: Path, manifest: Deployment) -> None:
+    for module in manifest.modules:
+        for graph in module.graphs:
+            ends = ir.load(folder / graph.file.path).graph
+            for told, values in ((graph.inputs, ends.inputs), (graph.outputs, ends.outputs)):
+                assert [spec.name for spec in told] == [value.name for value in values]
+                assert [len(spec.shape) for spec in told] == [len(value.shape) for value in values]
+                named = [(spec.name, value) for spec, value in zip(told, values) if "axis" not in str(spec.shape)]
+                assert {name: tuple(map(str, value.shape)) for name, value in named} == {
+                    spec.name: tuple(map(str, spec.shape)) for spec in told if "axis" not in str(spec.shape)
+                }
+
+
+def test_states_are_written_in_place_where_the_dialect_can(manifest: Deployment) -> None:
+    decoder = next(module for module in manifest.modules if module.component == "decoder")
+    for graph in decoder.graphs:
+        updates = [state.update for state in graph.states]
+        assert updates == [{"fused": "in_place", "portable": "concat"}[graph.dialect]] * 2 * LAYERS
+        assert [state.output for state in graph.states] == [
+            spec.name for spec in graph.outputs if spec.name.startswith("present.")
+        ]
 
 
 def test_every_weight_is_written_once(

@@ -64,7 +64,7 @@ def lengths(sight: Sight, variant: int) -> Iterator[tuple[int, int, int]]:
             yield fixed, valid, 2
         yield fixed, valid, 1
         return
-    for base in (4 * window, 64, 40, 200, 480, 3000):
+    for base in (4 * window, 62, 64, 40, 200, 480, 3000):
         if base:
             frames = (base, base * 3 // 2, base)[variant]
             yield frames, frames, 1

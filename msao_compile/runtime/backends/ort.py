@@ -18,7 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from msao_compile.errors import CapacityExceeded, DeploymentError, StageError
-from msao_compile.manifest.schema import StateSpec
+from msao_compile.manifest.schema import GROWS, StateSpec
 from msao_compile.runtime.backends.base import Arrays, EngineFile, KVCache
 
 # Bindings raise a plain RuntimeError for some faults, such as wrong shapes.
@@ -26,9 +26,8 @@ _FAULTS = (Fail, InvalidArgument, InvalidProtobuf, NoSuchFile, RuntimeException,
 _POOL: list[int | None] = []  # ONNX Runtime makes the shared pool once in the life of a process
 _POOL_LOCK = threading.Lock()
 logger = logging.getLogger(__name__)
-_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(int64)": "int64",
-          "tensor(int32)": "int32", "tensor(bool)": "bool"}  # fmt: skip
-GROWS = "past_sequence_length"
+_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
+          "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool"}  # fmt: skip
 _QUIET = 3  # ONNX Runtime's log level for errors only
 
 

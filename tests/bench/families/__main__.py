@@ -124,8 +124,8 @@ def _prepared(chosen: argparse.Namespace, names: list[str], there: list[str]) ->
 
 
 def _about(chosen: argparse.Namespace, in_folder: int, limits: Limits, tools: dict[str, str]) -> dict[str, Any]:
-    # The folder's place belongs to this machine; its name and the options are what to type elsewhere.
-    words = [chosen.folder.resolve().name if word == str(chosen.folder) else word for word in sys.argv[1:]]
+    # Where folders lie belongs to this machine; their names and the options are what to type elsewhere.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return {
         "command": shlex.join(["python", "-m", "tests.bench.families", *words]),
         "commit": commit(),

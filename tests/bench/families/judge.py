@@ -77,6 +77,7 @@ class Family:
     """By name of the reference, the verdict in each dialect."""
     error: Problem | None
     build_s: float | None = None
+    build_cpu_s: float | None = None
     build_peak_rss_bytes: int | None = None
     seconds: float = 0.0
     watched_peak_rss_bytes: int = 0

@@ -36,6 +36,8 @@ class Ended:
     stdout: str
     stderr: str
     seconds: float
+    cpu_seconds: float
+    """Of the command and of all that it waited for; what other work on the machine takes is not in it."""
     peak_rss_bytes: int
     stopped: str = ""
 
@@ -76,11 +78,11 @@ def run(
         try:
             stopped, peak = _watched(process.pid, limits, start - spent_s, stop)
         finally:
-            _end(process)
+            cpu_seconds = _end(process)
         seconds = time.perf_counter() - start
         out.seek(0)
         err.seek(0)
-        return Ended(process.returncode, out.read(), err.read(), seconds, peak, stopped)
+        return Ended(process.returncode, out.read(), err.read(), seconds, cpu_seconds, peak, stopped)
 
 
 def size_of(text: str) -> int:
@@ -127,8 +129,8 @@ def _exited(process: int) -> bool:
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Kill what is left of the session, by the ids of its process groups, then reap its leader."""
+def _end(process: subprocess.Popen[bytes]) -> float:
+    """Kill what is left of the session, by the ids of its process groups, then reap its leader; its CPU seconds."""
     deadline = time.perf_counter() + ENDING_SECONDS
     while time.perf_counter() < deadline:
         left = {member.group for member in members(process.pid) if member.alive}
@@ -140,4 +142,6 @@ def _end(process: subprocess.Popen[str]) -> None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
         time.sleep(POLL_SECONDS / 10)
-    process.wait()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime

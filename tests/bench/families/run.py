@@ -58,7 +58,8 @@ class Visit:
         self.started = time.perf_counter()
         self.peak_bytes = 0
         self.stopped = False
-        self.build_s: float | None = None
+        self.build: Ended | None = None
+        self.loaded: dict[str, None] = {}
         self.build_peak_bytes: int | None = None
 
     def judge_all(self) -> None:
@@ -82,10 +83,7 @@ class Visit:
         label = "-".join(dialects)
         recipe = for_dialects((self.folder / RECIPE).read_text(encoding="utf-8"), dialects, self.settings.threads)
         (self.folder / f"{label}.toml").write_text(recipe, encoding="utf-8")
-        start = time.perf_counter()
         answer = self.command("build", f"{label}.toml", "--store", "store", "--out", f"out-{label}", dialects=dialects)
-        if self.build_s is None:
-            self.build_s = time.perf_counter() - start
         if "deployment" not in answer:
             return False
         deployment = str(answer["deployment"])
@@ -108,6 +106,7 @@ class Visit:
         self.peak_bytes = max(self.peak_bytes, ended.peak_rss_bytes)
         answer = talk.answer(ended.stdout)
         if name == "build":
+            self.build = self.build or ended
             self.take_progress(ended, dialects)
         if ended.stopped or ended.code:
             self.take_failure(where or name, ended, answer, dialects)
@@ -118,8 +117,9 @@ class Visit:
         for stage, part, dialect in talk.finished(ended.stderr):
             if stage == "split":
                 self.found.split = True
-            if stage == "load" and part not in self.found.components:
-                self.found.components.append(part)
+            if stage == "load":  # what the split found, where `init` only proposed
+                self.loaded[part] = None
+                self.found.components = list(self.loaded)
             if stage == "export":
                 self.found.exported |= {(one, part) for one in dialects if dialect in ("", one)}
 
@@ -163,7 +163,9 @@ class Visit:
     def row(self) -> Family:
         """The row, with what it took."""
         row = judge(self.checkpoint.name, self.found)
-        row.build_s, row.build_peak_rss_bytes = self.build_s, self.build_peak_bytes
+        row.build_peak_rss_bytes = self.build_peak_bytes
+        if self.build is not None:
+            row.build_s, row.build_cpu_s = self.build.seconds, self.build.cpu_seconds
         row.seconds, row.watched_peak_rss_bytes = time.perf_counter() - self.started, self.peak_bytes
         row.stopped, row.limits = self.stopped, limits_as_json(self.settings.limits)
         return row

@@ -25,6 +25,7 @@ HEADERS = (
     "modules",
     "cases",
     "build, s",
+    "of them CPU",
     "peak, MB",
 )
 LEGEND = f"""\
@@ -37,8 +38,9 @@ reference.
 - text-only: a request without media equals the original; {NOTHING} where none is compared.
 - generate: the greedy tokens equal those of every reference that recorded some; {NOTHING} where none did.
 - partition points: after which component the model may be cut, proven equal to the whole.
-- cases: references whose every output equals ours. build, peak: seconds of the build from nothing, its largest stage's
-  memory.
+- cases: references whose every output equals ours.
+- build: wall seconds of the first build from nothing, beside other families and whatever else the machine did, and the
+  processor seconds it took itself. peak: the memory of its largest stage.
 - A family passes when split, export, parity, generate and every case hold in at least the fused dialect. Where the
   dialects differ, a column says both."""
 
@@ -49,13 +51,13 @@ def markdown(sheet: Sheet) -> str:
     parts = [
         "# Families\n",
         f"{header(sheet.about, rows)}\n",
-        f"**{summary(rows)}**\n",
+        f"**{summary(rows)}**\n{circumstances(sheet)}\n",
         table(HEADERS, [cells(row) for row in rows]),
         "## What fails\n",
         failures(rows),
         "## How to read it\n",
         f"{LEGEND}\n",
-        "## Machine and versions\n",
+        "## Machine\n",
         table(("", ""), [(name.replace("_", " "), str(value)) for name, value in facts(sheet)]),
     ]
     return "\n".join(parts)
@@ -74,7 +76,8 @@ def summary(rows: Sequence[Family]) -> str:
     """How many pass, and what they took."""
     passing = sum(row.passes for row in rows)
     both = sum(row.dialects == list(DIALECTS) for row in rows)
-    builds = [row.build_s for row in rows if row.build_s is not None]
+    # One that failed or was stopped says nothing of how long a build takes.
+    builds = [row.build_s for row in rows if row.build_s is not None and row.build_peak_rss_bytes is not None]
     found = f"{passing} of {len(rows)} families pass, {both} in both dialects."
     if not builds:
         return found
@@ -85,6 +88,14 @@ def summary(rows: Sequence[Family]) -> str:
     )
 
 
+def circumstances(sheet: Sheet) -> str:
+    """One sentence: how long it took, where and with what."""
+    about = sheet.about
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    place = f"{about['machine']['cpu']}, {about['machine']['cores']} cores"
+    return f"{sheet.wall_s / 60:.1f} minutes for all of them, {about['jobs']} at a time, on {place}, with {versions}."
+
+
 def facts(sheet: Sheet) -> list[tuple[str, Any]]:
     """What a reader needs to judge the seconds."""
     about = sheet.about
@@ -93,7 +104,7 @@ def facts(sheet: Sheet) -> list[tuple[str, Any]]:
         "families at a time": about["jobs"],
         "limits of one family": f"{about['limits']['seconds']:.0f} s, {about['limits']['bytes'] / 1e9:.3g} GB",
     }
-    return [*own.items(), *about["machine"].items(), *about["versions"].items()]
+    return [*own.items(), *about["machine"].items()]
 
 
 def failures(rows: Sequence[Family]) -> str:
@@ -136,6 +147,7 @@ def cells(row: Family) -> tuple[str, ...]:
         ", ".join(row.modules) or NOTHING,
         both({dialect: cases(row, dialect) for dialect in DIALECTS}),
         NOTHING if row.build_s is None else f"{row.build_s:.0f}",
+        NOTHING if row.build_cpu_s is None else f"{row.build_cpu_s:.0f}",
         NOTHING if peak is None else f"{peak / 1e6:.0f}",
     )
 
@@ -150,7 +162,7 @@ def parity(row: Family) -> str:
 def _one_parity(row: Family, dialect: str) -> str:
     verdict = row.parity[dialect]
     if verdict is None:
-        return NOTHING
+        return "no"
     found = deviation(row.max_abs[dialect])
     return found if verdict == PASS else f"{verdict} {found}"
 

@@ -1,0 +1,81 @@
+"""Run a large model on examples without computing its layers: shapes are all that is asked of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+LARGE = 300_000_000
+"""Parameters above which computing examples would take longer than all the rest."""
+FAULTS = (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, AttributeError)
+
+
+@contextlib.contextmanager
+def light(model: nn.Module) -> Iterator[None]:
+    """Inside this block every layer of a repeated stack of a large model answers with zeros of the right shapes.
+
+    A layer runs on the meta device, where nothing is computed; one that reads its data runs as it is.
+    """
+    large = sum(value.numel() for value in model.parameters()) >= LARGE
+    layers = [
+        layer
+        for part in model.modules()
+        if large and isinstance(part, nn.ModuleList) and len(part) > 1
+        for layer in part
+    ]
+    for layer in layers:
+        vars(layer)["forward"] = _Light(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+class _Light:
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.forward = layer, layer.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if torch.compiler.is_exporting() or any(leaf.is_meta for leaf in tensors):
+            return self.forward(*args, **kwargs)
+        try:
+            with _on_meta(self.layer):
+                given, named = pytree.tree_map_only(torch.Tensor, _bare, (args, kwargs))
+                output = self.forward(*given, **named)
+        except FAULTS:  # it looks at its data, or reaches for tensors that are elsewhere
+            return self.forward(*args, **kwargs)
+        return pytree.tree_map_only(torch.Tensor, _zeros, output)
+
+
+def _bare(tensor: torch.Tensor) -> torch.Tensor:
+    bare = tensor.to("meta")
+    vars(bare).update(vars(tensor))  # what is written on a tensor, such as a mask's kind, goes with it
+    return bare
+
+
+def _zeros(like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(like.shape, dtype=like.dtype) if like.is_meta else like
+
+
+@contextlib.contextmanager
+def _on_meta(layer: nn.Module) -> Iterator[None]:
+    """The layer's parameters and buffers without their data."""
+    held: list[tuple[dict[str, Any], str, Any]] = []
+    for part in layer.modules():
+        for table in (part._parameters, part._buffers):
+            held += [(table, name, value) for name, value in table.items() if value is not None]
+    for table, name, value in held:
+        meta = value.to("meta")
+        table[name] = nn.Parameter(meta, requires_grad=False) if isinstance(value, nn.Parameter) else meta
+    try:
+        yield
+    finally:
+        for table, name, value in held:
+            table[name] = value

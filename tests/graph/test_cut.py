@@ -1,0 +1,88 @@
+"""A graph of a whole is cut where dependencies change, and its parts in a row compute the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxruntime as ort
+import pytest
+
+from msao_compile.errors import StageError
+from msao_compile.graph.cut import cut
+
+WHOLE = """<ir_version: 10, opset_import: ["" : 20]>
+whole (float[patches, 4] pixel_values, int64[batch, sequence] input_ids, float[batch, sequence, 4] past,
+       float[4, 4] tower, float[8, 4] table)
+   => (float[batch, sequence, 4] logits)
+{
+   features = MatMul (pixel_values, tower)
+   embedded = Gather (table, input_ids)
+   mean = ReduceMean <keepdims = 1> (features)
+   merged = Add (embedded, mean)
+   lengths = Shape (input_ids)
+   steps = Gather <axis = 0> (lengths, one)
+   numbers = Cast <to = 1> (steps)
+   grown = Add (merged, past)
+   logits = Mul (grown, numbers)
+}"""
+NEEDS = {"pixel_values": "image", "input_ids": "ids", "past": "step"}
+
+
+def _whole() -> ir.Model:
+    text = WHOLE.replace("   lengths =", "   one = Constant <value = int64[1] {1}> ()\n   lengths =")
+    model = ir.from_onnx_text(text)
+    chance = np.random.default_rng(0)
+    for name, shape in (("tower", (4, 4)), ("table", (8, 4))):
+        value = next(value for value in model.graph.inputs if value.name == name)
+        model.graph.inputs.remove(value)
+        model.graph.initializers[name] = value
+        value.const_value = ir.tensor(chance.standard_normal(shape).astype(np.float32), name=name)
+    common.ShapeInferencePass()(model)
+    return model
+
+
+def _run(model: ir.Model, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = {value.name: values[value.name] for value in session.get_inputs()}
+    return dict(zip([value.name for value in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def test_the_parts_in_a_row_are_the_whole() -> None:
+    chance = np.random.default_rng(1)
+    values = {
+        "pixel_values": chance.standard_normal((6, 4)).astype(np.float32),
+        "input_ids": chance.integers(0, 8, (2, 3)),
+        "past": chance.standard_normal((2, 3, 4)).astype(np.float32),
+    }
+    whole = _whole()
+    wanted = _run(whole, values)["logits"]
+    parts = cut(whole, NEEDS)
+    assert list(parts) == ["vision_encoder", "embed_tokens", "decoder"]
+    for part in parts.values():
+        values |= _run(part, values)
+    np.testing.assert_allclose(values["logits"], wanted, rtol=1e-6)
+
+
+def test_a_module_takes_what_crosses_and_nothing_else() -> None:
+    parts = cut(_whole(), NEEDS)
+    assert [value.name for value in parts["vision_encoder"].graph.inputs] == ["pixel_values"]
+    assert {value.name for value in parts["embed_tokens"].graph.inputs} == {"input_ids", "mean"}
+    assert {value.name for value in parts["decoder"].graph.inputs} == {"merged", "past"}
+    assert set(parts["vision_encoder"].graph.initializers) == {"tower"}
+
+
+def test_a_length_is_read_off_what_reaches_a_module() -> None:
+    nodes = [node.op_type for node in cut(_whole(), NEEDS)["decoder"].graph]
+    assert "Shape" in nodes
+
+
+def test_names_of_nodes_are_unique() -> None:
+    for part in cut(_whole(), NEEDS).values():
+        names = [node.name for node in part.graph if node.name]
+        assert len(names) == len(set(names))
+
+
+def test_an_input_that_belongs_nowhere_is_an_error() -> None:
+    with pytest.raises(StageError, match="pixel_values"):
+        cut(_whole(), {"input_ids": "ids", "past": "step"})

@@ -1,0 +1,103 @@
+"""Each rewrite gives what the torch function that it stands for gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
+
+from msao_compile.graph.numbers import Numbers, Whole
+from msao_compile.graph.recurrence import gated_delta_rule
+from msao_compile.graph.resize import interpolated
+from msao_compile.graph.rewrite import rewritten
+from msao_compile.graph.selections import Picked, Sites, scatter_rows
+
+
+@pytest.fixture
+def chance() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_scattered_rows_are_those_of_masked_scatter(chance: torch.Generator) -> None:
+    embeds = torch.rand(2, 5, 3, generator=chance)
+    mask = torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]).bool()
+    features = torch.rand(4, 3, generator=chance)
+    wanted = embeds.masked_scatter(mask[..., None].expand_as(embeds), features)
+    for form in (mask, mask[..., None], mask[..., None].expand_as(embeds)):
+        assert torch.equal(scatter_rows(embeds, form, features), wanted)
+
+
+def test_no_features_leave_text_as_it_is(chance: torch.Generator) -> None:
+    embeds = torch.rand(1, 4, 3, generator=chance)
+    assert torch.equal(scatter_rows(embeds, torch.zeros(1, 4).bool(), torch.zeros(0, 3)), embeds)
+
+
+def test_rows_added_to_picked_rows_stand_where_the_mask_is(chance: torch.Generator) -> None:
+    embeds = torch.rand(1, 5, 3, generator=chance)
+    mask = torch.tensor([[0, 1, 1, 0, 1]]).bool()
+    added = torch.rand(3, 3, generator=chance)
+    wanted = embeds.masked_scatter(mask[..., None], (embeds[mask] + added).view(-1))
+    assert torch.equal(scatter_rows(embeds, mask[..., None], (Picked(embeds, mask) + added).view(-1)), wanted)
+
+
+@pytest.mark.parametrize("sequence", [1, 15, 16, 37, 130])
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_delta_rule_is_that_of_transformers(sequence: int, alike: bool, chance: torch.Generator) -> None:
+    query, key = (torch.randn(2, sequence, 2, 8, generator=chance) for _ in range(2))
+    if alike:  # equal keys are the hardest for the triangular system
+        key = key[:, :1].expand(-1, sequence, -1, -1)
+    value = torch.randn(2, sequence, 4, 6, generator=chance)
+    decay, beta = -0.1 * torch.rand(2, sequence, 4, generator=chance), torch.rand(2, sequence, 4, generator=chance)
+    for state in (None, torch.randn(2, 4, 8, 6, generator=chance)):
+        named = {"g": decay, "beta": beta, "initial_state": state, "output_final_state": True}
+        wanted = torch_chunk_gated_delta_rule(query, key, value, use_qk_l2norm_in_kernel=True, **named)
+        found = gated_delta_rule(query, key, value, use_qk_l2norm_in_kernel=True, **named)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(4, 5), (12, 3), (7, 20)])
+def test_antialiased_resizing_is_that_of_torch(mode: str, size: tuple[int, int], chance: torch.Generator) -> None:
+    tensor = torch.randn(1, 2, 7, 9, generator=chance)
+    wanted = F.interpolate(tensor, size=size, mode=mode, antialias=True, align_corners=False)
+    torch.testing.assert_close(interpolated(tensor, size=size, mode=mode, antialias=True), wanted, atol=3e-6, rtol=0)
+
+
+def test_other_resizing_is_left_to_torch() -> None:
+    assert interpolated(torch.zeros(1, 1, 4, 4), size=(2, 2), mode="bilinear") is NotImplemented
+
+
+class _Padded(nn.Module):
+    """Drops empty tiles and the padding behind `count`, as towers do."""
+
+    def forward(self, tiles: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        kept: torch.Tensor = tiles[(tiles != 0).any(-1)]
+        return kept[:count]
+
+
+def test_a_line_that_kept_everything_keeps_everything() -> None:
+    model, sites = _Padded(), Sites(recording=True)
+    full, empty = torch.ones(3, 2), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    sites.note("here", True)
+    sites.note("here", False)
+    assert not sites.everything["here"]
+    with rewritten(model, sites):
+        assert model(full, torch.tensor(3)).shape == (3, 2)
+        assert model(empty, torch.tensor(1)).shape == (1, 2)
+
+
+def test_numbers_are_read_without_data() -> None:
+    sizes = Numbers([[6, 4]], torch.tensor([[6, 4]]))
+    [(high, wide)] = [tuple(row) for row in sizes]
+    assert (high // 2, wide // 2) == (3, 2)
+    assert (sizes // 2).prod(-1).tolist() == [6]
+    assert torch.equal((sizes + 1).as_tensor(), torch.tensor([[7, 5]]))
+
+
+def test_whole_is_int_for_everything_that_is_no_length() -> None:
+    assert Whole("12") == 12
+    assert Whole(2.9) == 2
+    assert isinstance(3, Whole)
