@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import building
@@ -15,6 +16,8 @@ from building import Workshop, write_recipe
 from PIL import Image
 
 Checkpoint = Callable[..., Path]
+# Warnings would fill the pipe, which is read at the end only.
+CODE = "import logging, sys, building; logging.disable(logging.WARNING); building.build_here(*sys.argv[1:])"
 
 
 def pytest_configure() -> None:
@@ -35,8 +38,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Workshop:
+def workshop(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint, request: pytest.FixtureRequest
+) -> Workshop:
     """A store in which the tiny Idefics3 was built in both dialects, each stage in a process of its own."""
+    if any({"others", "built"} & set(getattr(item, "fixturenames", ())) for item in request.session.items):
+        request.getfixturevalue("started")  # what will be asked for later is built beside this
     made = Workshop(tmp_path_factory.mktemp("workshop"))
     made.build(write_recipe(made.folder / "tiny.toml", {"edge": (checkpoint("idefics3"), "draft")}))
     return made
@@ -64,18 +71,31 @@ def copy(deployment: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def others(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> dict[str, Path]:
-    """Deployments of the other families, built at the same time in a process each."""
+def started(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint
+) -> Iterator[dict[str, tuple[Path, subprocess.Popen[str]]]]:
+    """Builds of the other families under way, in a process each: where the deployment will be, and the process."""
     made, code = (
         Workshop(tmp_path_factory.mktemp("families")),
-        "import sys, building; building.build_here(*sys.argv[1:])",
+        CODE,
     )
     recipes = {family: write_recipe(made.folder / f"{family}.toml", {"edge": (checkpoint(family), "draft")})
                for family in ("llava", "qwen2_5_vl")}  # fmt: skip
-    started = [building.start(code, recipe, made.folder) for recipe in recipes.values()]
-    for done in [building.finish(process) for process in started]:
+    under_way = {
+        family: (made.options.out / family, building.start(code, recipe, made.folder))
+        for family, recipe in recipes.items()
+    }
+    yield under_way
+    for _, process in under_way.values():
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def others(started: dict[str, tuple[Path, subprocess.Popen[str]]]) -> dict[str, Path]:
+    """Deployments of the other families; nobody writes to them."""
+    for done in [building.finish(process) for _, process in started.values()]:
         assert done.returncode == 0, done.stderr
-    return {family: made.options.out / family for family in recipes}
+    return {family: folder for family, (folder, _) in started.items()}
 
 
 @pytest.fixture(scope="session")

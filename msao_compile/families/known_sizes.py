@@ -45,7 +45,7 @@ def known_sizes(pair: tuple[Medium, Medium], taken: Iterable[str]) -> list[Known
     one, other = pair[0].inputs, pair[1].inputs
     for name, value in one.items():
         small = value.dtype == np.int64 and 0 < value.size <= MANY and value.shape == other[name].shape
-        if small and SIZED.search(name) and name not in taken:
+        if small and SIZED.search(name) and not name.endswith(("_mask", "_ids")) and name not in taken:
             pairs = zip(value.reshape(-1).tolist(), other[name].reshape(-1).tolist(), strict=True)
             found.append(_known(name, value, list(pairs), pair))
     return found

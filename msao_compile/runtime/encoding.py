@@ -86,10 +86,10 @@ def _check_lengths(item: Arrays, engine: Engine) -> None:
 
 
 def host_inputs(calls: tuple[HostCall, ...], item: Mapping[str, np.ndarray]) -> Arrays:
-    """What the host computes for one picture, clip or sound from its sizes."""
+    """What the host computes for one picture, clip or sound from its sizes; a call may read an earlier one's."""
     found: Arrays = {}
     for call in calls:
-        arrays = {name: _derived(source, item) for name, source in call.inputs.items()}
+        arrays = {name: _derived(source, {**item, **found}) for name, source in call.inputs.items()}
         results = FUNCTIONS[call.function](**arrays, **call.settings)
         if call.function == "vision_merged_shape":  # read as lengths: a tensor that has them
             results = (np.zeros([int(size) for size in results], np.float32),)
@@ -106,6 +106,12 @@ def _derived(source: str, item: Mapping[str, np.ndarray]) -> np.ndarray:
         frames = np.repeat(value, value[:, 0], axis=0)
         frames[:, 0] = 1
         return frames
+    if how == "lengths":  # of a mask: how much of each row is real
+        return np.asarray(value.sum(-1))
+    if how == "joined":  # one sound [bins, frames] without its padding
+        mask = next((held for other, held in item.items() if other.endswith("_mask") and held.ndim == 2), None)
+        real = value.shape[-1] if mask is None else int(mask[0].sum())
+        return np.asarray(value[0, :, :real])
     return np.pad(value, ((0, 0), (1, 0)), constant_values=1) if how == "still" else value
 
 

@@ -19,6 +19,8 @@ from msao_compile.runtime.session import ModelSession, Request
 IMPLIED = ("mm_token_type_ids", "token_type_ids", "attention_mask", "use_audio_in_video", "second_per_grid_ts",
            "video_second_per_grid", "num_frames_per_video")  # fmt: skip
 """What processors give beside what modules take: the ids say the same, or positions are made of it."""
+OF_CLIPS = ("second_per_grid_ts", "video_second_per_grid")
+"""One number for each clip, which positions are made of."""
 PRODUCED = ("inputs_embeds", "image_features", "video_features", "audio_features", "text_features", "encoder_states",
             "cross_key_values")  # fmt: skip
 """What crosses between modules."""
@@ -99,9 +101,11 @@ def rows(session: ModelSession, inputs: Arrays) -> Iterator[tuple[Request, np.nd
             else np.ones(len(ids), bool)
         )
         others = {
-            name: value[index : index + 1]
+            name: value if batch == 1 or value.ndim == 0 else value[index : index + 1]
             for name, value in inputs.items()
-            if name != tokens and name not in media[index] and len(value) == batch and not _is_media(session, name)
+            if name not in (tokens, *media[index])
+            and not _is_media(session, name)
+            and (batch == 1 or value.ndim == 0 or (len(value) == batch and name not in OF_CLIPS))
         }
         others = {
             name: value[:, mask] if own and value.shape[1:2] == mask.shape else value for name, value in others.items()
@@ -125,6 +129,8 @@ def _media_of_rows(session: ModelSession, inputs: Arrays) -> list[Arrays]:
         given = {name: inputs[name] for name in encoder.inputs if name in inputs}
         if not given:
             continue
+        if encoder.modality == "video":
+            given |= {name: inputs[name] for name in OF_CLIPS if name in inputs}
         if encoder.placeholder is None:
             parts = [{name: value[index : index + 1] for name, value in given.items()} for index in range(batch)]
         else:

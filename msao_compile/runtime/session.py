@@ -263,9 +263,9 @@ class ModelSession:
         """What of the prompt's tensors serves the tokens after it: the last row of those that lie over tokens."""
         found: Arrays = {}
         shapes = {**self.engines["embed_tokens"].inputs, **self.decoder.inputs}
-        produced = ("inputs_embeds", "image_features", "video_features", "audio_features")
+        placed = tuple(f"{entry.modality}_features" for entry in self.model.encoders if entry.placeholder is not None)
         for name, value in known.items():
-            if name.startswith(produced) or name in {*TYPES, *self._anew} or name not in shapes:
+            if name.startswith(("inputs_embeds", *placed)) or name in {*TYPES, *self._anew} or name not in shapes:
                 continue
             over = shapes[name].index("sequence_length") if "sequence_length" in shapes[name] else None
             found[name] = value if over is None else np.take(value, [-1], over)

@@ -23,7 +23,7 @@ from msao_compile.graph.ends import digest, name_ends, spec, weights, write_arch
 from msao_compile.graph.export import export
 from msao_compile.graph.whole import Seen, Subject, look
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
-from msao_compile.manifest.schema import Dialect
+from msao_compile.manifest.schema import Dialect, Encoder, HostCall
 
 ALIGNMENT_BYTES = 64
 Traced = dict[Dialect, dict[str, dict[str, Any]]]
@@ -65,7 +65,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         "max_positions": getattr(text, "max_position_embeddings", None),
         "components": _components(folders, model, located.sources, traced),
         "states": states,
-        "encoders": [encoder.model_dump(mode="json") for encoder in description.encoders],
+        "encoders": [_read_only(encoder, first).model_dump(mode="json") for encoder in description.encoders],
         "tokens": description.tokens,
         "position": description.position,
         "start_token": _start_token(folder, config) if description.tokens == "decoder_input_ids" else None,
@@ -99,6 +99,17 @@ def _start_token(folder: Path, config: Any) -> int | None:
             if isinstance(found, int):
                 return found
     return None
+
+
+def _read_only(encoder: Encoder, components: Mapping[str, Mapping[str, Any]]) -> Encoder:
+    """The host's calls for an encoder, without those whose results no graph and no later call reads."""
+    read = {entry["name"] for component in components.values() for entry in component["inputs"]}
+    kept: list[HostCall] = []
+    for call in reversed(encoder.host):
+        if read & set(call.outputs):
+            kept.append(call)
+            read |= {source.partition(":")[0] for source in call.inputs.values()}
+    return encoder.model_copy(update={"host": tuple(reversed(kept))})
 
 
 def _described(part: Any) -> dict[str, Any]:

@@ -83,3 +83,50 @@ def test_room_for_a_picture_that_is_not_there_is_refused_with_both_numbers(runti
         InputError, match=f"holds {2 * size} picture placeholders where the pictures give {size} features"
     ):
         runtime.forward(given)
+
+
+def clips(seed: int, *seconds: float) -> dict[str, np.ndarray]:
+    """One row of 30 tokens with a clip for each of `seconds`, the time between two frames of it."""
+    chance = np.random.default_rng(seed)
+    grid = np.array([[2, 4, 4]] * len(seconds), np.int64).reshape(-1, 3)
+    ids = chance.integers(10, 700, 30)
+    for index in range(len(seconds)):
+        ids[2 + 9 * index : 10 + 9 * index] = checkpoints.VIDEO_TOKEN
+    pixels = chance.standard_normal((32 * len(seconds), 96)).astype(np.float32)
+    return {"input_ids": ids[None], "pixel_values_videos": pixels, "video_grid_thw": grid,
+            "second_per_grid_ts": np.array(seconds, np.float32),
+            "mm_token_type_ids": 2 * (ids == checkpoints.VIDEO_TOKEN)[None].astype(np.int64)}  # fmt: skip
+
+
+def test_every_clip_has_its_own_time_between_frames(
+    built: Callable[[str], Path], checkpoint: Callable[..., Path]
+) -> None:
+    import torch
+
+    given = clips(0, 0.5, 2.0)
+    found = load(built("qwen2_5_vl")).forward(given)["logits"]
+    with torch.no_grad():
+        tensors = {name: torch.from_numpy(value) for name, value in given.items()}
+        wanted = checkpoints.original(checkpoint("qwen2_5_vl"))(**tensors).logits.numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [((0.5,), (2.0,)), ((0.5, 2.0), (1.0,)), ((), (2.0,)), ((0.5, 2.0), (1.0, 3.0))])
+def test_clips_are_dealt_to_rows_with_their_times(
+    built: Callable[[str], Path], seconds: tuple[tuple[float, ...], ...]
+) -> None:
+    runtime = load(built("qwen2_5_vl"))
+    requests = [clips(seed, *times) for seed, times in enumerate(seconds)]
+    alone = np.concatenate([runtime.forward(_plain(request))["logits"] for request in requests])
+    assert np.array_equal(runtime.forward(_plain(together(*requests)))["logits"], alone)
+
+
+def _plain(request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without what a request has none of."""
+    return {name: value for name, value in request.items() if len(value)}
+
+
+def test_a_single_truth_goes_with_every_row(runtime: Runtime, family: str) -> None:
+    given = together(asked(family, 1, 0), asked(family, 1, 1))
+    told = runtime.forward({**given, "use_audio_in_video": np.array(False)})["logits"]
+    assert np.array_equal(told, runtime.forward(given)["logits"])
