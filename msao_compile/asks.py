@@ -34,7 +34,7 @@ def split(name: str, folder: Path, stock: Stock) -> Ask:
         "dialects": dialects,
         "exclude": exclude,
         "tools": versions(EXPORT_TOOLS),
-        "code": source_digest("families", "graph", "runtime/host", "stages/split.py"),
+        "code": source_digest("families", "graph", "symbolic.py", "runtime/host", "stages/split.py"),
         **_remote_code(name, folder, stock),
     }
     outputs = {archive_name(dialect): archive_name(dialect) for dialect in dialects} | {CONVERTED: CONVERTED}
@@ -166,7 +166,7 @@ def engine(module: Module, dialect: Dialect, settings: RuntimeSettings, stock: S
 def measure(draft: Deployment, stock: Stock) -> Ask:
     """Every route of the deployment, timed."""
     fields = {
-        "manifest": sha256_bytes(draft.model_dump_json().encode()),
+        "manifest": sha256_bytes(canonical_json(draft.model_dump(mode="json"))),
         "machine": machine(),
         "tools": versions(RUN_TOOLS),
         "code": source_digest("runtime", "stages/measure.py"),

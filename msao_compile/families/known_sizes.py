@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from msao_compile.families.examples import Medium
-from msao_compile.graph.numbers import Numbers
 from msao_compile.manifest.schema import HostCall
+from msao_compile.symbolic import Numbers
 
 Tensors = dict[str, torch.Tensor]
 SIZED = re.compile(r"grid|sizes|shapes|position_ids|pooling|num_|lengths|aspect")

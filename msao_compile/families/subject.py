@@ -51,8 +51,10 @@ class Description:
     bound: Callable[[Tensors], contextlib.AbstractContextManager[Tensors]]
 
 
-def describe(model: PreTrainedModel, exclude: tuple[str, ...] = ()) -> Description:
+def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool = False) -> Description:
     """How to run this model; `exclude` names components that are left out.
+
+    `fixed`: pictures of one size, also where the model's config would allow others.
 
     Raises:
         UnsupportedFamily: no example of what it takes could be made; the message lists what was tried.
@@ -60,7 +62,7 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = ()) -> Descripti
     known = [modality for modality in modalities(model) if COMPONENTS[modality] not in exclude]
     tokens = _decoded(model)
     calls_made = HostCalls(model)
-    pairs = {modality: _pair(model, modality, calls_made) for modality in known}
+    pairs = {modality: _pair(model, modality, calls_made, fixed) for modality in known}
     media = [(one, other) for one, other, _ in pairs.values()]
     examples = []
     for which, words in enumerate(WORDS):
@@ -94,7 +96,7 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = ()) -> Descripti
     )
 
 
-def _pair(model: PreTrainedModel, modality: str, calls: HostCalls) -> tuple[Medium, Medium, bool]:
+def _pair(model: PreTrainedModel, modality: str, calls: HostCalls, fixed: bool) -> tuple[Medium, Medium, bool]:
     """Examples of two sizes, and whether the medium is encoded one at a time.
 
     Of what has one size only the first is several; sounds also differ in length.
@@ -104,11 +106,15 @@ def _pair(model: PreTrainedModel, modality: str, calls: HostCalls) -> tuple[Medi
     sized = any(SIZED.search(name) for name in made[0].inputs)
     if sized or (modality == "audio" and calls.has("chunk_and_pad_features")):
         return made[0], made[1], True
-    other = made[0] if modality == "image" else made[1]
+    other = made[0] if modality == "image" and (fixed or _one_size(made[0], made[1])) else made[1]
     alike = all(len(value) == len(other.inputs[name]) for name, value in made[2].inputs.items())
     if modality == "audio" and alike:  # as many windows of a long sound as there are short sounds
         return made[1], made[0], False
     return made[2], other, False
+
+
+def _one_size(one: Medium, other: Medium) -> bool:
+    return all(value.shape[1:] == other.inputs[name].shape[1:] for name, value in one.inputs.items())
 
 
 def _taken(calls: Sequence[HostCall]) -> set[str]:

@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.overrides import TorchFunctionMode
 
-from msao_compile.graph.numbers import Numbers, Unknown, Whole, plain
 from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.selections import Picked, Places, Sites, mark, scatter_rows, site
+from msao_compile.symbolic import Numbers, Unknown, Whole, plain
 
 _CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"  # transformers compares placeholder counts with data; the runtime does
 

@@ -12,6 +12,7 @@ from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, Engine
 from msao_compile.runtime.feed import feed, unfit
 from msao_compile.runtime.host import FUNCTIONS
+from msao_compile.runtime.host.anyres import anyres_tiles
 
 TEXT_ENCODERS = ("text_encoder", "encoder")
 COUNTED = "biu"
@@ -51,12 +52,25 @@ def _features(encoder: Encoder, engine: Engine, tensors: Mapping[str, np.ndarray
     parts: list[Arrays] = []
     with clock.module(encoder.component):
         for item in items(given) if encoder.each else [given]:
+            item = _own_tiles(encoder.host, item)
             _check_lengths(item, engine)
             known = {**item, **host_inputs(encoder.host, item)}
             parts.append(engine.run(feed(engine, known, 0)))
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _own_tiles(calls: tuple[HostCall, ...], item: Arrays) -> Arrays:
+    """A picture's own tiles, without those that others in its request have more."""
+    packed = next((call for call in calls if call.function == "anyres_index"), None)
+    pixels = item.get("pixel_values")
+    if packed is None or pixels is None or pixels.ndim != TILED:
+        return item
+    settings = packed.settings
+    size = item["image_sizes"][0].tolist()
+    count = anyres_tiles(size, settings["grid_pinpoints"], settings["tile_size"]) if settings["tiled"] else 1
+    return {**item, "pixel_values": pixels[:, :count]}
 
 
 def _check(name: str, value: np.ndarray, engine: Engine) -> None:

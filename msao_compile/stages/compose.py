@@ -216,7 +216,7 @@ def partition_points(
                 compared=sum(row.compared for row in proofs),
             )
             tensors = _crossing({name: by_id[held] for name, held in entry.components.items()}, cut)
-            sizes = {label: _bytes(tensors, count) for label, count in classes.get(entry.name, {}).items()}
+            sizes = {label: _bytes(tensors, count) for label, count in sorted(classes.get(entry.name, {}).items())}
             found.append(
                 PartitionPoint(model=entry.name, after=cut, tensors=tensors, proof=proof, bytes_per_request=sizes)
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,13 +197,14 @@ def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: Bo
 def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, Distance]]:
     """Every comparison of one model: encoders, the whole pass, steps one by one, text alone, and each cut."""
     yield from _encoders(original, session)
-    names = {name: f"out.{name}" for name in original.asked[0].outputs}
+    every = fitting(original.asked, session)
+    names = {name: f"out.{name}" for name in every[0].outputs}
     for name in names if session.model.decoder is None else ("logits",):
-        pairs = [(forward(session, asked.inputs)[name], asked.outputs[name]) for asked in original.asked]
+        pairs = [(forward(session, asked.inputs)[name], asked.outputs[name]) for asked in every]
         yield "whole" if len(names) == 1 else f"whole {name}", distance(_flat(pairs))
     if session.model.decoder is None:
         return
-    stepped = [(asked, _stepped(session, asked)) for asked in original.asked]
+    stepped = [(asked, _stepped(session, asked)) for asked in every]
     yield STEPS, distance([(ours, asked.steps) for asked, ours in stepped])
     alone = [(ours, asked.steps) for asked, ours in stepped if not asked.modalities]
     if alone:
@@ -212,6 +213,25 @@ def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, D
         pairs = [(_stepped(session, asked, here), ours) for asked, ours in stepped if asked.modalities]
         if pairs:
             yield f"split after {cut}", distance(pairs)
+
+
+def fitting(every: Sequence[Asked], session: ModelSession) -> list[Asked]:
+    """The requests whose pictures have a size that the encoders take; all where that leaves a modality without one."""
+
+    def fits(asked: Asked) -> bool:
+        for encoder in session.model.encoders:
+            shapes = session.engines[encoder.component].inputs
+            for name in set(encoder.inputs) & set(asked.inputs) & set(shapes):
+                pairs = zip(shapes[name][1:], asked.inputs[name].shape[1:], strict=False)
+                if any(isinstance(size, int) and size != given for size, given in pairs):
+                    return False
+        return True
+
+    found = [asked for asked in every if fits(asked)]
+    same = {modality for asked in found for modality in asked.modalities} == {
+        modality for asked in every for modality in asked.modalities
+    }
+    return found if same else list(every)
 
 
 def cuts(session: ModelSession) -> dict[str, frozenset[str]]:
@@ -230,7 +250,7 @@ def _encoders(original: Original, session: ModelSession) -> Iterator[tuple[str, 
     """Features against the model's own method, where it has one that gives as many."""
     for encoder in session.model.encoders:
         name, pairs = f"{encoder.modality}_features", []
-        for asked in original.asked:
+        for asked in fitting(original.asked, session):
             theirs = asked.features.get(name) if encoder.modality in asked.modalities else None
             ours = session.encode(asked.inputs, Clock()).get(name) if theirs is not None else None
             if ours is not None and theirs is not None and ours.size == theirs.size:

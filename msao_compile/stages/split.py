@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from msao_compile.graph.whole import Seen, Subject, look
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Dialect, Encoder, HostCall
 
+logger = logging.getLogger(__name__)
 ALIGNMENT_BYTES = 64
 Traced = dict[Dialect, dict[str, dict[str, Any]]]
 
@@ -49,8 +51,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     model = runnable(model)
     on_progress({"doing": "run on examples"})
     with light(model):
-        description = describe(model, tuple(arguments["exclude"]))
-        traced, states = _traced(description, arguments["outputs"], on_progress)
+        description, traced, states = _taken_apart(model, arguments, on_progress)
         classes = request_classes(model, [entry.modality for entry in description.encoders])
     on_progress({"doing": "read the weights"})
     folders = (folder, Path(arguments["converted"]).parent)
@@ -61,7 +62,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         "family": read_config(folder)["model_type"],
         "architecture": type(model).__name__,
         "hidden_size": _width(first),
-        "vocab_size": int(getattr(text, "vocab_size", 0) or 0),
+        "vocab_size": _vocabulary(first),
         "max_positions": getattr(text, "max_position_embeddings", None),
         "components": _components(folders, model, located.sources, traced),
         "states": states,
@@ -72,6 +73,25 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         "facts": _facts(description),
         "classes": classes,
     }
+
+
+def _taken_apart(
+    model: Any, arguments: Mapping[str, Any], on_progress: Any
+) -> tuple[Description, Traced, dict[Dialect, list[dict[str, Any]]]]:
+    """Traced for pictures of any size where that can be, else of the one size that its examples have."""
+    exclude, outputs = tuple(arguments["exclude"]), arguments["outputs"]
+    description = describe(model, exclude)
+    try:
+        return description, *_traced(description, outputs, on_progress)
+    except StageError as error:
+        other = describe(model, exclude, fixed=True)
+        if [value.shape for value in other.examples[1].values()] == [
+            value.shape for value in description.examples[1].values()
+        ]:
+            raise
+        logger.info("pictures of one size only: %s", error)
+        on_progress({"doing": "again, for pictures of one size"})
+        return other, *_traced(other, outputs, on_progress)
 
 
 def _traced(
@@ -127,6 +147,12 @@ def _width(components: Mapping[str, Mapping[str, Any]]) -> int:
     return int(given[0]["shape"][-1]) if given else 0
 
 
+def _vocabulary(components: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many logits there are, which may be more than the config's vocabulary; 0 for a model that decodes nothing."""
+    given = [entry for entry in components.get("decoder", {}).get("outputs", []) if entry["name"] == "logits"]
+    return int(given[0]["shape"][-1]) if given else 0
+
+
 def _facts(description: Description) -> dict[str, Any]:
     """What positions of several axes need to know of the config."""
     from msao_compile.runtime.host.rope import VARIANTS
@@ -151,12 +177,13 @@ def _components(
     order = {name: (value.ndim != 2, index) for index, (name, value) in enumerate(model.state_dict().items())}
     names = list(dict.fromkeys(component for parts in traced.values() for component in parts))
     owners: dict[Source, tuple[str, str]] = {}
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found = []
     for component in names:
         graphs = {dialect: parts[component] for dialect, parts in traced.items() if component in parts}
         used = {name for graph in graphs.values() for name in graph["weights"]}
         # Matrices first: without the biases between them, neighbouring products can be joined over one run of bytes.
-        tensors, size = _tensors(folders, component, sorted(used, key=order.__getitem__), sources, owners)
+        tensors, size = _tensors(folders, component, sorted(used, key=order.__getitem__), sources, owners, trained)
         digests = {entry["name"]: entry["digest"] for entry in tensors}
         identity = {
             "component": component,
@@ -185,6 +212,7 @@ def _tensors(
     names: list[str],
     sources: Mapping[str, Source],
     owners: dict[Source, tuple[str, str]],
+    trained: Set[str],
 ) -> tuple[list[dict[str, Any]], int]:
     """The tensors of one component, and the length of its data file."""
     found: list[dict[str, Any]] = []
@@ -194,7 +222,8 @@ def _tensors(
         folder = folders[source.file == CONVERTED]
         digest, kind = hashlib.sha256(), np.dtype(np.float32)
         for values in read_pieces(folder, vars(source)):
-            refuse_not_finite(folder, source, values)
+            if name in trained:  # a buffer may well say that a range has no end
+                refuse_not_finite(folder, source, values)
             digest.update(values.data)
             kind = values.dtype
         size_bytes = math.prod(source.shape) * kind.itemsize

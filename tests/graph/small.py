@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from msao_compile.runtime.backends.ort import _give_threads
+
 HEAD = '<ir_version: 10, opset_import: ["" : 20]>\n'
 
 
@@ -27,6 +29,7 @@ def run(model: ir.Model, folder: Path, **feed: np.ndarray) -> list[np.ndarray]:
     path = folder / "run.onnx"
     ir.save(model, path)
     options = ort.SessionOptions()
+    _give_threads(options, 1)  # where this process has a pool that all sessions share, none may have its own
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, feed)
 

@@ -10,6 +10,7 @@ import pytest
 
 from msao_compile.errors import StageError
 from msao_compile.graph.cut import cut
+from msao_compile.runtime.backends.ort import _give_threads
 
 WHOLE = """<ir_version: 10, opset_import: ["" : 20]>
 whole (float[patches, 4] pixel_values, int64[batch, sequence] input_ids, float[batch, sequence, 4] past,
@@ -43,7 +44,10 @@ def _whole() -> ir.Model:
 
 
 def _run(model: ir.Model, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    _give_threads(options, 1)
+    content = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     feed = {value.name: values[value.name] for value in session.get_inputs()}
     return dict(zip([value.name for value in session.get_outputs()], session.run(None, feed), strict=True))
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
-from msao_compile.graph.numbers import Numbers, Whole
 from msao_compile.graph.recurrence import gated_delta_rule
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.rewrite import rewritten
 from msao_compile.graph.selections import Picked, Sites, scatter_rows
+from msao_compile.symbolic import Numbers, Whole
 
 
 @pytest.fixture

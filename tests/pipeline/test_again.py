@@ -305,6 +305,7 @@ def test_a_plan_finds_a_flipped_byte_as_the_build_does(mine: Workshop, recipe: P
     assert snapshot(mine.folder) == before
 
 
+@pytest.mark.whole  # the model is traced once more
 def test_an_edited_config_is_compared_again(mine: Workshop, checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint("idefics3"), tmp_path / "mine"))
     recipe = write_recipe(mine.folder / "tiny.toml", {"edge": (folder, "draft")})

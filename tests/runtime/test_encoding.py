@@ -162,3 +162,27 @@ def test_the_frames_of_a_clip_are_as_many_pictures() -> None:
     clip = {"video_grid_thw": np.array([[3, 2, 4]])}
     [ends] = host_inputs((call("vision_cu_seqlens", ("ends",), "video_grid_thw:frames"),), clip).values()
     assert ends.tolist() == [0, 8, 16, 24]
+
+
+def test_a_call_reads_what_an_earlier_one_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions = {"one": lambda mask: (mask + 1,), "two": lambda rows: (rows * 10,)}
+    monkeypatch.setattr("msao_compile.runtime.encoding.FUNCTIONS", functions)
+    calls = (HostCall(function="one", settings={}, inputs={"mask": "mask"}, outputs=("rows",)),
+             HostCall(function="two", settings={}, inputs={"rows": "rows"}, outputs=("places",)))  # fmt: skip
+    found = host_inputs(calls, {"mask": np.array([1, 2])})
+    assert (found["rows"].tolist(), found["places"].tolist()) == ([2, 3], [20, 30])
+
+
+@pytest.mark.parametrize(
+    ("source", "given"),
+    [("mask:lengths", [3, 1]), ("grid:first", [1, 2, 2]), ("sound:joined", [[0, 1, 2], [4, 5, 6]])],
+)
+def test_what_a_call_reads_is_made_of_the_processor_s_tensors(
+    monkeypatch: pytest.MonkeyPatch, source: str, given: list[object]
+) -> None:
+    monkeypatch.setattr("msao_compile.runtime.encoding.FUNCTIONS", {"same": lambda value: (value,)})
+    item = {"sound": np.arange(8).reshape(1, 2, 4), "sound_mask": np.array([[1, 1, 1, 0]]), "grid": GRID,
+            "mask": np.array([[1, 1, 1, 0], [1, 0, 0, 0]])}  # fmt: skip
+    item = {name: value for name, value in item.items() if name != "mask" or source.startswith("mask")}
+    call = HostCall(function="same", settings={}, inputs={"value": source}, outputs=("out",))
+    assert host_inputs((call,), item)["out"].tolist() == given

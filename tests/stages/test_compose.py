@@ -131,10 +131,12 @@ def test_a_cut_is_offered_only_where_every_dialect_proved_it(word: str) -> None:
     entry = model("one", "draft").model_copy(
         update={"components": {"vision_encoder": vision.id, "embed_tokens": embed.id}}
     )
-    [point] = compose.partition_points([entry], [vision, embed], cuts)
+    classes = {"one": {"one picture": 41, "text only": 0}, "other": {"one picture": 9}}
+    [point] = compose.partition_points([entry], [vision, embed], cuts, classes)
     assert (point.after, point.proof.max_abs, point.proof.compared) == ("vision_encoder", 3e-6, 10)
     assert {spec.name for spec in point.tensors} == {"input_ids", "image_features"}
-    assert point.bytes_per_request == {"per token of text and picture": 8 * 4 + 8}
+    words = compose.TEXT_TOKENS
+    assert point.bytes_per_request == {"one picture": 41 * 8 * 4 + (41 + words) * 8, "text only": words * 8}
 
 
 def test_after_the_embedding_positions_and_what_encoders_gave_the_decoder_cross_with_it() -> None:

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from msao_compile.errors import ShapeSpecialised, StageError
 from msao_compile.graph.ends import write_archive
+from msao_compile.manifest.schema import RuntimeSettings
+from msao_compile.runtime.backends.base import EngineFile
+from msao_compile.runtime.backends.ort import OrtEngine
 from msao_compile.stages import export as stage
 
+SETTINGS = RuntimeSettings(threads=1, arena=False, warm_up=0)
 HEAD = '<ir_version: 10, opset_import: ["" : 20]>\n'
 STATE = {"name": "past_0", "output": "present_0", "dtype": "float32",
          "shape": ["batch_size", 2, "past_sequence_length", 8], "update": "concat"}  # fmt: skip
@@ -54,8 +57,8 @@ def test_a_graph_leaves_its_archive_and_reads_its_weights_from_the_data_file(tmp
     found = exported(tmp_path, EMBED, "embed_tokens", weight="table")
     table = np.arange(36, dtype=np.float32).reshape(9, 4)
     (tmp_path / "embed_tokens.onnx.data").write_bytes(bytes(64) + table.tobytes())
-    [embeds] = ort.InferenceSession(str(tmp_path / "embed_tokens.onnx")).run(None, {"input_ids": np.array([[3, 8]])})
-    assert np.array_equal(embeds, table[[[3, 8]]])
+    engine = OrtEngine(EngineFile(tmp_path / "embed_tokens.onnx", "portable", SETTINGS))
+    assert np.array_equal(engine.run({"input_ids": np.array([[3, 8]])})["inputs_embeds"], table[[[3, 8]]])
     assert (found["opset"], found["states"]) == (20, [])
     assert found["inputs"] == [{"name": "input_ids", "dtype": "int64", "shape": ["batch_size", "sequence_length"]}]
 
