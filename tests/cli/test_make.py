@@ -113,7 +113,11 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def run(job: Job) -> Result:
         found: dict[str, Any] = {
             "family": "idefics3",
-            "modules": [{"component": "decoder", "params": 135_000_000, "bytes": 270_000_000}],
+            "architecture": "SmolForAll",
+            "modules": [
+                {"component": "decoder", "params": 135_000_000, "bytes": 270_000_000, "found_by": "get_decoder"}
+            ],
+            "unsupported": ["a voice that nothing asks for"],
             "recipe_toml": f"recipe = 1\n# {job.function} {job.arguments['checkpoint']}\n",
         }
         return Result(value=found, seconds=1.0, peak_rss_bytes=1, cpu_seconds=1.0)
@@ -130,7 +134,8 @@ def test_init_writes_a_recipe_and_says_what_to_do_next(cli: Cli, checkpoint: Pat
     ran = cli("init", checkpoint, "-o", recipe)
     assert ran.code == 0
     assert recipe.read_text() == f"recipe = 1\n# msao_compile.stages.propose:run {checkpoint}\n"
-    assert ran.out.splitlines()[1].split() == ["decoder", "135", "M", "270", "MB"]
+    assert ran.out.splitlines()[1].split() == ["decoder", "135", "M", "270", "MB", "get_decoder"]
+    assert "a voice that nothing asks for" in ran.err
     assert f"msao-compile plan {recipe}" in ran.err
 
 

@@ -193,6 +193,9 @@ class Held:
     def state_dict(self) -> dict[str, torch.Tensor]:
         return self.values
 
+    def named_parameters(self, remove_duplicate: bool) -> list[tuple[str, torch.Tensor]]:
+        return [(name, value) for name, value in self.values.items() if value.is_floating_point()]
+
 
 def borrowed(folder: Path, traced: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, Any]]:
     """Components of a model with a tied head and an integer buffer; `traced`: weights by component by dialect."""
