@@ -152,7 +152,7 @@ def _dealt(session: ModelSession, component: str, given: Arrays, counts: np.ndar
         while filled < wanted and entries:
             item = entries.pop(0)
             features = session.encode(item, Clock())[f"{single.modality}_features"]
-            filled += int(np.prod(features.shape[:-1]))
+            filled += features.size // session.facts.hidden_size
             taken.append(item)
         joined = {name: np.concatenate([item[name] for item in taken]) for name in taken[0]} if taken else {}
         found.append(joined)

@@ -175,7 +175,7 @@ class ModelSession:
         for encoder in self.model.encoders:
             if encoder.placeholder is not None:
                 rows = encoded.get(f"{encoder.modality}_features")
-                count = 0 if rows is None else int(np.prod(rows.shape[:-1]))
+                count = 0 if rows is None else rows.size // self.facts.hidden_size
                 wanted[encoder.placeholder] = wanted.get(encoder.placeholder, 0) + count
                 kinds[encoder.placeholder] = NOUNS[encoder.modality]
         for token, features in wanted.items():
