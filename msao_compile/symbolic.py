@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+NO_CHECKS = {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}
+"""Environment in which transformers compares no numbers of placeholders and features: that is data."""
+
 _ARITHMETIC = ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod")
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
 
-from msao_compile.errors import UnsupportedFamily
 from msao_compile.manifest.schema import HostCall
 from msao_compile.runtime.host import FUNCTIONS
 from msao_compile.runtime.host.anyres import anyres_index
@@ -73,12 +72,12 @@ class HostCalls:
                 for name, function in list(vars(file).items()):
                     known = name.removeprefix("get_")
                     if known in FUNCTIONS and callable(function):
-                        stack.enter_context(_set(file, name, partial(handle, known, function)))
+                        stack.enter_context(patch.object(file, name, partial(handle, known, function)))
                     elif name == TILE_COUNTS and handle == self._answer:
-                        stack.enter_context(_set(file, name, self._tiles))
+                        stack.enter_context(patch.object(file, name, self._tiles))
             for part in self.model.modules():
                 if hasattr(type(part), PACK):
-                    stack.enter_context(_set(part, PACK, partial(self._pack, part, handle)))
+                    stack.enter_context(patch.object(part, PACK, partial(self._pack, part, handle)))
             yield
 
     def has(self, name: str) -> bool:
@@ -215,25 +214,3 @@ def _is_joined(given: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether `value` is one sound [bins, frames] without its padding."""
     one = value.ndim == 2 and given.ndim == 3 and len(given) == 1 and value.is_floating_point()
     return one and given.shape[1] == value.shape[0] and torch.equal(given[0, :, : value.shape[1]], value)
-
-
-@contextlib.contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    own = name in vars(owner)
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
-
-
-def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Tensors as NumPy arrays."""
-    return {name: value.numpy() for name, value in tensors.items()}
-
-
-__all__ = ["HostCalls", "UnsupportedFamily", "as_arrays"]

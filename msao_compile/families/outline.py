@@ -216,7 +216,10 @@ class _Anatomy:
         return not self.is_dual and self.embedding is not None and _holds(path, self.embedding)
 
     def _returned(self, method: str, **arguments: str) -> str | None:
-        """The path of what a method of the model returns; None where it has none to return."""
+        """The path of what a method of the model returns; None where it has none to return.
+
+        Transformers says so in three ways: no such attribute inside, not implemented, or no such argument.
+        """
         try:
             return self.paths.get(id(getattr(self.model, method)(**arguments)))
         except (AttributeError, NotImplementedError, TypeError):

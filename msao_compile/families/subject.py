@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -16,17 +18,16 @@ from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.host_calls import HostCalls
 from msao_compile.families.known_sizes import SIZED, KnownSize, known_sizes
 from msao_compile.families.shared_place import joined, shared_inputs
-from msao_compile.manifest.schema import Encoder, HostCall
+from msao_compile.manifest.schema import ENCODERS, Encoder, HostCall
 from msao_compile.runtime.host.lengths import lengths
 from msao_compile.runtime.host.rope import VARIANTS
+from msao_compile.symbolic import NO_CHECKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Tensors = dict[str, torch.Tensor]
 TEXT = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
-STEP_TOKENS = ("decoder_input_ids", "input_ids")
-COMPONENTS = {"image": "vision_encoder", "video": "video_encoder", "audio": "audio_encoder"}
 WORDS = (7, 10)
 BATCH = (2, 3)
 
@@ -59,7 +60,7 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
     Raises:
         UnsupportedFamily: no example of what it takes could be made; the message lists what was tried.
     """
-    known = [modality for modality in modalities(model) if COMPONENTS[modality] not in exclude]
+    known = [modality for modality in modalities(model) if ENCODERS[modality] not in exclude]
     tokens = _decoded(model)
     calls_made = HostCalls(model)
     pairs = {modality: _pair(model, modality, calls_made, fixed) for modality in known}
@@ -174,29 +175,18 @@ def _position(model: PreTrainedModel, example: Tensors) -> str | None:
     return VARIANTS[kind][0]
 
 
+def turned(description: Description) -> Description:
+    """The same with its examples exchanged: what is equal in one by chance is seen to differ in the other."""
+    one, other = description.examples
+    return replace(description, examples=(other, one))
+
+
 def with_rows(description: Description) -> Description:
     """The same with several rows of text: where the model runs that, rows are an axis that varies."""
     pairs = zip(description.examples, BATCH, strict=True)
     text = {name for name, need in description.needs.items() if need in ("ids", "step", "text")}
     one, other = (_repeated(example, text, count) for example, count in pairs)
     return replace(description, examples=(one, other))
-
-
-@contextlib.contextmanager
-def _checks_off() -> Iterator[None]:
-    """Transformers compares numbers of placeholders and features; here one row's pictures serve several rows."""
-    import os
-
-    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name)
-        else:
-            os.environ[name] = before
 
 
 def _repeated(example: Tensors, names: set[str], count: int) -> Tensors:
@@ -208,7 +198,12 @@ def _repeated(example: Tensors, names: set[str], count: int) -> Tensors:
 
 
 def _recorded(model: PreTrainedModel, calls: HostCalls, example: Tensors, shared: Sequence[str]) -> Tensors:
-    with torch.no_grad(), _checks_off(), calls.recording(example), joined(model, example, shared) as inputs:
+    with (
+        torch.no_grad(),
+        patch.dict(os.environ, NO_CHECKS),
+        calls.recording(example),
+        joined(model, example, shared) as inputs,
+    ):
         model(**inputs)
     return {**example, **calls.results}
 
@@ -275,7 +270,7 @@ def _encoder(example: Medium, each: bool, calls: Sequence[HostCall], owners: Map
         if owners.get(next(iter(call.inputs.values())).partition(":")[0]) == example.modality
     ]  # fmt: skip
     return Encoder(
-        component=COMPONENTS[example.modality],
+        component=ENCODERS[example.modality],
         modality=example.modality,
         inputs=tuple(example.inputs),
         each=each or bool(own),

@@ -140,10 +140,11 @@ def attending(setting: Setting, model: nn.Module) -> Iterator[None]:
 
     configs: dict[int, Any] = {}
     packing: set[int] = set()
+    packers = {kind for kind in {type(part) for part in model.modules()} if _packs(kind)}
     for part in model.modules():
         for config in _configs(getattr(part, "config", None)):
             configs[id(config)] = config
-        if _packs(type(part)):
+        if type(part) in packers:
             packing.add(id(getattr(part, "config", None)))
     before = {key: config._attn_implementation for key, config in configs.items()}
     for name in (NAME, PACKED_NAME):

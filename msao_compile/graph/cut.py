@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from msao_compile.errors import StageError
+from msao_compile.manifest.schema import ENCODERS
 
 MARK_DOMAIN = "msao.mark"
 STEP, IDS, TEXT = "step", "ids", "text"
 MERGE = "merge"
 """Of a mark: features meet the tokens here, whichever tokens they are."""
-MEDIA = ("image", "video", "audio")
-ENCODERS = {"image": "vision_encoder", "video": "video_encoder", "audio": "audio_encoder"}
 
 _OPERATORS = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.FloorDiv: "Div"}
 
@@ -49,7 +48,7 @@ def component_of(needs: Needs, generates: bool) -> str:
         return "decoder"
     if IDS in needs:
         return "embed_tokens"
-    media = [medium for medium in MEDIA if medium in needs]
+    media = [medium for medium in ENCODERS if medium in needs]
     if TEXT not in needs and len(media) == 1:
         return ENCODERS[media[0]]
     if TEXT in needs and not media:

@@ -15,7 +15,6 @@ ENCODED = {"vision_encoder": "image_features", "video_encoder": "video_features"
            "encoder": "encoder_states", "text_encoder": "text_features"}  # fmt: skip
 EMBEDS = "inputs_embeds"
 CROSS = "cross_key_values"
-LAST = ("decoder", "classifier")
 
 
 def name_ends(parts: Mapping[str, ir.Model], kept: Collection[str] = ()) -> None:

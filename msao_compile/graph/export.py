@@ -20,7 +20,6 @@ from msao_compile.graph.layers import (
     EveryLayerCalledError,
     Stub,
     as_function,
-    flatten_call,
     signature,
     stubbed,
     stubs_for,
@@ -43,6 +42,8 @@ from msao_compile.manifest.schema import Dialect
 logger = logging.getLogger(__name__)
 PAST = 11  # positions known already in the first example of a trace; unlike every other length
 MASK = "attention_mask"
+SHARED = ("batch_size", "sequence_length", "past_sequence_length", "total_sequence_length", "text_sequence_length")
+"""Lengths that are one for all inputs of a request; another name stands for one symbol."""
 LIMIT = re.compile(r"Suggested fixes: sequence_length = Dim\('sequence_length', (min|max)=(\d+)\)")
 
 
@@ -122,7 +123,8 @@ def _frame(
             given, past = _with_past(subject, seen, which)
             with contextlib.suppress(EveryLayerCalledError):
                 body({name: named[name] for name in own}, {**given, **past})
-    lengths = _lengths(graph.graph, subject, dynamic)
+    both = [{**values, **states} for values, states in (_with_past(subject, seen, which) for which in (0, 1))]
+    lengths = _lengths(graph.graph, subject, dynamic, (both[0], both[1]))
     names = ["logits", *(f"present{name.removeprefix('past_key_values')}" for name in outside)]
     for value, name in zip(graph.graph.outputs, names if subject.tokens else subject.outputs, strict=True):
         value.name = name
@@ -197,13 +199,17 @@ def _dynamic(subject: Subject, seen: Seen, values: Tensors, limit: Mapping[str, 
     return found
 
 
-def _lengths(graph: ir.Graph, subject: Subject, dynamic: Mapping[str, Mapping[int, Any]]) -> dict[str, str]:
-    """The name of each symbol that an axis of an input has.
+def _lengths(
+    graph: ir.Graph, subject: Subject, dynamic: Mapping[str, Mapping[int, Any]], examples: tuple[Tensors, Tensors]
+) -> dict[str, str]:
+    """The name of each symbol that an axis of an input has; two symbols share a name only where users know it.
 
     Raises:
-        ShapeSpecialised: an axis that was to vary came out as a number.
+        ShapeSpecialised: an axis that was to vary came out as a number, or as another's length where the examples
+            show that it is not: the trace saw one of them, in which they may be equal by chance.
     """
     found: dict[str, str] = {}
+    bound: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for value in graph.inputs:
         name = str(value.name)
         state = {0: "batch_size", 2: "past_sequence_length"} if name.startswith("past_key_values.") else {}
@@ -212,8 +218,15 @@ def _lengths(graph: ir.Graph, subject: Subject, dynamic: Mapping[str, Mapping[in
             size = value.shape[axis] if value.shape is not None else None
             if isinstance(size, int):
                 raise ShapeSpecialised(f"input {name!r}: axis {axis} came out as {size} where it should vary")
-            if size is not None and size.value is not None:
-                found.setdefault(size.value, own.get(axis, f"{name}_axis{axis}"))
+            symbol = size.value if size is not None else None
+            if symbol is None:
+                continue
+            for known, example in zip(bound, examples, strict=True):
+                if known.setdefault(symbol, example[name].shape[axis]) != example[name].shape[axis]:
+                    raise ShapeSpecialised(f"input {name!r}: axis {axis} came out as long as another, which it is not")
+            named = own.get(axis, "")
+            taken = named not in SHARED and named in found.values()
+            found.setdefault(symbol, named if named and not taken else f"{name}_axis{axis}")
     return found
 
 
@@ -297,6 +310,3 @@ def _clean(model: ir.Model) -> None:
         common.NameFixPass(),
     )
     passes(model)
-
-
-__all__ = ["export", "flatten_call"]

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -17,9 +18,7 @@ from torch.overrides import TorchFunctionMode
 from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.selections import Picked, Places, Sites, mark, scatter_rows, site
-from msao_compile.symbolic import Numbers, Unknown, Whole, plain
-
-_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"  # transformers compares placeholder counts with data; the runtime does
+from msao_compile.symbolic import NO_CHECKS, Numbers, Unknown, Whole, plain
 
 
 def _deepstack(self: Any, hidden_states: torch.Tensor, visual_pos_masks: Any, visual_embeds: torch.Tensor) -> Any:
@@ -192,31 +191,29 @@ def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
     from transformers.exporters.exporter_onnx import use_experts_implementation
     from transformers.exporters.utils import apply_patches
 
-    before = os.environ.get(_CHECKS)
-    os.environ[_CHECKS] = "1"
     with contextlib.ExitStack() as stack:
-        stack.callback(_restore, before)
+        stack.enter_context(patch.dict(os.environ, NO_CHECKS))
         stack.enter_context(apply_patches("onnx"))
         stack.enter_context(use_experts_implementation(model, "batched_mm"))
-        stack.enter_context(_replaced(torch.Tensor, "masked_scatter", scatter_rows))
+        stack.enter_context(patch.object(torch.Tensor, "masked_scatter", scatter_rows))
         tensors: tuple[Any, ...] = (torch.Tensor, FakeTensor, FunctionalTensor)
         for owner in (torch.Tensor, torch):
-            stack.enter_context(_replaced(owner, "split", _unsplit(owner.split)))
+            stack.enter_context(patch.object(owner, "split", _unsplit(owner.split)))
         for one in tensors:
-            stack.enter_context(_replaced(one, "tolist", _listed(one.tolist)))
+            stack.enter_context(patch.object(one, "tolist", _listed(one.tolist)))
         for kind in {type(part) for part in model.modules()}:
             for name, function in METHODS.items():
                 if hasattr(kind, name):
-                    stack.enter_context(_replaced(kind, name, function))
+                    stack.enter_context(patch.object(kind, name, function))
         for file in _files(model):
-            stack.enter_context(_replaced(file, "int", Whole))
+            stack.enter_context(patch.object(file, "int", Whole, create=True))
             for name, function in FUNCTIONS.items():
                 if hasattr(file, name):
-                    stack.enter_context(_replaced(file, name, function))
+                    stack.enter_context(patch.object(file, name, function))
         for part in model.modules():
             for name, function in FUNCTIONS.items():
                 if name in vars(part):
-                    stack.enter_context(_replaced(part, name, function))
+                    stack.enter_context(patch.object(part, name, function))
         stack.enter_context(_OneItem(sites))
         yield
 
@@ -224,27 +221,6 @@ def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
 def _files(model: nn.Module) -> list[Any]:
     names = {type(part).__module__ for part in model.modules()}
     return [sys.modules[name] for name in sorted(names) if ".models." in name]
-
-
-def _restore(before: str | None) -> None:
-    if before is None:
-        del os.environ[_CHECKS]
-    else:
-        os.environ[_CHECKS] = before
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    own = name in vars(owner)
-    original = getattr(owner, name, None)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own or owner is torch.Tensor:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)
 
 
 __all__ = ["mark", "rewritten", "scatter_rows"]

@@ -17,8 +17,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from msao_compile.manifest.schema import StateUpdate
 
-KEY_LAYOUT_RANK = 4  # [batch, heads, positions, head size]
-
 
 @dataclass(frozen=True)
 class StateTensor:

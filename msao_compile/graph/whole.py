@@ -76,7 +76,6 @@ class Seen:
     calls: dict[str, list[list[Call]]] = field(default_factory=dict)
     asks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fusible: frozenset[int] = frozenset()
-    outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     everything: dict[str, bool] = field(default_factory=dict)
 
     def stacks(self, model: nn.Module) -> dict[str, list[str]]:
@@ -158,14 +157,11 @@ def look(subject: Subject) -> Seen:
             runs: dict[str, list[Call]] = {path: [] for path in layers}
             entered: list[str] = []
             with _watched(subject.model, paths, runs, entered, setting, seen):
-                found = call(subject, setting, {**example, **_few_rows(subject)}, None, 0)
+                call(subject, setting, {**example, **_few_rows(subject)}, None, 0)
             for path, calls in runs.items():
                 seen.calls.setdefault(path, []).append(calls)
             if setting.states is not None:
                 seen.states = setting.states.found
-            seen.outputs = {
-                name: tuple(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)
-            }
     known = subject.names.get("attention_mask", ("",))[-1] == "total_sequence_length"
     seen.fusible = watch.fusible if known else frozenset()  # how much of a buffer is filled it does not say itself
     seen.everything = setting.sites.everything

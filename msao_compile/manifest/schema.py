@@ -20,6 +20,8 @@ Status = Literal["deferred", "built", "ran", "parity", "qualified"]
 RouteName = Literal["edge", "cloud", "split", "speculate", "text"]
 Verdict = Literal["PASS", "FAIL", "AMBIGUOUS"]
 StateUpdate = Literal["in_place", "concat", "replace"]
+ENCODERS = {"image": "vision_encoder", "video": "video_encoder", "audio": "audio_encoder"}
+"""The component that encodes each modality."""
 
 
 def _inside(path: str) -> str:

@@ -76,11 +76,11 @@ class Original:
 
         from msao_compile.families.examples import modalities
         from msao_compile.families.registry import open_checked
-        from msao_compile.families.subject import COMPONENTS
+        from msao_compile.manifest.schema import ENCODERS
 
         kind = type(open_checked(folder, trusted=True))  # the pipeline has refused what may not be opened
         self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        known = [name for name in modalities(self.model) if COMPONENTS[name] not in exclude]
+        known = [name for name in modalities(self.model) if ENCODERS[name] not in exclude]
         self.asked = list(self._requests(known, steps))
 
     def _requests(self, known: list[Any], steps: int) -> Iterator[Asked]:

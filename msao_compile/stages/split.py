@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from msao_compile.errors import StageError
+from msao_compile.errors import ShapeSpecialised, StageError
 from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, refuse_not_finite
 from msao_compile.families.classes import request_classes
 from msao_compile.families.conversion import CONVERTED, write_converted
 from msao_compile.families.light import light
 from msao_compile.families.registry import open_checked
-from msao_compile.families.subject import Description, describe, with_rows
+from msao_compile.families.subject import Description, describe, turned, with_rows
 from msao_compile.graph.ends import digest, name_ends, spec, weights, write_archive
 from msao_compile.graph.export import export
 from msao_compile.graph.whole import Seen, Subject, look
@@ -78,20 +79,26 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
 def _taken_apart(
     model: Any, arguments: Mapping[str, Any], on_progress: Any
 ) -> tuple[Description, Traced, dict[Dialect, list[dict[str, Any]]]]:
-    """Traced for pictures of any size where that can be, else of the one size that its examples have."""
+    """Traced for pictures of any size where that can be, from either example, else of the one size of its examples."""
     exclude, outputs = tuple(arguments["exclude"]), arguments["outputs"]
     description = describe(model, exclude)
     try:
         return description, *_traced(description, outputs, on_progress)
+    except ShapeSpecialised as error:
+        logger.info("from the other example: %s", error)
+        fault: StageError = error
+        with contextlib.suppress(StageError):
+            other = turned(description)
+            return other, *_traced(other, outputs, on_progress)
     except StageError as error:
-        other = describe(model, exclude, fixed=True)
-        if [value.shape for value in other.examples[1].values()] == [
-            value.shape for value in description.examples[1].values()
-        ]:
-            raise
-        logger.info("pictures of one size only: %s", error)
-        on_progress({"doing": "again, for pictures of one size"})
-        return other, *_traced(other, outputs, on_progress)
+        fault = error
+    fixed = describe(model, exclude, fixed=True)
+    if [value.shape for value in fixed.examples[1].values()] == [
+        value.shape for value in description.examples[1].values()
+    ]:
+        raise fault
+    logger.info("pictures of one size only: %s", fault)
+    return fixed, *_traced(fixed, outputs, on_progress)
 
 
 def _traced(
