@@ -13,8 +13,9 @@ from msao_compile.families.checkpoint import weight_files
 from msao_compile.families.conversion import CONVERTED
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Deployment, Dialect, Module, RuntimeSettings
+from msao_compile.places import Places
 from msao_compile.runner import Ask
-from msao_compile.stages.compose import ModelParts, data_name, graph_name
+from msao_compile.stages.compose import ModelParts, graph_name
 from msao_compile.stock import Stock
 
 EXPORT_TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript", "onnxruntime", "optimum")
@@ -52,12 +53,11 @@ def archive_name(dialect: Dialect) -> str:
     return f"graphs.{dialect}.zip"
 
 
-def load(model: ModelParts, component: Component, folder: Path, stock: Stock) -> Ask:
-    """A module's own weights as one data file."""
-    entries = component["tensors"]
-    layout = [[entry["name"], entry["digest"], entry.get("offset"), entry.get("borrowed")] for entry in entries]
+def load(model: ModelParts, component: Component, places: Places, folder: Path, stock: Stock) -> Ask:
+    """Those of a module's own weights that are not in the checkpoint as graphs read them, as one data file."""
+    entries, size = places.written(component)
+    layout = [[entry["name"], entry["digest"], entry["offset"]] for entry in entries]
     tensors = [{key: value for key, value in entry.items() if key != "digest"} for entry in entries]
-    size = component["weight_bytes"]
     fields = {
         "module": component["id"],
         "layout": sha256_bytes(canonical_json(layout)),
@@ -76,11 +76,10 @@ def load(model: ModelParts, component: Component, folder: Path, stock: Stock) ->
     return Ask("load", subject, 1, fields, arguments, {"data": "data"}, prepare, disk_bytes=size)
 
 
-def export(model: ModelParts, component: Component, dialect: Dialect, stock: Stock) -> Ask:
+def export(model: ModelParts, component: Component, dialect: Dialect, places: Places, stock: Stock) -> Ask:
     """A module's graph in one dialect, pointed at its weights."""
     name = component["component"]
-    by_name = {other["component"]: other for other in model.split["components"]}
-    layout = {entry["name"]: _place(entry, component, by_name) for entry in component["tensors"]}
+    layout = places.layout(model, component)
     states = model.split["states"][dialect]
     fields = {
         "module": component["id"],
@@ -179,16 +178,6 @@ def measure(draft: Deployment, stock: Stock) -> Ask:
         return {"folder": str(workspace / "draft")}
 
     return Ask("measure", "routes", 1, fields, arguments, {}, prepare)
-
-
-def _place(entry: Mapping[str, Any], component: Component, by_name: Mapping[str, Component]) -> dict[str, Any]:
-    """Where a tensor's bytes lie: in the module's own data file, or in that of the module it borrows from."""
-    if "borrowed" not in entry:
-        place = {"file": data_name(component["component"]), "offset": entry["offset"]}
-        return {**place, "shape": entry["shape"], "dtype": entry["dtype"]}
-    owner, name = entry["borrowed"]
-    held = next(other for other in by_name[owner]["tensors"] if other["name"] == name)
-    return _place(held, by_name[owner], by_name) | {"shape": entry["shape"]}
 
 
 def trusts(name: str, stock: Stock) -> bool:

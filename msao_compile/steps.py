@@ -9,7 +9,7 @@ from typing import Any
 
 from msao_compile import asks
 from msao_compile.errors import InputError, RecipeError
-from msao_compile.families.checkpoint import read_config
+from msao_compile.families.checkpoint import read_config, weight_files
 from msao_compile.families.conversion import CONVERTED
 from msao_compile.families.refusals import refuse_unusable
 from msao_compile.families.side_files import lacks, side_files
@@ -26,12 +26,13 @@ from msao_compile.manifest.schema import (
     RuntimeSettings,
     Task,
 )
+from msao_compile.places import DataFile, Places
 from msao_compile.recipe.schema import Bounds, TargetChoice
 from msao_compile.recipe.targets import find
 from msao_compile.runner import Ask, Runner
 from msao_compile.runtime.compare import refuse_failures
 from msao_compile.stages import build, compose
-from msao_compile.stages.compose import Exported, ModelParts
+from msao_compile.stages.compose import Exported, ModelParts, Object
 from msao_compile.stock import Stock, result
 from msao_compile.store.record import Record
 
@@ -47,6 +48,7 @@ class Steps:
         self.targets = _targets(runner)
         self.checkpoints = {name: Path(model.checkpoint) for name, model in self.recipe.models.items()}
         self.parts: list[ModelParts] = []
+        self.places = Places((), {})
         self.exported: dict[str, Exported] = {}
         self.rows: list[ParityRow] = []
         self.bounds = (self.recipe.parity.fp32 or BOUNDS).model_dump(mode="json")
@@ -87,28 +89,47 @@ class Steps:
 
     def export(self) -> bool:
         """Weights and graphs of every distinct module, each once however many models have it."""
-        homes = compose.owners(self.parts)
-        distinct = [
-            (model, component)
-            for model in self.parts
-            for component in model.split["components"]
-            if homes[component["id"]] == model.name
-        ]
+        self.places = Places(self.parts, self._servable())
+        distinct = list(self.places.distinct())
         self._check_names({component["component"] for _, component in distinct})
-        loads = self.runner.ask(
-            [
-                self._chosen(asks.load(model, part, self.checkpoints[model.name], self.stock), part)
-                for model, part in distinct
-            ]
-        )
-        for (_, part), record in zip(distinct, loads, strict=True):
-            self.exported[part["id"]] = Exported(self.stock.output(record, "data"))
-        if not all(loads):
+        if not self._weights(distinct):
             return self._later(("export", "parity", "build", "measure"), "load")
         self._keep_other_targets(distinct)
         if not self._graphs(distinct):
             return self._later(("parity", "build", "measure"), "export")
         return True
+
+    def _servable(self) -> dict[str, dict[str, int]]:
+        """The size of each checkpoint file that graphs may point into, by model."""
+        if self.recipe.export.weights == "module":
+            return {}
+        return {
+            name: {path.name: path.stat().st_size for path in weight_files(folder)}
+            for name, folder in self.checkpoints.items()
+        }
+
+    def _weights(self, distinct: list[tuple[ModelParts, Mapping[str, Any]]]) -> bool:
+        """The data files of every module: of its checkpoint, or written."""
+        wanted = [(model, part) for model, part in distinct if self.places.written(part)[0]]
+        loads = self.runner.ask(
+            [
+                self._chosen(asks.load(model, part, self.places, self.checkpoints[model.name], self.stock), part)
+                for model, part in wanted
+            ]
+        )
+        held = {part["id"]: self.stock.output(record, "data") for (_, part), record in zip(wanted, loads, strict=True)}
+        for model, part in distinct:
+            files = self.exported.setdefault(part["id"], Exported()).data
+            for file in self.places.files(model, part):
+                blob = self._shared(file) if file.module is None else held[file.module]
+                if blob is not None:
+                    files[file.name] = blob
+        return all(loads)
+
+    def _shared(self, file: DataFile) -> Object:
+        assert file.checkpoint is not None  # what no module wrote is of a checkpoint
+        model, name = file.checkpoint
+        return self.stock.share(self.checkpoints[model] / name)
 
     def _keep_other_targets(self, distinct: list[tuple[ModelParts, Mapping[str, Any]]]) -> None:
         """With --target: the others stay in the deployment where the store has all their graphs, and leave it else."""
@@ -133,7 +154,7 @@ class Steps:
         return all(records)
 
     def _export(self, model: ModelParts, part: Mapping[str, Any], dialect: Dialect) -> Ask:
-        return asks.export(model, part, dialect, self.stock)
+        return asks.export(model, part, dialect, self.places, self.stock)
 
     def parity(self) -> bool:
         """Every model against its torch original; a FAIL ends the build.

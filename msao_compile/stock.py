@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from msao_compile.errors import StageError
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Deployment, FileRef, Frozen
 from msao_compile.runner import Runner
@@ -34,6 +35,19 @@ class Stock:
         blob = Blob(sha256=self.digest(path), size_bytes=path.stat().st_size)
         if not self.runner.planning and not self.runner.store.holds(blob):
             blob = self.runner.store.put_file(path, move=False)
+        return self._keep(blob)
+
+    def share(self, path: Path) -> Object:
+        """A large file as it is: linked into the store, or copied where that cannot be.
+
+        Raises:
+            StageError: it changed in between.
+        """
+        blob = Blob(sha256=self.digest(path), size_bytes=path.stat().st_size)
+        if not self.runner.planning and not self.runner.store.holds(blob):
+            self.runner.store.share_file(path, blob)
+            if self.digest(path) != blob.sha256:  # read again only where its time, size or inode changed
+                raise StageError(f"{path}: changed while it was read; build again when nothing writes to it")
         return self._keep(blob)
 
     def output(self, record: Record | None, name: str) -> Object | None:

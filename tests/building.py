@@ -28,6 +28,7 @@ def write_recipe(
     models: Mapping[str, tuple[Path, str]],
     max_abs: float = 1e-3,
     targets: Mapping[str, str] = BOTH_DIALECTS,
+    weights: str = "module",
 ) -> Path:
     """A recipe for this machine. `models`: checkpoint folder and role by name; `targets`: dialect by name."""
     lines = ["recipe = 1", f'name = "{file.stem}"']
@@ -39,6 +40,7 @@ def write_recipe(
     lines += ["[shapes.decoder]", "batch = [1, 1, 1]", "sequence = [1, 16, 64]", f"kv_capacity = {KV_CAPACITY}"]
     lines += ["[parity]", f"fp32 = {{ min_cosine = 0.9999, max_abs = {max_abs} }}", "steps = 3"]
     lines += ["[runtime]", "threads = 1", "arena = true", "warm_up = 1"]
+    lines += ["[export]", f'weights = "{weights}"']
     file.write_text("\n".join(lines) + "\n")
     return file
 

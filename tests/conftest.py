@@ -79,8 +79,10 @@ def started(
         Workshop(tmp_path_factory.mktemp("families")),
         CODE,
     )
-    recipes = {family: write_recipe(made.folder / f"{family}.toml", {"edge": (checkpoint(family), "draft")})
-               for family in ("llava", "qwen2_5_vl")}  # fmt: skip
+    recipes = {}
+    for family in ("llava", "qwen2_5_vl"):
+        models = {"edge": (checkpoint(family), "draft")}
+        recipes[family] = write_recipe(made.folder / f"{family}.toml", models, weights="original")
     under_way = {
         family: (made.options.out / family, building.start(code, recipe, made.folder))
         for family, recipe in recipes.items()

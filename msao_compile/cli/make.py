@@ -171,6 +171,7 @@ def built_facts(built: Built) -> dict[str, Any]:
         "ran": built.ran,
         "reused": built.reused,
         "seconds": built.seconds,
+        "weights": _weights(built),
         "engines": [
             {
                 "component": deployment.module(engine.module).component,
@@ -189,7 +190,22 @@ def built_summary(built: Built) -> str:
         parts.append(f"{units.plural(waiting, 'engine')} left to the device")
     if unproven := sum(1 for engine in built.deployment.engines if engine.status == "ran"):
         parts.append(f"{units.plural(unproven, 'engine')} that nothing will use: see the parity rows that are not PASS")
+    weights = _weights(built)
+    parts.append(f"{units.size(weights['written_bytes'])} of weights in new files")
+    if weights["in_place_bytes"]:
+        parts[-1] += f" and {units.size(weights['in_place_bytes'])} in the checkpoint's own"
     return f"{', '.join(parts)}, {units.seconds(built.seconds)}"
+
+
+def _weights(built: Built) -> dict[str, int]:
+    """Bytes of weights in files that were written for modules, and in checkpoint files that graphs point into."""
+    from msao_compile.stages.compose import DATA
+
+    held = {file for module in built.deployment.modules for graph in module.graphs for file in graph.data}
+    sizes = {True: 0, False: 0}
+    for file in held:
+        sizes[file.path.endswith(DATA)] += file.size_bytes
+    return {"written_bytes": sizes[True], "in_place_bytes": sizes[False]}
 
 
 def _proposed(checkpoint: Path, output: Path) -> dict[str, Any]:

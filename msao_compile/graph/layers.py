@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import onnx_ir as ir
 import torch
@@ -76,13 +77,10 @@ def flatten_call(args: Any, kwargs: Any) -> tuple[list[torch.Tensor], torch.Tens
 @contextlib.contextmanager
 def stubbed(stubs: Mapping[str, Stub]) -> Iterator[None]:
     """Let the stubs answer for their layers; hooks on the layers still run."""
-    for stub in stubs.values():
-        vars(stub.layer)["forward"] = stub
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as stack:
         for stub in stubs.values():
-            vars(stub.layer).pop("forward", None)
+            stack.enter_context(patch.dict(vars(stub.layer), {"forward": stub}))
+        yield
 
 
 def stubs_for(subject: Subject, seen: Seen) -> dict[str, Stub]:

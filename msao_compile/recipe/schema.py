@@ -232,6 +232,8 @@ class ExportChoice(Part):
     """What of a checkpoint is exported."""
 
     exclude: tuple[Component, ...] = ()
+    weights: Literal["original", "module"] = "original"
+    """Where graphs find them: in the checkpoint's files where those have their bytes, or in a file of each module."""
 
 
 class Recipe(Part):

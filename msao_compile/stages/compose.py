@@ -48,12 +48,14 @@ class ModelParts:
 
 @dataclass
 class Exported:
-    """Objects of one module: its own data file, and graph and tensor facts by dialect."""
+    """Objects of one module: its data files by name, and graph and tensor facts by dialect."""
 
-    data: Object | None
+    data: dict[str, Object] = field(default_factory=dict)
     graphs: dict[Dialect, tuple[Object, Mapping[str, Any]]] = field(default_factory=dict)
 
 
+DATA = ".onnx.data"
+"""Ends the name of a file that was written for a module; a checkpoint's file keeps its own."""
 TEXT_TOKENS = 32
 """Of the question in every class of requests."""
 
@@ -65,7 +67,7 @@ def graph_name(component: str, dialect: Dialect) -> str:
 
 def data_name(component: str) -> str:
     """`<component>.onnx.data`: both dialects read the same weights."""
-    return f"{component}.onnx.data"
+    return f"{component}{DATA}"
 
 
 def owners(models: Sequence[ModelParts]) -> dict[str, str]:
@@ -81,25 +83,18 @@ def modules(models: Sequence[ModelParts], exported: Mapping[str, Exported]) -> t
     """Every distinct module once, with the files that its graphs need."""
     homes, found = owners(models), {}
     for model in models:
-        by_name = {component["component"]: component for component in model.split["components"]}
         for component in model.split["components"]:
             if homes[component["id"]] != model.name or component["id"] in found:
                 continue
-            needed = {
-                component["component"],
-                *(entry["borrowed"][0] for entry in component["tensors"] if "borrowed" in entry),
-            }
-            data = [
-                _reference(f"modules/{model.name}/{data_name(name)}", exported[by_name[name]["id"]].data)
-                for name in sorted(needed)
-            ]
-            found[component["id"]] = _module(
-                model.name, component, exported[component["id"]], tuple(filter(None, data))
-            )
+            found[component["id"]] = _module(model.name, component, exported[component["id"]])
     return tuple(found.values())
 
 
-def _module(home: str, component: Mapping[str, Any], parts: Exported, data: tuple[FileRef, ...]) -> Module:
+def _module(home: str, component: Mapping[str, Any], parts: Exported) -> Module:
+    data = tuple(
+        FileRef(path=f"modules/{home}/{name}", sha256=blob.sha256, size_bytes=blob.size_bytes)
+        for name, blob in sorted(parts.data.items())
+    )
     graphs = []
     for dialect, (blob, facts) in sorted(parts.graphs.items()):
         file = FileRef(
@@ -117,14 +112,6 @@ def _module(home: str, component: Mapping[str, Any], parts: Exported, data: tupl
         weight_bytes=component["weight_bytes"],
         kv_layout=KV_LAYOUT if component["kv"] else None,
         graphs=tuple(graphs),
-    )
-
-
-def _reference(path: str, blob: Object | None) -> FileRef | None:
-    return (
-        None
-        if blob is None or blob.size_bytes == 0
-        else FileRef(path=path, sha256=blob.sha256, size_bytes=blob.size_bytes)
     )
 
 

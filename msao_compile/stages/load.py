@@ -10,10 +10,9 @@ from msao_compile.families.conversion import CONVERTED
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
-    """Write the tensors of `arguments["tensors"]` that are not borrowed to `arguments["output"]` at their offsets."""
+    """Write `arguments["tensors"]` to `arguments["output"]` at their offsets."""
     folder, output = Path(arguments["checkpoint"]), Path(arguments["output"])
-    written = 0
-    own = [entry for entry in arguments["tensors"] if "borrowed" not in entry]
+    written, own = 0, arguments["tensors"]
     with output.open("wb") as file:
         for index, entry in enumerate(own):
             file.seek(entry["offset"])

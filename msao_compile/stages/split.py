@@ -28,7 +28,6 @@ from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Dialect, Encoder, HostCall
 
 logger = logging.getLogger(__name__)
-ALIGNMENT_BYTES = 64
 Traced = dict[Dialect, dict[str, dict[str, Any]]]
 
 
@@ -38,8 +37,8 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     `arguments`: checkpoint, exclude (components that the recipe leaves out), trusted, outputs (archive by dialect),
     converted (a file for weights of which the checkpoint has another form).
 
-    Gives how a request reaches the modules and, per component, its identity, tensors and data-file layout. A tensor
-    that an earlier component already holds is borrowed: it is written once, into that component's data file.
+    Gives how a request reaches the modules and, per component, its identity and tensors. A tensor that an earlier
+    component already holds is borrowed: a deployment has it once.
 
     Raises:
         CheckpointError: a file is damaged or does not belong to the config. UnsupportedFamily: nothing of what the
@@ -190,7 +189,7 @@ def _components(
         graphs = {dialect: parts[component] for dialect, parts in traced.items() if component in parts}
         used = {name for graph in graphs.values() for name in graph["weights"]}
         # Matrices first: without the biases between them, neighbouring products can be joined over one run of bytes.
-        tensors, size = _tensors(folders, component, sorted(used, key=order.__getitem__), sources, owners, trained)
+        tensors = _tensors(folders, component, sorted(used, key=order.__getitem__), sources, owners, trained)
         digests = {entry["name"]: entry["digest"] for entry in tensors}
         identity = {
             "component": component,
@@ -203,7 +202,7 @@ def _components(
                 "component": component,
                 "id": sha256_bytes(canonical_json(identity)),
                 "params": sum(int(np.prod(entry["shape"], dtype=np.int64)) for entry in tensors),
-                "weight_bytes": size,
+                "weight_bytes": sum(entry["size_bytes"] for entry in tensors if "borrowed" not in entry),
                 "kv": component == "decoder",
                 "inputs": first["inputs"],
                 "outputs": first["outputs"],
@@ -220,10 +219,9 @@ def _tensors(
     sources: Mapping[str, Source],
     owners: dict[Source, tuple[str, str]],
     trained: Set[str],
-) -> tuple[list[dict[str, Any]], int]:
-    """The tensors of one component, and the length of its data file."""
+) -> list[dict[str, Any]]:
+    """The tensors of one component."""
     found: list[dict[str, Any]] = []
-    offset = 0
     for name in names:
         source = sources[name]
         folder = folders[source.file == CONVERTED]
@@ -233,11 +231,11 @@ def _tensors(
                 refuse_not_finite(folder, source, values)
             digest.update(values.data)
             kind = values.dtype
-        size_bytes = math.prod(source.shape) * kind.itemsize
         entry: dict[str, Any] = {
             "name": name,
             "shape": list(source.shape),
             "dtype": kind.name,
+            "size_bytes": math.prod(source.shape) * kind.itemsize,
             "digest": digest.hexdigest(),
             "source": vars(source),
         }
@@ -245,10 +243,8 @@ def _tensors(
             entry["borrowed"] = list(owners[source])
         else:
             owners[source] = (component, name)
-            entry |= {"offset": offset, "size_bytes": size_bytes}
-            offset += -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         found.append(entry)
-    return found, offset
+    return found
 
 
 def runnable(model: Any) -> Any:

@@ -123,6 +123,21 @@ class Store:
                 path.unlink()
             return blob
 
+    def share_file(self, path: Path, blob: Blob) -> None:
+        """Make a file that was hashed an object under a second name, so that no byte is written; else copy it.
+
+        The object is not read-only then: it is the owner's file. Whoever writes into it damages the object, which
+        every look at it notices as it does any other damage.
+
+        Raises:
+            StageError: the disk is full.
+        """
+        with self._shared(), files.translated(f"storing {path.name}", self.root, blob.size_bytes):
+            destination = self.path(blob)
+            files.link_or_copy(path.resolve(), destination)  # a link to a symbolic link would be one
+            if destination.samefile(path):
+                self._verified.remember(blob.sha256, destination.stat())
+
     def _place(self, source: Path) -> Blob:
         blob = Blob(sha256=sha256_file(source), size_bytes=source.stat().st_size)
         destination = self.path(blob)

@@ -83,7 +83,8 @@ def test_the_result_of_a_build_is_its_folder_and_all_talk_is_on_stderr(cli: Cli,
     assert (ran.code, ran.out) == (0, f"{built}\n")
     assert ran.err == (
         "export edge/decoder … 4.2 s\n1 stage ran, 3 reused, 5 engines left to the device, "
-        "1 engine that nothing will use: see the parity rows that are not PASS, 4.5 s\n"
+        "1 engine that nothing will use: see the parity rows that are not PASS, "
+        "32.4 kB of weights in new files, 4.5 s\n"
     )
     assert cli("build", "recipe.toml", "--quiet").err == ""
 

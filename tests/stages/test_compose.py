@@ -67,43 +67,30 @@ def test_a_model_that_decodes_nothing_is_not_split() -> None:
     assert [name for name, *_ in routes(twin)] == ["edge", "cloud"]
 
 
-def component(name: str, module: str, borrowed: str | None = None) -> dict[str, Any]:
-    tensor = (
-        {"name": "w", "shape": [4], "borrowed": [borrowed, "w"]}
-        if borrowed
-        else {"name": "w", "shape": [4], "offset": 0}
-    )
-    size = 0 if borrowed else 16
-    return {"component": name, "id": module * 64, "params": 4, "weight_bytes": size, "kv": name == "decoder",
-            "tensors": [tensor], "inputs": [], "outputs": []}  # fmt: skip
+def component(name: str, module: str) -> dict[str, Any]:
+    return {"component": name, "id": module * 64, "params": 4, "weight_bytes": 16, "kv": name == "decoder",
+            "tensors": [], "inputs": [], "outputs": []}  # fmt: skip
 
 
 def parts(name: str, *components: dict[str, Any]) -> ModelParts:
     return ModelParts(name, "draft", {"components": list(components)}, 32, {})
 
 
-def exported(*modules: tuple[str, int]) -> dict[str, Exported]:
+def exported(*modules: str) -> dict[str, Exported]:
     facts = {"opset": 20, "inputs": [], "outputs": [], "states": []}
-    return {
-        letter * 64: Exported(Object(letter * 64, size), {"portable": (Object("0" * 64, 9), facts)})
-        for letter, size in modules
-    }
+    files = {"b.safetensors": Object("b" * 64, 16), "a.onnx.data": Object("a" * 64, 8)}
+    return {letter * 64: Exported(files, {"portable": (Object("0" * 64, 9), facts)}) for letter in modules}
 
 
 def test_a_module_that_two_models_have_is_listed_once_in_the_folder_of_the_first() -> None:
     models = [parts("one", component("vision_encoder", "a"), component("decoder", "b")),
               parts("two", component("vision_encoder", "a"), component("decoder", "c"))]  # fmt: skip
-    found = compose.modules(models, exported(("a", 16), ("b", 16), ("c", 16)))
+    found = compose.modules(models, exported("a", "b", "c"))
     assert [module.graphs[0].file.path for module in found] == [
         "modules/one/vision_encoder.onnx", "modules/one/decoder.onnx", "modules/two/decoder.onnx",
     ]  # fmt: skip
+    assert [ref.path for ref in found[2].graphs[0].data] == ["modules/two/a.onnx.data", "modules/two/b.safetensors"]
     assert compose.owners(models) == {"a" * 64: "one", "b" * 64: "one", "c" * 64: "two"}
-
-
-def test_a_borrowed_weight_makes_the_lender_s_data_file_a_file_of_the_borrower() -> None:
-    models = [parts("one", component("embed_tokens", "a"), component("decoder", "b", borrowed="embed_tokens"))]
-    found = compose.modules(models, exported(("a", 16), ("b", 0)))
-    assert [reference.path for reference in found[1].graphs[0].data] == ["modules/one/embed_tokens.onnx.data"]
 
 
 def spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:

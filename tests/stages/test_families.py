@@ -1,4 +1,4 @@
-"""Each family through the whole pipeline in both dialects: parity, names, operators, and every weight written once."""
+"""Each family through the whole pipeline in both dialects: parity, names, operators, and no weight written."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Built = Callable[[str], Path]
 FAMILIES = ("idefics3", "llava", "qwen2_5_vl")
 ENCODERS = {"idefics3": ("vision_encoder",), "llava": ("vision_encoder",),
             "qwen2_5_vl": ("vision_encoder", "video_encoder")}  # fmt: skip
+PARTS = ("vision_encoder", "embed_tokens", "decoder")
 LAYERS = 2
-ALIGNMENT = 64
 
 
 @pytest.fixture(params=FAMILIES)
@@ -124,25 +124,21 @@ def test_states_are_written_in_place_where_the_dialect_can(manifest: Deployment)
         ]
 
 
-def test_every_weight_is_written_once(
+def test_every_weight_is_read_where_the_checkpoint_has_it(
     folder: Path, manifest: Deployment, checkpoint: Callable[..., Path], family: str
 ) -> None:
-    data = {path: ref for path, ref in manifest.all_files().items() if path.endswith(".onnx.data")}
-    model = checkpoints.original(checkpoint(family))
-    left_out = unused(model) if family == "llava" else 0
-    numbers = sum(parameter.numel() for parameter in model.parameters()) - left_out  # a tied weight counts once here
-    padding = ALIGNMENT * len(list(model.parameters()))
-    assert numbers * 4 <= sum(ref.size_bytes for ref in data.values()) <= numbers * 4 + padding
-    assert sum((folder / path).stat().st_size for path in data) == sum(ref.size_bytes for ref in data.values())
+    data = sorted({ref.path for module in manifest.modules for graph in module.graphs for ref in graph.data})
+    if family == "idefics3":  # whose recipe asks for files of modules
+        assert [Path(path).name for path in data] == [f"{part}.onnx.data" for part in sorted(PARTS)]
+        numbers = sum(
+            value.numel() for value in checkpoints.original(checkpoint(family)).parameters()
+        )  # a tied one once
+        assert 0 <= sum((folder / path).stat().st_size for path in data) - numbers * 4 < 64 * 100
+    else:
+        assert [Path(path).name for path in data] == ["model.safetensors"]
+        assert (folder / data[0]).samefile(checkpoint(family) / "model.safetensors")
     largest = max(path.stat().st_size for path in folder.rglob("*.onnx"))
     assert largest < 100_000  # the graphs hold structure, not weights
-
-
-def unused(model: object) -> int:
-    """Llava reads its tower one layer before the last, and never normalises: those weights are left out."""
-    tower = model.model.vision_tower
-    left_out = [*tower.encoder.layers[-1].parameters(), *tower.post_layernorm.parameters()]
-    return sum(parameter.numel() for parameter in left_out)
 
 
 def test_both_dialects_read_the_same_data_files(manifest: Deployment) -> None:

@@ -18,11 +18,13 @@ from building import python, run, write_recipe
 from safetensors.torch import load_file, save_file
 
 from msao_compile.errors import CheckpointError
-from msao_compile.families.checkpoint import locate, read_sources, read_tensor
+from msao_compile.families.checkpoint import locate, read_tensor
 from msao_compile.families.registry import open_checked
 from msao_compile.manifest.digest import sha256_bytes
 from msao_compile.manifest.schema import Encoder, HostCall
+from msao_compile.places import Places
 from msao_compile.stages import load, split
+from msao_compile.stages.compose import ModelParts
 
 Edit = Callable[[Path], None]
 NAMES = ("vision_encoder", "embed_tokens", "decoder")
@@ -55,6 +57,15 @@ def taken_apart(folder: Path) -> dict[str, Any]:
 
 def components(folder: Path) -> dict[str, dict[str, Any]]:
     return {part["component"]: part for part in taken_apart(folder)["components"]}
+
+
+def loading(folder: Path, component: str, output: Path) -> dict[str, Any]:
+    """What the load stage is asked for, to write all of a module's own weights."""
+    model = ModelParts("m", "draft", taken_apart(folder), 32, {})
+    part = next(part for part in model.split["components"] if part["component"] == component)
+    tensors, size = Places([model], {}).written(part)
+    places = {"output": str(output / "data"), "converted": str(output / "converted")}
+    return {"checkpoint": str(folder), "tensors": tensors, "size_bytes": size, **places}
 
 
 def ids(folder: Path) -> dict[str, str]:
@@ -184,67 +195,6 @@ def test_a_host_call_that_nothing_reads_is_left_out() -> None:
     assert kept.host == calls[:2]
 
 
-class Held:
-    """Stands for a model whose state is all that is asked for."""
-
-    def __init__(self, **values: torch.Tensor) -> None:
-        self.values = values
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return self.values
-
-    def named_parameters(self, remove_duplicate: bool) -> list[tuple[str, torch.Tensor]]:
-        return [(name, value) for name, value in self.values.items() if value.is_floating_point()]
-
-
-def borrowed(folder: Path, traced: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, Any]]:
-    """Components of a model with a tied head and an integer buffer; `traced`: weights by component by dialect."""
-    table = torch.arange(20, dtype=torch.float32).reshape(10, 2)
-    values = {"norm": torch.ones(2), "embed": table, "places": torch.arange(5), "head": table, "gate": torch.ones(3, 2)}
-    save_file({name: value for name, value in values.items() if name != "head"}, folder / "model.safetensors")
-    sources = dict(read_sources(folder / "model.safetensors"))
-    sources["head"] = sources["embed"]
-    graphs = {
-        dialect: {
-            component: {"graph": f"{component} {dialect}", "weights": names, "inputs": [], "outputs": []}
-            for component, names in parts.items()
-        }
-        for dialect, parts in traced.items()
-    }
-    found = split._components((folder, folder), Held(**values), sources, graphs)  # type: ignore[arg-type]
-    return {part["component"]: part for part in found}
-
-
-def test_a_tied_weight_is_borrowed_from_the_first_component_that_has_it(tmp_path: Path) -> None:
-    parts = borrowed(tmp_path, {"portable": {"embed_tokens": ["embed"], "decoder": ["norm", "head", "gate"]}})
-    entries = {entry["name"]: entry for entry in parts["decoder"]["tensors"]}
-    assert entries["head"]["borrowed"] == ["embed_tokens", "embed"]
-    assert "offset" not in entries["head"] and "borrowed" not in parts["embed_tokens"]["tensors"][0]
-    assert [entry["name"] for entry in parts["decoder"]["tensors"]] == ["head", "gate", "norm"]  # matrices first
-    assert (entries["gate"]["offset"], entries["norm"]["offset"]) == (0, 64)
-    assert (parts["embed_tokens"]["weight_bytes"], parts["decoder"]["weight_bytes"]) == (128, 128)
-    assert parts["decoder"]["params"] == 2 + 20 + 6
-
-
-def test_both_dialects_read_one_data_file_that_holds_what_either_needs(tmp_path: Path) -> None:
-    one, other = {"decoder": ["norm", "gate"]}, {"decoder": ["gate", "embed"]}
-    part = borrowed(tmp_path, {"portable": one, "fused": other})["decoder"]
-    assert sorted(entry["name"] for entry in part["tensors"]) == ["embed", "gate", "norm"]
-    alone = borrowed(tmp_path, {"portable": one})["decoder"]
-    assert part["id"] != alone["id"]
-
-
-def test_a_buffer_of_whole_numbers_stays_one(tmp_path: Path) -> None:
-    [entry] = borrowed(tmp_path, {"portable": {"decoder": ["places"]}})["decoder"]["tensors"]
-    assert (entry["dtype"], entry["size_bytes"], entry["source"]["dtype"]) == ("int64", 40, "I64")
-
-
-def test_the_order_of_weights_in_a_graph_is_part_of_the_identity(tmp_path: Path) -> None:
-    ids = {borrowed(tmp_path, {"portable": {"decoder": list(names)}})["decoder"]["id"]
-           for names in (("norm", "gate"), ("gate", "norm"))}  # fmt: skip
-    assert len(ids) == 2
-
-
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
 def test_half_and_double_weights_are_written_as_the_float32_that_torch_makes_of_them(
     mine: Path, tmp_path: Path, kind: torch.dtype
@@ -253,10 +203,7 @@ def test_half_and_double_weights_are_written_as_the_float32_that_torch_makes_of_
         tensors.update({name: value.to(kind) for name, value in tensors.items()})
 
     edit_weights(change)(mine)
-    part = components(mine)["embed_tokens"]
-    places = {"output": str(tmp_path / "data"), "converted": str(tmp_path / "converted")}
-    tensors = {"tensors": part["tensors"], "size_bytes": part["weight_bytes"]}
-    load.run({"checkpoint": str(mine), **tensors, **places}, lambda record: None)
+    load.run(loading(mine, "embed_tokens", tmp_path), lambda record: None)
     wanted = load_file(mine / "model.safetensors")["language_model.model.embed_tokens.weight"].float().numpy()
     written = np.fromfile(tmp_path / "data", "<f4")[: wanted.size].reshape(wanted.shape)
     assert np.array_equal(written, wanted)
@@ -393,11 +340,9 @@ def test_build_exits_2_with_the_sentence_of_the_stage(mine: Path, tmp_path: Path
 
 
 def test_loading_weights_needs_no_torch(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    part = components(checkpoint("llava"))["decoder"]
-    arguments = {"checkpoint": str(checkpoint("llava")), "tensors": part["tensors"], "size_bytes": part["weight_bytes"],
-                 "output": str(tmp_path / "data"), "converted": str(tmp_path / "converted")}  # fmt: skip
+    arguments = loading(checkpoint("llava"), "decoder", tmp_path)
     code = "import sys, json\nfrom msao_compile.stages import load\n"
     code += "load.run(json.loads(sys.argv[1]), print)\nprint('torch' in sys.modules)"
     done = python(code, json.dumps(arguments))
     assert done.stdout.splitlines()[-1] == "False", done.stderr
-    assert (tmp_path / "data").stat().st_size == part["weight_bytes"]
+    assert (tmp_path / "data").stat().st_size == arguments["size_bytes"] > 0
