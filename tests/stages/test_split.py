@@ -184,6 +184,13 @@ def test_a_host_call_that_nothing_reads_is_left_out() -> None:
     assert kept.host == calls[:2]
 
 
+@pytest.mark.parametrize(("name", "placed"), [("image_features", 4), ("cross_key_values", None)])
+def test_a_placeholder_is_counted_only_where_features_take_the_place_of_tokens(name: str, placed: int | None) -> None:
+    encoder = Encoder(component="vision_encoder", modality="image", inputs=("pixel_values",), each=True, placeholder=4)
+    kept = split._read_only(encoder, {"decoder": {"inputs": [{"name": name}]}})
+    assert kept.placeholder == placed
+
+
 class Held:
     """Stands for a model whose state is all that is asked for."""
 
