@@ -119,6 +119,15 @@ def test_a_mask_of_another_shape_than_the_tiles_is_refused(shape: tuple[int, ...
         encoded(given, engine, inputs=("pixel_values", "pixel_attention_mask"))
 
 
+def test_patches_without_a_place_are_padding() -> None:
+    places = np.array([[[0, 0], [1, 0], [-1, -1]]])
+    item = {"pixel_values": PATCHES[None, :3], "image_position_ids": places, "num_frames": np.ones(1, np.int64)}
+    found = _without_padding(item)
+    assert np.array_equal(found["pixel_values"], PATCHES[None, :2])
+    assert found["image_position_ids"].tolist() == [[[0, 0], [1, 0]]]
+    assert found["num_frames"] is item["num_frames"]
+
+
 def test_whole_zero_tiles_are_padding_and_left_out() -> None:
     pixels = np.ones((1, 3, 3, 8, 8), np.float32)
     pixels[0, 1] = 0
