@@ -150,7 +150,8 @@ class _OneItem(TorchFunctionMode):
 
     def _on_one_hot(self, tensor: Any, num_classes: Any = -1) -> Any:
         """As many classes as a symbolic length says: torch's own takes a plain number for it."""
-        if not isinstance(num_classes, torch.SymInt):
+        symbolic = isinstance(num_classes, torch.SymInt)
+        if not symbolic:
             return NotImplemented
         return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).to(torch.int64)
 
