@@ -346,12 +346,15 @@ def _reference_rows(
             raise InputError(
                 f"{reference}: its logits have shape {held['logits'].shape} where its inputs give {ours.shape}"
             )
-        real = np.asarray(inputs.get("attention_mask", np.ones(ours.shape[:2]))).astype(bool)
+        own = session.facts.tokens == "input_ids"  # else the mask is of the text that an encoder reads
+        mask = inputs.get("attention_mask") if own else None
+        real = np.ones(ours.shape[:2], bool) if mask is None else np.asarray(mask).astype(bool)
         found = distance([(ours[real], held["logits"][real])])
         yield _row(name, "logits of the reference", dialect, found, bounds)
         if "generate" in held:
             wanted = _tokens(reference, held["generate"], ours)
-            tokens = _aligned(greedy(session, inputs, wanted.shape[1]), wanted, session.facts.start_token)
+            start = None if own else int(inputs[session.facts.tokens][0, 0])
+            tokens = _aligned(greedy(session, inputs, wanted.shape[1]), wanted, start)
             one_hot = [np.eye(ours.shape[-1])[ids.reshape(-1)] for ids in (tokens, wanted)]
             found = distance([(one_hot[0], one_hot[1])])
             yield _row(name, "greedy tokens of the reference", dialect, found, bounds)
