@@ -65,11 +65,18 @@ def cut(whole: ir.Model, needs: Mapping[str, str]) -> dict[str, ir.Model]:
     `audio`; `ids` (tokens that are decoded), `text` (tokens that are only read), or `step`.
 
     Raises:
-        StageError: an input has no such entry, or a length that a module needs cannot be known there.
+        StageError: an input has no such entry, no module is made for a medium, or a length that a module needs cannot
+            be known there.
     """
     owned: set[ir.Node] = set()  # Shape nodes whose result has to cross, because no input downstream has the length
     while True:
         parts = _parts(whole.graph, needs, owned)
+        for medium, component in ENCODERS.items():
+            if medium in needs.values() and component not in parts:
+                raise StageError(
+                    f"no {component} came out: in a step that has tokens before it the model makes nothing of its "
+                    f"{medium} inputs alone, and one graph has to serve the first step and the later ones"
+                )
         try:
             return {part.component: _Builder(whole, part).model() for part in _ordered(parts.values())}
         except _UnknownLength as error:

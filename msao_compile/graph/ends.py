@@ -33,7 +33,7 @@ def name_ends(parts: Mapping[str, ir.Model], kept: Collection[str] = ()) -> None
     counts: dict[str, int] = {}
     for component, part in parts.items():
         crossing = [value for value in part.graph.outputs if value.name in takers and value.name not in kept]
-        for value in sorted(crossing, key=lambda value: value.dtype != ir.DataType.FLOAT or len(value.shape or ()) < 2):
+        for value in sorted(crossing, key=lambda value: not _has_width(value)):
             stem = _stem(component, takers[str(value.name)])
             number = counts.get(stem, 0)
             counts[stem] = number + 1
@@ -46,6 +46,12 @@ def name_ends(parts: Mapping[str, ir.Model], kept: Collection[str] = ()) -> None
             _loosen(part.graph, {new[name] for name in taken if name in new})
     for part in parts.values():
         _unique(part.graph)
+
+
+def _has_width(value: ir.Value) -> bool:
+    """Whether a value can be embeddings or features: rows of a known width, as masks and lengths are not."""
+    shape = tuple(value.shape or ())
+    return value.dtype == ir.DataType.FLOAT and len(shape) > 1 and isinstance(shape[-1], int)
 
 
 def _stem(component: str, takers: set[str]) -> str:

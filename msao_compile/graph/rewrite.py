@@ -148,6 +148,13 @@ class _OneItem(TorchFunctionMode):
             return NotImplemented
         return scatter_rows(tensor, indices.mask, values)
 
+    def _on_one_hot(self, tensor: Any, num_classes: Any = -1) -> Any:
+        """As many classes as a symbolic length says: torch's own takes a plain number for it."""
+        symbolic = isinstance(num_classes, torch.SymInt)
+        if not symbolic:
+            return NotImplemented
+        return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).to(torch.int64)
+
     def _on_interpolate(self, tensor: Any, *args: Any, **named: Any) -> Any:
         return interpolated(tensor, *args, **named)
 

@@ -166,6 +166,10 @@ def _without_padding(item: Arrays) -> Arrays:
     """One picture as it is alone: what was added to make several of one size is cut off again."""
     pixels = item.get("pixel_values")
     sizes = item.get("image_sizes")
+    places = next((value for name, value in item.items() if name.endswith("position_ids") and value.ndim == 3), None)
+    if places is not None:  # padding has no column and no row
+        keep = (places >= 0).all(-1).any(0)
+        return {name: value[:, keep] if value.shape[1:2] == keep.shape else value for name, value in item.items()}
     if pixels is None:
         return item
     if sizes is not None and pixels.ndim == 4:

@@ -61,7 +61,7 @@ def compared(session: ModelSession, inputs: Mapping[str, np.ndarray], clock: Clo
 def greedy(session: ModelSession, inputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     """The next `count` tokens of every row, [batch, count]; stop tokens do not stop it.
 
-    A decoder that reads an encoder starts its answer anew, whatever decoder tokens the inputs hold.
+    A decoder that reads an encoder starts its answer anew, from the first of the decoder tokens that the inputs hold.
 
     Raises:
         InputError: as in `forward`, or prompt and tokens exceed the KV cache.
@@ -70,9 +70,8 @@ def greedy(session: ModelSession, inputs: Mapping[str, np.ndarray], count: int) 
     clock = Clock()
     found = []
     given = _checked(session, inputs)
-    if session.facts.start_token is not None and session.facts.tokens != "input_ids":
-        batch = len(given[session.facts.tokens])
-        given[session.facts.tokens] = np.full((batch, 1), session.facts.start_token, np.int64)
+    if session.facts.tokens != "input_ids":
+        given[session.facts.tokens] = given[session.facts.tokens][:, :1]
     for request, _ in rows(session, given):
         session.check_capacity(len(request.ids), count)
         logits, talk = session.prefill(request, session.encode(request.tensors, clock), clock)

@@ -102,7 +102,9 @@ def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clo
     if "embed_tokens" in here:
         positions, offset = session.positions(request)
         embeds = session.embed(request.ids, {**held, **encoded}, clock)
-        crossed = {name: value for name, value in {**held, **encoded}.items() if name in session.decoder.inputs}
+        known = {**held, **encoded}
+        crossed = {name: value for name, value in known.items() if name in session.decoder.inputs}
+        crossed = {**session.later(known), **crossed}  # the cloud embeds the tokens of the answer
         return Message("embeds", {"offset": offset}, {**crossed, **embeds, "position_ids": positions})
     sizes = {name: value for name, value in request.tensors.items() if name in ROPE_INPUTS}
     tensors = {session.facts.tokens: request.ids, **held, **sizes, **encoded}

@@ -167,9 +167,15 @@ class ModelSession:
     def check_placeholders(self, request: Request, encoded: Mapping[str, np.ndarray]) -> None:
         """Refuse a prompt that has room for other features than there are.
 
+        A decoder that reads an encoder's text has its placeholders there; where that text is not, it was looked at
+        before the encoder ran.
+
         Raises:
             InputError: their numbers differ; the message holds both.
         """
+        text = request.ids if self.facts.tokens == "input_ids" else request.tensors.get("input_ids")
+        if text is None:
+            return
         wanted: dict[int, int] = {}
         kinds: dict[int, str] = {}
         for encoder in self.model.encoders:
@@ -179,7 +185,7 @@ class ModelSession:
                 wanted[encoder.placeholder] = wanted.get(encoder.placeholder, 0) + count
                 kinds[encoder.placeholder] = NOUNS[encoder.modality]
         for token, features in wanted.items():
-            places, kind = int((request.ids == token).sum()), kinds[token]
+            places, kind = int((text == token).sum()), kinds[token]
             if places != features:
                 raise InputError(
                     f"the prompt holds {places} {kind} placeholder{'s'[: places != 1]} where the {kind}s give "
@@ -255,11 +261,11 @@ class ModelSession:
     ) -> tuple[np.ndarray, Conversation]:
         """As `prefill`, from merged embeddings: what crosses the partition point after `embed_tokens`."""
         length = known["inputs_embeds"].shape[1]
-        talk = Conversation(self.decoder.new_cache(self.facts.kv_capacity), positions[1], self._later(known))
+        talk = Conversation(self.decoder.new_cache(self.facts.kv_capacity), positions[1], self.later(known))
         rows = np.arange(0 if every else length - 1, length, dtype=np.int64)
         return self._step(known, positions[0], rows, talk, clock), talk
 
-    def _later(self, known: Mapping[str, np.ndarray]) -> Arrays:
+    def later(self, known: Mapping[str, np.ndarray]) -> Arrays:
         """What of the prompt's tensors serves the tokens after it: the last row of those that lie over tokens."""
         found: Arrays = {}
         shapes = {**self.engines["embed_tokens"].inputs, **self.decoder.inputs}

@@ -106,25 +106,19 @@ class Original:
             return Asked(modalities, inputs, outputs, {}, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
         logits = found.logits.numpy()
         teacher = np.random.default_rng(len(modalities)).integers(10, min(200, logits.shape[-1]), steps)
-        stepped = self._stepped(inputs, teacher)
-        return Asked(modalities, inputs, {"logits": logits}, self._features(modalities, tensors), teacher, stepped)
+        taken, stepped = self._stepped(inputs, teacher)
+        return Asked(modalities, inputs, {"logits": logits}, self._features(modalities, tensors), taken, stepped)
 
-    def _stepped(self, inputs: dict[str, np.ndarray], teacher: np.ndarray) -> np.ndarray:
-        """Logits of `generate`, made to take the teacher's tokens."""
-        from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+    def _stepped(self, inputs: dict[str, np.ndarray], teacher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that `generate` took, the teacher's unless the model's settings forbid one, and its logits."""
+        from transformers import GenerationConfig
 
-        class Teacher(LogitsProcessor):
-            """Lets only the next token of the teacher through."""
+        prefixes: list[Any] = []
 
-            def __init__(self) -> None:
-                self.given = 0
-
-            def __call__(self, input_ids: Any, scores: Any) -> Any:
-                token = int(teacher[self.given]) if self.given < len(teacher) else 0
-                self.given += 1
-                forced = scores.new_full(scores.shape, float("-inf"))
-                forced[:, token] = 0.0
-                return forced
+        def allowed(_: int, prefix: Any) -> list[int]:
+            """Asked of the prefix: some models' own `generate` forgets a processor of logits."""
+            prefixes.append(prefix)
+            return [int(token) for token in teacher[len(prefixes) - 1 : len(prefixes)]] or [0]
 
         tensors = {name: value for name, value in _torch(inputs).items() if name != "decoder_input_ids"}
         settings = GenerationConfig(
@@ -132,10 +126,9 @@ class Original:
             output_logits=True, return_dict_in_generate=True,
             decoder_start_token_id=_start(self.model),
         )  # fmt: skip
-        found = self.model.generate(
-            **tensors, generation_config=settings, logits_processor=LogitsProcessorList([Teacher()])
-        )
-        return np.stack([step[0].float().numpy() for step in found.logits])
+        found = self.model.generate(**tensors, generation_config=settings, prefix_allowed_tokens_fn=allowed)
+        taken = prefixes[-1][len(prefixes[-1]) - len(teacher) :].numpy()
+        return taken, np.stack([step[0].float().numpy() for step in found.logits])
 
     def _features(self, modalities: tuple[str, ...], tensors: dict[str, Any]) -> dict[str, np.ndarray]:
         """What the model's own feature methods give, [rows, hidden], by the name our encoders give it."""
@@ -346,12 +339,15 @@ def _reference_rows(
             raise InputError(
                 f"{reference}: its logits have shape {held['logits'].shape} where its inputs give {ours.shape}"
             )
-        real = np.asarray(inputs.get("attention_mask", np.ones(ours.shape[:2]))).astype(bool)
+        own = session.facts.tokens == "input_ids"  # else the mask is of the text that an encoder reads
+        mask = inputs.get("attention_mask") if own else None
+        real = np.ones(ours.shape[:2], bool) if mask is None else np.asarray(mask).astype(bool)
         found = distance([(ours[real], held["logits"][real])])
         yield _row(name, "logits of the reference", dialect, found, bounds)
         if "generate" in held:
             wanted = _tokens(reference, held["generate"], ours)
-            tokens = _aligned(greedy(session, inputs, wanted.shape[1]), wanted, session.facts.start_token)
+            start = None if own else int(inputs[session.facts.tokens][0, 0])
+            tokens = _aligned(greedy(session, inputs, wanted.shape[1]), wanted, start)
             one_hot = [np.eye(ours.shape[-1])[ids.reshape(-1)] for ids in (tokens, wanted)]
             found = distance([(one_hot[0], one_hot[1])])
             yield _row(name, "greedy tokens of the reference", dialect, found, bounds)

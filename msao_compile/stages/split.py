@@ -128,14 +128,17 @@ def _start_token(folder: Path, config: Any) -> int | None:
 
 
 def _read_only(encoder: Encoder, components: Mapping[str, Mapping[str, Any]]) -> Encoder:
-    """The host's calls for an encoder, without those whose results no graph and no later call reads."""
+    """An encoder as the graphs have it: no host calls whose results no graph and no later call reads, and no
+    placeholder where its features are not put in the place of tokens.
+    """
     read = {entry["name"] for component in components.values() for entry in component["inputs"]}
     kept: list[HostCall] = []
     for call in reversed(encoder.host):
         if read & set(call.outputs):
             kept.append(call)
             read |= {source.partition(":")[0] for source in call.inputs.values()}
-    return encoder.model_copy(update={"host": tuple(reversed(kept))})
+    placed = encoder.placeholder if f"{encoder.modality}_features" in read else None
+    return encoder.model_copy(update={"host": tuple(reversed(kept)), "placeholder": placed})
 
 
 def _described(part: Any) -> dict[str, Any]:

@@ -90,3 +90,10 @@ def test_names_of_nodes_are_unique() -> None:
 def test_an_input_that_belongs_nowhere_is_an_error() -> None:
     with pytest.raises(StageError, match="pixel_values"):
         cut(_whole(), {"input_ids": "ids", "past": "step"})
+
+
+def test_a_medium_of_which_nothing_is_made_is_refused_by_name() -> None:
+    whole = _whole()
+    whole.graph.inputs.append(ir.Value(name="input_features"))
+    with pytest.raises(StageError, match="no audio_encoder came out: .* nothing of its audio inputs alone"):
+        cut(whole, {**NEEDS, "input_features": "audio"})

@@ -85,6 +85,14 @@ def test_the_embedding_itself_comes_before_what_else_crosses_with_it(parts: dict
     assert (first.name, second.name) == ("inputs_embeds", "inputs_embeds.1")
 
 
+def test_a_mask_over_what_was_read_is_not_taken_for_the_embedding() -> None:
+    embed = part("g (float[b,s,4] x, float[b,1,s,t] y) => (float[b,1,s,t] m, float[b,s,4] e) { m = Neg(y) e = Neg(x) }")
+    decoder = part("g (float[b,1,s,t] m, float[b,s,4] e) => (float[b,s,4] logits) { n = Neg(m) logits = Neg(e) }")
+    mask, rows = embed.graph.outputs
+    name_ends({"embed_tokens": embed, "decoder": decoder})
+    assert (mask.name, rows.name) == ("inputs_embeds.1", "inputs_embeds")
+
+
 def test_what_a_decoder_takes_straight_from_an_encoder_is_keys_and_values_of_cross_attention() -> None:
     decoder = part("g (float[n,4] raw_a) => (float[n,4] logits) { logits = Neg(raw_a) }")
     parts = {"audio_encoder": part(SOUND), "decoder": decoder}

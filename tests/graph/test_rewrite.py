@@ -66,6 +66,18 @@ def test_antialiased_resizing_is_that_of_torch(mode: str, size: tuple[int, int],
     torch.testing.assert_close(interpolated(tensor, size=size, mode=mode, antialias=True), wanted, atol=3e-6, rtol=0)
 
 
+def test_as_many_classes_as_a_symbolic_length_says_stay_symbolic() -> None:
+    class Classes(nn.Module):
+        def forward(self, places: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return F.one_hot(places, rows.shape[0] // 2)
+
+    inputs = (torch.tensor([[0, 2, 1]]), torch.zeros(6))
+    with rewritten(nn.Module(), Sites()):
+        program = torch.export.export(Classes(), inputs, dynamic_shapes=(None, {0: torch.export.Dim("rows", min=4)}))
+    found = program.module()(inputs[0], torch.zeros(10))
+    assert torch.equal(found, F.one_hot(inputs[0], 5))
+
+
 def test_other_resizing_is_left_to_torch() -> None:
     assert interpolated(torch.zeros(1, 1, 4, 4), size=(2, 2), mode="bilinear") is NotImplemented
 

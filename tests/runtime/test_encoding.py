@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from msao_compile.errors import InputError
 from msao_compile.manifest.schema import DecoderFacts, Encoder, HostCall, Model
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.encoding import _without_padding, encode, host_inputs, items
+from msao_compile.runtime.session import ModelSession, Request
 
 Arrays = dict[str, np.ndarray]
 GRID = np.array([[1, 2, 2], [1, 2, 4]], np.int64)
@@ -117,6 +119,32 @@ def test_a_mask_of_another_shape_than_the_tiles_is_refused(shape: tuple[int, ...
     given = {"pixel_values": np.ones((1, 2, 3, 4, 6), np.float32), "pixel_attention_mask": np.ones(shape, np.int64)}
     with pytest.raises(InputError, match="pixel_attention_mask has shape"):
         encoded(given, engine, inputs=("pixel_values", "pixel_attention_mask"))
+
+
+def test_patches_without_a_place_are_padding() -> None:
+    places = np.array([[[0, 0], [1, 0], [-1, -1]]])
+    item = {"pixel_values": PATCHES[None, :3], "image_position_ids": places, "num_frames": np.ones(1, np.int64)}
+    found = _without_padding(item)
+    assert np.array_equal(found["pixel_values"], PATCHES[None, :2])
+    assert found["image_position_ids"].tolist() == [[[0, 0], [1, 0]]]
+    assert found["num_frames"] is item["num_frames"]
+
+
+def session(tokens: str) -> ModelSession:
+    """Without modules; its pictures stand where token 4 is."""
+    found = model(inputs=("pixel_values",), placeholder=4)
+    decoder = found.decoder.model_copy(update={"tokens": tokens})
+    return ModelSession(found.model_copy(update={"decoder": decoder}), Path(), {}, None)
+
+
+def test_placeholders_are_counted_in_the_text_that_an_encoder_reads() -> None:
+    features, answer = {"image_features": np.ones((2, 1), np.float32)}, np.array([1])
+    reads = session("decoder_input_ids")
+    reads.check_placeholders(Request(answer, {"input_ids": np.array([[4, 9, 4]])}), features)
+    with pytest.raises(InputError, match="holds 1 picture placeholder where the pictures give 2 features"):
+        reads.check_placeholders(Request(answer, {"input_ids": np.array([[4, 9, 9]])}), features)
+    with pytest.raises(InputError, match="holds 0 picture placeholders where"):
+        session("input_ids").check_placeholders(Request(answer, {"input_ids": np.array([[4, 9, 4]])}), features)
 
 
 def test_whole_zero_tiles_are_padding_and_left_out() -> None:

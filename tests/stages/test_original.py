@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -42,6 +44,18 @@ def test_the_first_step_is_the_last_row_of_the_pass_and_the_others_follow_the_te
     with torch.inference_mode():
         whole = original.model(input_ids=torch.from_numpy(ids)).logits[0, -STEPS - 1 :].numpy()
     np.testing.assert_allclose(plain.steps, whole, atol=1e-4)
+
+
+def test_a_generate_that_forgets_processors_follows_the_teacher_and_what_it_took_is_told(original: Original) -> None:
+    generate = original.model.generate
+    teacher, plain = np.array([11, 12, 13]), original.asked[-1].inputs
+
+    def forgetful(*args: Any, logits_processor: Any = None, **named: Any) -> Any:
+        return generate(*args, suppress_tokens=[12], **named)
+
+    with patch.object(original.model, "generate", forgetful), torch.inference_mode():
+        taken, logits = original._stepped(plain, teacher)
+    assert (taken[0], taken[1] != 12, taken[2], len(logits)) == (11, True, 13, 4)
 
 
 def test_features_are_those_of_the_model_s_own_method(original: Original) -> None:

@@ -21,7 +21,6 @@ from msao_compile.errors import CheckpointError
 from msao_compile.families.checkpoint import locate, read_tensor
 from msao_compile.families.registry import open_checked
 from msao_compile.manifest.digest import sha256_bytes
-from msao_compile.manifest.schema import Encoder, HostCall
 from msao_compile.places import Places
 from msao_compile.stages import load, split
 from msao_compile.stages.compose import ModelParts
@@ -183,16 +182,6 @@ def test_splitting_tells_how_a_request_reaches_the_modules(checkpoint: Callable[
     assert (found["tokens"], found["position"], found["facts"]) == ("input_ids", "rope", {})
     assert (found["hidden_size"], found["vocab_size"]) == (32, checkpoints.VOCABULARY)
     assert [state["update"] for state in found["states"]["portable"]] == ["concat"] * 4
-
-
-def test_a_host_call_that_nothing_reads_is_left_out() -> None:
-    def call(source: str, *outputs: str) -> HostCall:
-        return HostCall(function="any", settings={}, inputs={"value": source}, outputs=outputs)
-
-    calls = (call("grid:frames", "lengths"), call("lengths", "places"), call("grid", "unread"), call("unread", "more"))
-    encoder = Encoder(component="vision_encoder", modality="image", inputs=("grid",), each=True, host=calls)
-    kept = split._read_only(encoder, {"vision_encoder": {"inputs": [{"name": "grid"}, {"name": "places"}]}})
-    assert kept.host == calls[:2]
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
