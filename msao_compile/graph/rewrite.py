@@ -63,9 +63,8 @@ class _OneItem(TorchFunctionMode):
             self.any.append(found)
         return found
 
-    def _on_split(self, tensor: Any, sizes: Any = None, *_: Any, **named: Any) -> Any:
-        sizes = next((value for key, value in named.items() if "split_size" in key), sizes)
-        return (tensor,) if isinstance(sizes, list | tuple) and len(sizes) == 1 else NotImplemented
+    def _on_split(self, tensor: Any, *args: Any, **named: Any) -> Any:
+        return (tensor,) if _is_one_part(tensor, *args, **named) else NotImplemented
 
     _on_split_with_sizes = _on_split
 
@@ -152,14 +151,22 @@ class _OneItem(TorchFunctionMode):
         return interpolated(tensor, *args, **named)
 
 
+def _is_one_part(tensor: Any, sizes: Any = None, dim: int = 0, **named: Any) -> bool:
+    """Whether a split is into one part: a list of one size, or a size that the axis is not longer than.
+
+    The graph of a tensor that is split into parts of one size to save memory takes all of it at once.
+    """
+    sizes = next((value for key, value in named.items() if "split_size" in key), sizes)
+    if isinstance(sizes, list | tuple):
+        return len(sizes) == 1
+    return isinstance(sizes, int) and bool(tensor.shape[dim] <= sizes)
+
+
 def _unsplit(original: Any) -> Any:
-    """`split` that gives the tensor itself for a list of one size."""
+    """`split` that gives the tensor itself where it is one part."""
 
     def split(self: Any, *args: Any, **named: Any) -> Any:
-        sizes = args[0] if args else next((value for key, value in named.items() if "split_size" in key), None)
-        if isinstance(sizes, list | tuple) and len(sizes) == 1:
-            return (self,)
-        return original(self, *args, **named)
+        return (self,) if _is_one_part(self, *args, **named) else original(self, *args, **named)
 
     return split
 

@@ -89,6 +89,26 @@ def test_a_line_that_kept_everything_keeps_everything() -> None:
         assert model(empty, torch.tensor(1)).shape == (1, 2)
 
 
+class _InParts(nn.Module):
+    """Convolves a few items at a time, as towers do to save memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(2, 2, 1)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.layer(part) for part in items.split(500, dim=0)])
+
+
+def test_what_is_split_to_save_memory_is_one_part_in_the_graph() -> None:
+    model = _InParts()
+    with rewritten(model, Sites()), torch.no_grad():
+        shapes = {"items": {0: torch.export.Dim.AUTO}}
+        program = torch.export.export(model, (torch.rand(3, 2, 4),), dynamic_shapes=shapes, strict=False)
+    items = torch.rand(7, 2, 4)
+    torch.testing.assert_close(program.module()(items), model(items))
+
+
 def test_numbers_are_read_without_data() -> None:
     sizes = Numbers([[6, 4]], torch.tensor([[6, 4]]))
     [(high, wide)] = [tuple(row) for row in sizes]
