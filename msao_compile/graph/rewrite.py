@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 
 from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
@@ -29,8 +30,15 @@ def _deepstack(self: Any, hidden_states: torch.Tensor, visual_pos_masks: Any, vi
     return hidden_states + scatter_rows(zeros, visual_pos_masks, visual_embeds)
 
 
-METHODS: dict[str, Any] = {"_deepstack_process": _deepstack}
-"""Methods of transformers' models that index by masks, by name, and what says the same without."""
+def _streaming(self: Any, seq_len: Any, batch_size: int, chunk_size: int, left_chunk: int) -> torch.Tensor:
+    """[batch, length, length]: a position sees its chunk and `left_chunk` before it; all where nothing is cut."""
+    chunk = torch.arange(seq_len) // chunk_size if chunk_size > 0 else torch.zeros(seq_len, dtype=torch.int64)
+    back = chunk[:, None] - chunk
+    return ((back >= 0) & (back <= left_chunk))[None].expand(batch_size, -1, -1)
+
+
+METHODS: dict[str, Any] = {"_deepstack_process": _deepstack, "_streaming_mask": _streaming}
+"""Methods of transformers' models that index by masks or count by data, by name, and what says the same without."""
 FUNCTIONS: dict[str, Any] = {**RECURRENCES}
 """Functions of modeling files, by name, and what gives the same without loops over data or length."""
 
@@ -122,6 +130,13 @@ class _OneItem(TorchFunctionMode):
             return NotImplemented
         parts = tuple(slice(None) if own else part for part, own in zip(parts, counted, strict=True))
         return tensor[parts]
+
+    def _on_slice(self, tensor: Any, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Any:
+        """A length read from data is no more than that of what is cut by it: said, it is the length of the result."""
+        if free_unbacked_symbols(stop):
+            torch._check(stop >= 0)
+            torch._check(stop <= tensor.shape[dim])
+        return NotImplemented
 
     def _on_setitem(self, tensor: Any, index: Any, value: Any) -> Any:
         if not _is_row_mask(index) or not isinstance(value, torch.Tensor | Picked):
