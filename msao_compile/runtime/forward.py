@@ -162,7 +162,11 @@ def _dealt(session: ModelSession, component: str, given: Arrays, counts: np.ndar
 
 
 def _one_by_one(given: Arrays) -> list[Arrays]:
-    count = len(next(iter(given.values())))
+    counts = {name: len(value) for name, value in given.items()}
+    count = next(iter(counts.values()))
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} has {length}" for name, length in counts.items())
+        raise InputError(f"{said} rows, so that it cannot be told whose they are: give one text at a time")
     return [{name: value[index : index + 1] for name, value in given.items()} for index in range(count)]
 
 

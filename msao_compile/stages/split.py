@@ -67,7 +67,9 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         "max_positions": getattr(text, "max_position_embeddings", None),
         "components": _components(folders, model, located.sources, traced),
         "states": states,
-        "encoders": [_read_only(encoder, first).model_dump(mode="json") for encoder in description.encoders],
+        "encoders": [
+            _read_only(encoder, first, description.examples).model_dump(mode="json") for encoder in description.encoders
+        ],
         "tokens": description.tokens,
         "position": description.position,
         "start_token": _start_token(folder, config) if description.tokens == "decoder_input_ids" else None,
@@ -128,15 +130,22 @@ def _start_token(folder: Path, config: Any) -> int | None:
     return None
 
 
-def _read_only(encoder: Encoder, components: Mapping[str, Mapping[str, Any]]) -> Encoder:
-    """The host's calls for an encoder, without those whose results no graph and no later call reads."""
+def _read_only(
+    encoder: Encoder, components: Mapping[str, Mapping[str, Any]], examples: tuple[Mapping[str, torch.Tensor], ...]
+) -> Encoder:
+    """The host's calls for an encoder, without those whose results no graph and no later call reads.
+
+    Where all that is read lies packed, several items in one, and nothing that has a row for each of them, they are
+    encoded at once: only together they are what their indices point into.
+    """
     read = {entry["name"] for component in components.values() for entry in component["inputs"]}
     kept: list[HostCall] = []
     for call in reversed(encoder.host):
         if read & set(call.outputs):
             kept.append(call)
             read |= {source.partition(":")[0] for source in call.inputs.values()}
-    return encoder.model_copy(update={"host": tuple(reversed(kept))})
+    rows = {name for name in encoder.inputs if all(len(example[name]) == 1 for example in examples)}
+    return encoder.model_copy(update={"host": tuple(reversed(kept)), "each": encoder.each and bool(rows & read)})
 
 
 def _described(part: Any) -> dict[str, Any]:

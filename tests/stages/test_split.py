@@ -180,8 +180,19 @@ def test_a_host_call_that_nothing_reads_is_left_out() -> None:
 
     calls = (call("grid:frames", "lengths"), call("lengths", "places"), call("grid", "unread"), call("unread", "more"))
     encoder = Encoder(component="vision_encoder", modality="image", inputs=("grid",), each=True, host=calls)
-    kept = split._read_only(encoder, {"vision_encoder": {"inputs": [{"name": "grid"}, {"name": "places"}]}})
+    examples = ({"grid": torch.ones(1, 3)}, {"grid": torch.ones(1, 3)})
+    kept = split._read_only(encoder, {"vision_encoder": {"inputs": [{"name": "grid"}, {"name": "places"}]}}, examples)
     assert kept.host == calls[:2]
+    assert kept.each
+
+
+def test_items_that_are_read_packed_are_encoded_at_once() -> None:
+    names = ("pixel_values", "pooling", "grids")
+    encoder = Encoder(component="vision_encoder", modality="image", inputs=names, each=True, host=())
+    examples = tuple(dict(zip(names, map(torch.ones, (crops, 4, 1)), strict=True)) for crops in (1, 2))
+    for read, each in ((("pixel_values", "pooling"), False), (names, True)):
+        module = {"vision_encoder": {"inputs": [{"name": name} for name in read]}}
+        assert split._read_only(encoder, module, examples).each == each
 
 
 class Held:
