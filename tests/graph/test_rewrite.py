@@ -142,6 +142,8 @@ def test_numbers_are_read_without_data() -> None:
     assert (high // 2, wide // 2) == (3, 2)
     assert (sizes // 2).prod(-1).tolist() == [6]
     assert torch.equal((sizes + 1).as_tensor(), torch.tensor([[7, 5]]))
+    assert len(sizes.repeat(2, 1)) == 2
+    assert sizes.repeat(2, 1)[1].tolist() == [6, 4]
 
 
 def test_whole_is_int_for_everything_that_is_no_length() -> None:
