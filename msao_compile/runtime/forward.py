@@ -123,7 +123,7 @@ def _media(session: ModelSession, inputs: Arrays) -> Arrays:
 
 def _media_of_rows(session: ModelSession, inputs: Arrays) -> list[Arrays]:
     """The pictures of each row: so many as its placeholders need, or its own entry where it has no placeholders."""
-    tokens, batch = inputs[session.facts.tokens], len(inputs[session.facts.tokens])
+    tokens, batch = inputs.get("input_ids", inputs[session.facts.tokens]), len(inputs[session.facts.tokens])
     found: list[Arrays] = [{} for _ in range(batch)]
     for encoder in session.model.encoders:
         given = {name: inputs[name] for name in encoder.inputs if name in inputs}

@@ -104,8 +104,8 @@ def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clo
         embeds = session.embed(request.ids, {**held, **encoded}, clock)
         crossed = {name: value for name, value in {**held, **encoded}.items() if name in session.decoder.inputs}
         return Message("embeds", {"offset": offset}, {**crossed, **embeds, "position_ids": positions})
-    sizes = {name: value for name, value in request.tensors.items() if name in ROPE_INPUTS}
-    tensors = {session.facts.tokens: request.ids, **held, **sizes, **encoded}
+    read = {name: value for name, value in request.tensors.items() if name in (*ROPE_INPUTS, "input_ids")}
+    tensors = {session.facts.tokens: request.ids, **held, **read, **encoded}
     return Message("features", {"encoded": list(encoded)}, tensors)
 
 

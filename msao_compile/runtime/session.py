@@ -178,8 +178,9 @@ class ModelSession:
                 count = 0 if rows is None else rows.size // self.facts.hidden_size
                 wanted[encoder.placeholder] = wanted.get(encoder.placeholder, 0) + count
                 kinds[encoder.placeholder] = NOUNS[encoder.modality]
+        read = request.ids if self.facts.tokens == "input_ids" else request.tensors.get("input_ids", request.ids)
         for token, features in wanted.items():
-            places, kind = int((request.ids == token).sum()), kinds[token]
+            places, kind = int((read == token).sum()), kinds[token]
             if places != features:
                 raise InputError(
                     f"the prompt holds {places} {kind} placeholder{'s'[: places != 1]} where the {kind}s give "

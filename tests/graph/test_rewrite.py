@@ -11,6 +11,8 @@ from torch import nn
 from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4MultimodalAudioModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
+from msao_compile.errors import StageError
+from msao_compile.graph.attend import Setting
 from msao_compile.graph.recurrence import gated_delta_rule
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.rewrite import METHODS, rewritten
@@ -134,6 +136,23 @@ def test_streaming_masks_are_those_of_transformers(chunk: int, left: int) -> Non
     original = Phi4MultimodalAudioModel._streaming_mask
     wanted = original(SimpleNamespace(training=False), 11, 2, chunk, left)
     assert torch.equal(METHODS["_streaming_mask"](None, 11, 2, chunk, left), wanted)
+
+
+class _Scaled(nn.Module):
+    """Attention over channels, scaled by how many tokens there are."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        query = tokens.transpose(1, 2)[:, None]
+        scale = tokens.shape[1] ** -0.5
+        return Setting("portable").attention(self, query, query, query, scaling=scale)[0]
+
+
+def test_attention_scaled_by_a_length_is_refused_where_the_length_varies() -> None:
+    tokens = torch.rand(1, 6, 4)
+    torch.export.export(_Scaled(), (tokens,), strict=False)
+    shapes = {"tokens": {1: torch.export.Dim.AUTO}}
+    with pytest.raises(StageError, match="_Scaled scales attention by a length, which therefore cannot vary"):
+        torch.export.export(_Scaled(), (tokens,), dynamic_shapes=shapes, strict=False)
 
 
 def test_numbers_are_read_without_data() -> None:
