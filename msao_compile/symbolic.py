@@ -78,6 +78,10 @@ class Numbers:
 
     reshape = view
 
+    def repeat(self, *counts: int) -> Numbers:
+        """The same numbers several times along each axis."""
+        return Numbers(np.tile(self.numbers, counts), None if self.tensor is None else self.tensor.repeat(counts))
+
     def prod(self, dim: int | None = None, **_: Any) -> Any:
         """Product, of all or along an axis."""
         return _made(self.numbers.prod(axis=dim))

@@ -74,6 +74,8 @@ class Setting:
     ) -> tuple[torch.Tensor, None]:
         """The interface of transformers' attention functions; gives [B, S, N, D]."""
         scaling = rest.get("scaling")
+        if isinstance(scaling, torch.SymFloat):
+            raise StageError(f"{type(layer).__name__} scales attention by a length, which therefore cannot vary")
         scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
         extra = [rest.get(name) for name in ("softcap", "s_aux", "position_bias")]
         simple = all(item is None for item in extra) and key.shape[-1] == value.shape[-1]

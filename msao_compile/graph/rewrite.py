@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 
 from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
@@ -29,8 +30,15 @@ def _deepstack(self: Any, hidden_states: torch.Tensor, visual_pos_masks: Any, vi
     return hidden_states + scatter_rows(zeros, visual_pos_masks, visual_embeds)
 
 
-METHODS: dict[str, Any] = {"_deepstack_process": _deepstack}
-"""Methods of transformers' models that index by masks, by name, and what says the same without."""
+def _streaming(self: Any, seq_len: Any, batch_size: int, chunk_size: int, left_chunk: int) -> torch.Tensor:
+    """[batch, length, length]: a position sees its chunk and `left_chunk` before it; all where nothing is cut."""
+    chunk = torch.arange(seq_len) // chunk_size if chunk_size > 0 else torch.zeros(seq_len, dtype=torch.int64)
+    back = chunk[:, None] - chunk
+    return ((back >= 0) & (back <= left_chunk))[None].expand(batch_size, -1, -1)
+
+
+METHODS: dict[str, Any] = {"_deepstack_process": _deepstack, "_streaming_mask": _streaming}
+"""Methods of transformers' models that index by masks or count by data, by name, and what says the same without."""
 FUNCTIONS: dict[str, Any] = {**RECURRENCES}
 """Functions of modeling files, by name, and what gives the same without loops over data or length."""
 
@@ -63,9 +71,8 @@ class _OneItem(TorchFunctionMode):
             self.any.append(found)
         return found
 
-    def _on_split(self, tensor: Any, sizes: Any = None, *_: Any, **named: Any) -> Any:
-        sizes = next((value for key, value in named.items() if "split_size" in key), sizes)
-        return (tensor,) if isinstance(sizes, list | tuple) and len(sizes) == 1 else NotImplemented
+    def _on_split(self, tensor: Any, *args: Any, **named: Any) -> Any:
+        return (tensor,) if _is_one_part(tensor, *args, **named) else NotImplemented
 
     _on_split_with_sizes = _on_split
 
@@ -124,6 +131,13 @@ class _OneItem(TorchFunctionMode):
         parts = tuple(slice(None) if own else part for part, own in zip(parts, counted, strict=True))
         return tensor[parts]
 
+    def _on_slice(self, tensor: Any, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Any:
+        """A length read from data is no more than that of what is cut by it: said, it is the length of the result."""
+        if free_unbacked_symbols(stop):
+            torch._check(stop >= 0)
+            torch._check(stop <= tensor.shape[dim])
+        return NotImplemented
+
     def _on_setitem(self, tensor: Any, index: Any, value: Any) -> Any:
         if not _is_row_mask(index) or not isinstance(value, torch.Tensor | Picked):
             return NotImplemented
@@ -159,14 +173,22 @@ class _OneItem(TorchFunctionMode):
         return interpolated(tensor, *args, **named)
 
 
+def _is_one_part(tensor: Any, sizes: Any = None, dim: int = 0, **named: Any) -> bool:
+    """Whether a split is into one part: a list of one size, or a size that the axis is not longer than.
+
+    The graph of a tensor that is split into parts of one size to save memory takes all of it at once.
+    """
+    sizes = next((value for key, value in named.items() if "split_size" in key), sizes)
+    if isinstance(sizes, list | tuple):
+        return len(sizes) == 1
+    return isinstance(sizes, int) and bool(tensor.shape[dim] <= sizes)
+
+
 def _unsplit(original: Any) -> Any:
-    """`split` that gives the tensor itself for a list of one size."""
+    """`split` that gives the tensor itself where it is one part."""
 
     def split(self: Any, *args: Any, **named: Any) -> Any:
-        sizes = args[0] if args else next((value for key, value in named.items() if "split_size" in key), None)
-        if isinstance(sizes, list | tuple) and len(sizes) == 1:
-            return (self,)
-        return original(self, *args, **named)
+        return (self,) if _is_one_part(self, *args, **named) else original(self, *args, **named)
 
     return split
 

@@ -15,6 +15,8 @@ from msao_compile.runtime.host import FUNCTIONS
 from msao_compile.runtime.host.anyres import anyres_tiles
 
 TEXT_ENCODERS = ("text_encoder", "encoder")
+STRIP = "target_sizes"
+"""Rows and columns of what lies side by side in one strip of patches."""
 COUNTED = "biu"
 """Kinds of whole numbers and of masks, which stand for one another."""
 MASK, TILED = "pixel_attention_mask", 5
@@ -140,6 +142,10 @@ def items(given: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
         yield from _packed(given, grid)
         return
     main = next(iter(given.values()))
+    strip = next((name for name in given if name.startswith(STRIP) and main.ndim == 4), None)
+    if strip is not None:
+        yield from _side_by_side(given, strip)
+        return
     for index in range(len(main)):
         alone = {name: value[index : index + 1] if len(value) == len(main) else value for name, value in given.items()}
         yield _without_padding(alone)
@@ -160,6 +166,22 @@ def _packed(given: Mapping[str, np.ndarray], grid: np.ndarray) -> Iterator[Array
             name: value[index : index + 1] if len(value) == len(grid) != rows else value[start:end]
             for name, value in given.items()
         }
+
+
+def _side_by_side(given: Mapping[str, np.ndarray], named: str) -> Iterator[Arrays]:
+    """Each picture or frame of a strip [1, colours, side, patches x side] alone."""
+    main, sizes = next(iter(given)), given[named]
+    strip = given[main]
+    whole = sizes.ndim == 2 and sizes.shape[1] == 2 and sizes.dtype.kind in "iu" and bool((sizes > 0).all())
+    widths = sizes.prod(-1) * strip.shape[2] if whole else np.zeros(1, np.int64)
+    if not whole or int(widths.sum()) != strip.shape[3]:
+        raise InputError(
+            f"{named} of shape {sizes.shape} does not describe the strip {strip.shape} it comes with: give rows and "
+            "columns of patches for each picture"
+        )
+    ends = widths.cumsum()
+    for index, (start, end) in enumerate(zip(ends - widths, ends, strict=True)):
+        yield {main: strip[..., start:end], named: sizes[index : index + 1]}
 
 
 def _without_padding(item: Arrays) -> Arrays:

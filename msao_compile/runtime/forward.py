@@ -122,7 +122,7 @@ def _media(session: ModelSession, inputs: Arrays) -> Arrays:
 
 def _media_of_rows(session: ModelSession, inputs: Arrays) -> list[Arrays]:
     """The pictures of each row: so many as its placeholders need, or its own entry where it has no placeholders."""
-    tokens, batch = inputs[session.facts.tokens], len(inputs[session.facts.tokens])
+    tokens, batch = inputs.get("input_ids", inputs[session.facts.tokens]), len(inputs[session.facts.tokens])
     found: list[Arrays] = [{} for _ in range(batch)]
     for encoder in session.model.encoders:
         given = {name: inputs[name] for name in encoder.inputs if name in inputs}
@@ -161,7 +161,11 @@ def _dealt(session: ModelSession, component: str, given: Arrays, counts: np.ndar
 
 
 def _one_by_one(given: Arrays) -> list[Arrays]:
-    count = len(next(iter(given.values())))
+    counts = {name: len(value) for name, value in given.items()}
+    count = next(iter(counts.values()))
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} has {length}" for name, length in counts.items())
+        raise InputError(f"{said} rows, so that it cannot be told whose they are: give one text at a time")
     return [{name: value[index : index + 1] for name, value in given.items()} for index in range(count)]
 
 

@@ -106,8 +106,8 @@ def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clo
         crossed = {name: value for name, value in known.items() if name in session.decoder.inputs}
         crossed = {**session.later(known), **crossed}  # the cloud embeds the tokens of the answer
         return Message("embeds", {"offset": offset}, {**crossed, **embeds, "position_ids": positions})
-    sizes = {name: value for name, value in request.tensors.items() if name in ROPE_INPUTS}
-    tensors = {session.facts.tokens: request.ids, **held, **sizes, **encoded}
+    read = {name: value for name, value in request.tensors.items() if name in (*ROPE_INPUTS, "input_ids")}
+    tensors = {session.facts.tokens: request.ids, **held, **read, **encoded}
     return Message("features", {"encoded": list(encoded)}, tensors)
 
 

@@ -66,7 +66,9 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         "max_positions": getattr(text, "max_position_embeddings", None),
         "components": _components(folders, model, located.sources, traced),
         "states": states,
-        "encoders": [_read_only(encoder, first).model_dump(mode="json") for encoder in description.encoders],
+        "encoders": [
+            _as_read(encoder, first, description.examples).model_dump(mode="json") for encoder in description.encoders
+        ],
         "tokens": description.tokens,
         "position": description.position,
         "start_token": _start_token(folder, config) if description.tokens == "decoder_input_ids" else None,
@@ -127,9 +129,14 @@ def _start_token(folder: Path, config: Any) -> int | None:
     return None
 
 
-def _read_only(encoder: Encoder, components: Mapping[str, Mapping[str, Any]]) -> Encoder:
-    """An encoder as the graphs have it: no host calls whose results no graph and no later call reads, and no
-    placeholder where its features are not put in the place of tokens.
+def _as_read(
+    encoder: Encoder, components: Mapping[str, Mapping[str, Any]], examples: tuple[Mapping[str, torch.Tensor], ...]
+) -> Encoder:
+    """An encoder as the graphs have it.
+
+    It has no host calls whose results no graph and no later call reads, and no placeholder where its features are not
+    put in the place of tokens. Where all that is read lies packed, several items in one, and nothing that has a row
+    for each of them, they are encoded at once: only together they are what their indices point into.
     """
     read = {entry["name"] for component in components.values() for entry in component["inputs"]}
     kept: list[HostCall] = []
@@ -137,8 +144,13 @@ def _read_only(encoder: Encoder, components: Mapping[str, Mapping[str, Any]]) ->
         if read & set(call.outputs):
             kept.append(call)
             read |= {source.partition(":")[0] for source in call.inputs.values()}
-    placed = encoder.placeholder if f"{encoder.modality}_features" in read else None
-    return encoder.model_copy(update={"host": tuple(reversed(kept)), "placeholder": placed})
+    rows = {name for name in encoder.inputs if all(len(example[name]) == 1 for example in examples)}
+    changed = {
+        "host": tuple(reversed(kept)),
+        "placeholder": encoder.placeholder if f"{encoder.modality}_features" in read else None,
+        "each": encoder.each and bool(rows & read),
+    }
+    return encoder.model_copy(update=changed)
 
 
 def _described(part: Any) -> dict[str, Any]:

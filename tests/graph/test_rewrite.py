@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4MultimodalAudioModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
+from msao_compile.errors import StageError
+from msao_compile.graph.attend import Setting
 from msao_compile.graph.recurrence import gated_delta_rule
 from msao_compile.graph.resize import interpolated
-from msao_compile.graph.rewrite import rewritten
+from msao_compile.graph.rewrite import METHODS, rewritten
 from msao_compile.graph.selections import Picked, Sites, scatter_rows
 from msao_compile.symbolic import Numbers, Whole
 
@@ -101,12 +106,75 @@ def test_a_line_that_kept_everything_keeps_everything() -> None:
         assert model(empty, torch.tensor(1)).shape == (1, 2)
 
 
+class _InParts(nn.Module):
+    """Convolves a few items at a time, as towers do to save memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(2, 2, 1)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.layer(part) for part in items.split(500, dim=0)])
+
+
+def test_what_is_split_to_save_memory_is_one_part_in_the_graph() -> None:
+    model = _InParts()
+    with rewritten(model, Sites()), torch.no_grad():
+        shapes = {"items": {0: torch.export.Dim.AUTO}}
+        program = torch.export.export(model, (torch.rand(3, 2, 4),), dynamic_shapes=shapes, strict=False)
+    items = torch.rand(7, 2, 4)
+    torch.testing.assert_close(program.module()(items), model(items))
+
+
+class _Cropped(nn.Module):
+    """Cuts off what a mask says is padding, as towers do for pictures made of tiles."""
+
+    def forward(self, tiles: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        useful = mask.sum().item()
+        return tiles[:, :useful].reshape(1, -1) * 2.0
+
+
+def test_a_length_read_from_data_is_that_of_what_it_cuts() -> None:
+    model, tiles = _Cropped(), torch.rand(1, 6, 3)
+    with rewritten(model, Sites()), torch.no_grad():
+        program = torch.export.export(model, (tiles, torch.ones(6, dtype=torch.int64)), strict=False)
+    again = program.run_decompositions()  # what export to ONNX does first
+    mask = torch.tensor([1, 1, 1, 1, 0, 0])
+    torch.testing.assert_close(again.module()(tiles, mask), model(tiles, mask))
+
+
+@pytest.mark.parametrize(("chunk", "left"), [(-1, 4), (3, 0), (3, 1), (4, 2), (20, 1)])
+def test_streaming_masks_are_those_of_transformers(chunk: int, left: int) -> None:
+    original = Phi4MultimodalAudioModel._streaming_mask
+    wanted = original(SimpleNamespace(training=False), 11, 2, chunk, left)
+    assert torch.equal(METHODS["_streaming_mask"](None, 11, 2, chunk, left), wanted)
+
+
+class _Scaled(nn.Module):
+    """Attention over channels, scaled by how many tokens there are."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        query = tokens.transpose(1, 2)[:, None]
+        scale = tokens.shape[1] ** -0.5
+        return Setting("portable").attention(self, query, query, query, scaling=scale)[0]
+
+
+def test_attention_scaled_by_a_length_is_refused_where_the_length_varies() -> None:
+    tokens = torch.rand(1, 6, 4)
+    torch.export.export(_Scaled(), (tokens,), strict=False)
+    shapes = {"tokens": {1: torch.export.Dim.AUTO}}
+    with pytest.raises(StageError, match="_Scaled scales attention by a length, which therefore cannot vary"):
+        torch.export.export(_Scaled(), (tokens,), dynamic_shapes=shapes, strict=False)
+
+
 def test_numbers_are_read_without_data() -> None:
     sizes = Numbers([[6, 4]], torch.tensor([[6, 4]]))
     [(high, wide)] = [tuple(row) for row in sizes]
     assert (high // 2, wide // 2) == (3, 2)
     assert (sizes // 2).prod(-1).tolist() == [6]
     assert torch.equal((sizes + 1).as_tensor(), torch.tensor([[7, 5]]))
+    assert len(sizes.repeat(2, 1)) == 2
+    assert sizes.repeat(2, 1)[1].tolist() == [6, 4]
 
 
 def test_whole_is_int_for_everything_that_is_no_length() -> None:

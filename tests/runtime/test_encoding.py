@@ -62,6 +62,22 @@ def test_other_tensors_are_taken_apart_by_their_first_axis() -> None:
     assert all(part["scale"] is scale for part in found)  # of another length: it belongs to all
 
 
+STRIP = np.arange(3 * 2 * 12, dtype=np.float32).reshape(1, 3, 2, 12)
+
+
+def test_pictures_side_by_side_are_taken_apart_by_their_sizes() -> None:
+    found = list(items({"pixel_values": STRIP, "target_sizes": np.array([[1, 2], [2, 2]])}))
+    assert [part["pixel_values"].shape for part in found] == [(1, 3, 2, 4), (1, 3, 2, 8)]
+    assert [part["target_sizes"].tolist() for part in found] == [[[1, 2]], [[2, 2]]]
+    assert np.array_equal(np.concatenate([part["pixel_values"] for part in found], -1), STRIP)
+
+
+@pytest.mark.parametrize("sizes", [[1, 2], [[1, 2]], [[1, 2], [2, 3]], [[-1, -2], [2, 2]], [[1.0, 2.0], [2.0, 2.0]]])
+def test_sizes_that_do_not_describe_the_strip_are_refused(sizes: object) -> None:
+    with pytest.raises(InputError, match="does not describe the strip"):
+        list(items({"pixel_values": STRIP, "target_sizes": np.array(sizes)}))
+
+
 @pytest.mark.parametrize(
     "grid", [[1, 2, 4], [[2, 4]], [[1, 2, 3]], [[1, 8, 1]], [[-1, -2, 4]], [[1.0, 2.0, 4.0]], [[1, 2, 2]]]
 )

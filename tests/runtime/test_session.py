@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import checkpoints
 import numpy as np
@@ -324,6 +326,16 @@ def test_token_types_say_nothing_new(deployment: Path) -> None:
     runtime, types = load(deployment), {"mm_token_type_ids": IDS * 0, "token_type_ids": IDS * 0}
     plain = runtime.forward({"input_ids": IDS.tolist()})["logits"]
     assert np.array_equal(runtime.forward({"input_ids": IDS.astype(np.uint16), **types})["logits"], plain)
+
+
+def test_places_are_counted_in_the_text_that_an_encoder_reads() -> None:
+    encoder = SimpleNamespace(modality="image", placeholder=7)
+    facts = SimpleNamespace(tokens="decoder_input_ids", hidden_size=2)
+    session = cast(ModelSession, SimpleNamespace(model=SimpleNamespace(encoders=(encoder,)), facts=facts))
+    asked = Request(np.array([2]), {"input_ids": np.array([[7, 5, 7]])})
+    ModelSession.check_placeholders(session, asked, {"image_features": np.zeros((2, 2))})
+    with pytest.raises(InputError, match="holds 2 picture placeholders where the pictures give 3 features"):
+        ModelSession.check_placeholders(session, asked, {"image_features": np.zeros((3, 2))})
 
 
 @pytest.mark.parametrize("folder", [None, 3, b"folder"])

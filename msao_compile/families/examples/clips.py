@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from msao_compile.families.examples.kinds import Sight, Trial, noise, whole
-from msao_compile.families.examples.pictures import packed, places
+from msao_compile.families.examples.pictures import packed, places, strips
 from msao_compile.families.examples.sizes import channels, patch, plain_sides, stated_side
 
 
@@ -17,7 +17,7 @@ def clips(sight: Sight, variant: int, chance: np.random.Generator) -> Iterator[T
     if "video_grid_thw" in names:
         yield from packed(sight, variant, chance, clip=True)
     elif "target_sizes_videos" in names:
-        yield from strips(sight, variant, chance)
+        yield from strips(sight, variant, chance, clip=True)
     elif "video_position_ids" in names:
         yield from placed(sight, variant, chance)
     elif "video_token_pooling" in names:
@@ -36,16 +36,6 @@ def frames(sight: Sight, variant: int, chance: np.random.Generator) -> Iterator[
             yield Trial("frames", {key: noise(chance, items, *shape)}, items, frames=count)
             if items == 1:
                 yield Trial("loose frames", {key: noise(chance, *shape)}, items, frames=count)
-
-
-def strips(sight: Sight, variant: int, chance: np.random.Generator) -> Iterator[Trial]:
-    """Patches of all frames side by side in one strip, with height and width of each frame in patches."""
-    side = patch(sight)
-    for unit in (4, 2, 8):
-        sizes = whole([(unit, unit * wide) for wide in ((1, 1), (2, 2, 2), (1, 1, 1, 1))[variant]])
-        pixels = noise(chance, 1, channels(sight), side, int(sizes.prod(1).sum()) * side)
-        inputs = {"pixel_values_videos": pixels, "target_sizes_videos": sizes}
-        yield Trial("strips of frames", inputs, 2 if variant == 2 else 1, frames=(2, 3, 2)[variant])
 
 
 def placed(sight: Sight, variant: int, chance: np.random.Generator) -> Iterator[Trial]:

@@ -82,14 +82,19 @@ def shaped(sight: Sight, variant: int, chance: np.random.Generator) -> Iterator[
         yield Trial("patches with spatial shapes", inputs, len(shapes))
 
 
-def strips(sight: Sight, variant: int, chance: np.random.Generator) -> Iterator[Trial]:
-    """Patches of all pictures side by side in one strip [1, channels, patch, patches * patch]."""
-    side = patch(sight)
+def strips(sight: Sight, variant: int, chance: np.random.Generator, clip: bool = False) -> Iterator[Trial]:
+    """Patches of all pictures side by side in one strip [1, channels, patch, patches * patch].
+
+    A clip is as many pictures as it has frames; its sizes are other ones, so that both are told apart.
+    """
+    side, end = patch(sight), "_videos" if clip else ""
+    still = (((2, 3),), ((3, 4),), ((2, 3), (3, 2)))[variant]
+    moving = (((4, 2),), ((5, 3),), ((4, 2), (4, 2), (2, 2), (2, 2)))[variant]
     for unit in (4, 2, 8):
-        sizes = whole([(high * unit, wide * unit) for high, wide in (((1, 2),), ((2, 2),), ((1, 2), (2, 1)))[variant]])
+        sizes = whole(moving if clip else still) * unit
         width = int(sizes.prod(1).sum()) * side
-        inputs = {"pixel_values": noise(chance, 1, channels(sight), side, width), "target_sizes": sizes}
-        yield Trial("strips with target sizes", inputs, len(sizes))
+        inputs = {f"pixel_values{end}": noise(chance, 1, channels(sight), side, width), f"target_sizes{end}": sizes}
+        yield Trial("strips with target sizes", inputs, 2 if variant == 2 else 1)
 
 
 def places(shapes: tuple[tuple[int, int], ...]) -> np.ndarray:

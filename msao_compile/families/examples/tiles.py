@@ -139,7 +139,7 @@ def anyres(sight: Sight, variant: int, chance: np.random.Generator) -> Iterator[
 def mosaic(sight: Sight, variant: int, chance: np.random.Generator) -> Iterator[Trial]:
     """Views and crops [pictures, 1 + crops, channels, side, side] with a mask [pictures, 1 + crops, grid, grid]."""
     side = sight.number("crop_size", "image_size", default=448, of=sight.vision)
-    high, wide = ((1, 2), (2, 2), (1, 2))[variant]
+    high, wide = ((2, 3), (4, 2), (2, 3))[variant]  # neither side is the same twice, and none is one crop
     items, grid = 2 if variant == 2 else 1, side // patch(sight)
     inputs = {
         "image_pixel_values": noise(chance, items, 1 + high * wide, channels(sight), side, side),
