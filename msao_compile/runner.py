@@ -169,11 +169,11 @@ class Runner:
         """In a plan: a step whose key is not known before another one has run."""
         self.steps.append(Step(stage, subject, "run", (f"follows {cause}",), None, None, None))
 
-    def defer(self, subject: str, reason: str) -> None:
+    def defer(self, subject: str, reason: str, stage: str = "build") -> None:
         """A step that only another machine can do."""
-        self.steps.append(Step("build", subject, "deferred", (reason,), None, None, None))
+        self.steps.append(Step(stage, subject, "deferred", (reason,), None, None, None))
         if self.tell is not None:
-            self._say("build", subject, "deferred")
+            self._say(stage, subject, "deferred")
 
     def _run(self, ask: Ask, stop: threading.Event) -> Record:
         with self.store.building(ask.key, "digest") as found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from msao_compile.families.kv_cost import KVCost
 from msao_compile.families.refusals import refuse_unusable
 from msao_compile.farm.job import Job
 from msao_compile.farm.local import run as run_job
-from msao_compile.recipe.room import KV_ITEM_BYTES, Room, room
+from msao_compile.recipe.room import KV_ITEM_BYTES, Room, memory_here, room
 from msao_compile.recipe.schema import Component, Recipe, TargetChoice
 from msao_compile.recipe.targets import catalogue, find
 
@@ -88,7 +87,7 @@ def _model(recipe: Recipe, name: str, sequences: int) -> ModelSketch:
     told = cast("dict[str, Any]", found)
     cost = None if told["kv"] is None else KVCost(**told["kv"])
     kv_bytes = {size: _kv_bytes(cost, recipe.shapes.kv_capacity, size) * sequences for size in (2, 4)}
-    rooms = _Rooms(told["components"], kv_bytes, _memory_here())
+    rooms = _Rooms(told["components"], kv_bytes, memory_here())
     return ModelSketch(
         name=name,
         checkpoint=choice.checkpoint,
@@ -141,10 +140,3 @@ class _Rooms:
     @property
     def _deployed(self) -> list[Mapping[str, Any]]:
         return [one for one in self.components if one["component"] != NOT_DEPLOYED]
-
-
-def _memory_here() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None

@@ -27,6 +27,7 @@ from msao_compile.manifest.schema import (
     Task,
 )
 from msao_compile.places import DataFile, Places
+from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import Bounds, TargetChoice
 from msao_compile.recipe.targets import find
 from msao_compile.runner import Ask, Runner
@@ -37,6 +38,10 @@ from msao_compile.stock import Stock, result
 from msao_compile.store.record import Record
 
 logger = logging.getLogger(__name__)
+PARITY_COPIES = 3.5
+"""Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
+OPEN_COPIES = 2.0
+"""Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
 BOUNDS = Bounds(min_cosine=0.9999, max_abs=1e-3)
 
 
@@ -51,6 +56,7 @@ class Steps:
         self.places = Places((), {})
         self.exported: dict[str, Exported] = {}
         self.rows: list[ParityRow] = []
+        self.left_out: dict[str, str] = {}
         self.bounds = (self.recipe.parity.fp32 or BOUNDS).model_dump(mode="json")
         self.measured: MeasureEvidence | None = None
         self.entries: list[Engine] = []
@@ -163,9 +169,18 @@ class Steps:
             GateError: a comparison is outside the recipe's bounds.
         """
         draft = self._manifest(tuple(self._draft_engines()), {})
+        for model in self.parts:
+            weights = sum(part["weight_bytes"] for part in model.split["components"])
+            if lacks_memory := lack(PARITY_COPIES * weights):
+                self.left_out[model.name] = f"to be compared with its torch original it {lacks_memory}"
+                logger.warning("%s: %s; build it on a larger machine", model.name, self.left_out[model.name])
+                self.runner.defer(model.name, self.left_out[model.name], "parity")
         records = self.runner.ask(
-            [asks.parity(model, self.checkpoints[model.name], self.bounds, draft, self.stock) for model in self.parts]
-        )
+            [
+                asks.parity(model, self.checkpoints[model.name], self.bounds, draft, self.stock)
+                for model in self.parts if model.name not in self.left_out
+            ]
+        )  # fmt: skip
         for record in records:
             self.rows += ParityEvidence.model_validate(result(record)).rows if record is not None else ()
         if not all(records):
@@ -188,26 +203,32 @@ class Steps:
         local = [choice for choice in self.targets.values() if find(choice.device).platform_kind == "cpu"]
         dialects: list[Dialect] = sorted({choice.graph_dialect for choice in local})
         modules, settings = self._modules(), self._settings()
+        large = {module.id: lack(OPEN_COPIES * module.weight_bytes) for module in modules}
+        fitting = [module for module in modules if large[module.id] is None]
         self.runner.ask(
-            [asks.engine(module, dialect, settings, self.stock) for module in modules for dialect in dialects]
+            [asks.engine(module, dialect, settings, self.stock) for module in fitting for dialect in dialects]
         )
         homes = compose.owners(self.parts)
         for name, choice in self.targets.items():
             entries = [
-                build.describe(module, name, choice, self._proven(module, choice.graph_dialect)) for module in modules
+                build.describe(module, name, choice, large[module.id], self._unproven(module, choice.graph_dialect))
+                for module in modules
             ]
             for entry, module in zip(entries, modules, strict=True):
                 if entry.status == "deferred":
                     self.runner.defer(f"{homes[module.id]}/{module.component} for {name}", entry.reason or "")
             self.entries += entries
 
-    def _proven(self, module: Module, dialect: Dialect) -> bool:
-        """Whether every row about the module, and about the whole of each model that has it, is PASS in a dialect."""
+    def _unproven(self, module: Module, dialect: Dialect) -> str | None:
+        """None where every row about the module and about the whole of each model that has it is PASS in a dialect."""
         having = {parts.name for parts in self.parts for part in parts.split["components"] if part["id"] == module.id}
         rows = [row for row in self.rows if row.dialect == dialect and row.model in having]
         whole = {row.model for row in rows if row.subject.startswith("whole")}
         about = [row for row in rows if row.subject == module.component or row.subject.startswith(("whole", "steps"))]
-        return whole == having and all(row.verdict == "PASS" for row in about)
+        if whole == having and all(row.verdict == "PASS" for row in about):
+            return None
+        reasons = (self.left_out[name] for name in sorted(having) if name in self.left_out)
+        return next(reasons, "a parity row of it or of a whole model that has it is not PASS")
 
     def measure(self) -> None:
         """Time the routes, where this machine can run them and the checkpoints have what `run` needs."""
@@ -250,7 +271,7 @@ class Steps:
         )
 
     def _evidence(self) -> ParityEvidence:
-        return ParityEvidence(rows=tuple(self.rows), bounds=self.bounds)
+        return ParityEvidence(rows=tuple(self.rows), bounds=self.bounds, left_out=self.left_out)
 
     def _modules(self) -> tuple[Module, ...]:
         return compose.modules(self.parts, self.exported)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,10 +55,14 @@ def parity(
     talk = talk_of(context, as_json, quiet)
     if reference is not None and not reference.is_file():
         raise InputError(f"{reference}: there is no such file; give a .npz file with recorded inputs and outputs")
-    rows = check_deployment(deployment, reference, model, gate=False).rows
-    facts = {"deployment": str(deployment), "verdict": overall(rows), "rows": [row.model_dump() for row in rows]}
+    evidence = check_deployment(deployment, reference, model, gate=False)
+    rows = evidence.rows
+    facts = {
+        "deployment": str(deployment), "verdict": overall(rows), "rows": [row.model_dump() for row in rows],
+        "left_out": evidence.left_out,
+    }  # fmt: skip
     talk.reply(facts, lambda: draw.table(HEADERS, [_cells(row) for row in rows], NUMBERS))
-    refuse(rows)
+    refuse(rows, evidence.left_out)
     talk.say(summary(rows))
 
 
@@ -68,12 +74,15 @@ def overall(rows: tuple[ParityRow, ...]) -> str:
     return "AMBIGUOUS" if "AMBIGUOUS" in verdicts else "PASS"
 
 
-def refuse(rows: tuple[ParityRow, ...]) -> None:
-    """The gate.
+def refuse(rows: tuple[ParityRow, ...], left_out: Mapping[str, str] = MappingProxyType({})) -> None:
+    """The gate; `left_out` says why models were not compared.
 
     Raises:
         GateError: a comparison failed, or none was made.
     """
+    if not rows and left_out:
+        name, reason = next(iter(left_out.items()))
+        raise GateError(f"parity compared nothing, and nothing compared is no pass; {name}: {reason}")
     if not rows:
         raise GateError(
             "parity compared nothing, and nothing compared is no pass; check --model and the reference file"

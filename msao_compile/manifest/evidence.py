@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from msao_compile.manifest.schema import Dialect, Frozen, Verdict
 
 
@@ -29,6 +31,8 @@ class ParityEvidence(Frozen):
 
     rows: tuple[ParityRow, ...]
     bounds: dict[str, float | None]
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Models that were not compared, and why."""
 
 
 class Spread(Frozen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from msao_compile.recipe.targets import Target
@@ -49,3 +50,19 @@ def room(name: str, target: Target, precision: str, weight_bytes: int, kv_bytes:
         free_bytes=free,
         fits=None if free is None else free >= 0,
     )
+
+
+def memory_here() -> int | None:
+    """Bytes of memory in this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def lack(needed_bytes: float) -> str | None:
+    """What is missing here for a job that needs so much beside the system itself; None where it fits."""
+    here = memory_here()
+    if here is None or needed_bytes + OWN_RESERVE_BYTES <= here:
+        return None
+    return f"needs about {needed_bytes / GIB:.0f} GiB of memory where this machine has {here / GIB:.0f}"

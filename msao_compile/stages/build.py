@@ -25,15 +25,18 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     return {}
 
 
-def describe(module: Module, name: str, choice: TargetChoice, proven: bool) -> Engine:
-    """The manifest's entry of a module that was opened here (and is `proven` or not), or is deferred to its device."""
+def describe(
+    module: Module, name: str, choice: TargetChoice, too_large: str | None = None, unproven: str | None = None
+) -> Engine:
+    """The manifest's entry of a module that was opened here, or is deferred to its device.
+
+    `too_large` says why it was not opened here, `unproven` why nothing proves what it computes.
+    """
     target = find(choice.device)
     here = target.platform_kind == "cpu"
-    status: Status = "deferred" if not here else "parity" if proven else "ran"
-    reasons = {
-        "deferred": f"{target.target_id} builds its engines with {target.engine_build}: not here",
-        "ran": "a parity row of it or of a whole model that has it is not PASS",
-    }
+    status: Status = "deferred" if too_large or not here else "ran" if unproven else "parity"
+    elsewhere = f"{target.target_id} builds its engines with {target.engine_build}: not here"
+    reasons = {"deferred": too_large if here else elsewhere, "ran": unproven}
     return Engine(
         module=module.id,
         target=name,

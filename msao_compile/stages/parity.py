@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,6 +25,9 @@ from msao_compile.runtime.routes import crossing
 from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.wire.message import pack, unpack
 
+if TYPE_CHECKING:
+    from msao_compile.families.original import Asked, Original
+
 Bounds = Mapping[str, float | None]
 Pair = tuple[np.ndarray, np.ndarray]
 TEXT_ONLY = "text"
@@ -37,137 +41,37 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     """
     import torch
 
+    from msao_compile.families.original import Original
+
     folder = Path(arguments["folder"])
     deployment = read_manifest(folder)
     rows: list[ParityRow] = []
     with torch.inference_mode():
-        original = Original(Path(arguments["checkpoint"]), tuple(arguments["exclude"]), int(arguments["steps"]))
+        checkpoint, exclude = Path(arguments["checkpoint"]), tuple(arguments["exclude"])
+        original = Original(checkpoint, exclude, int(arguments["steps"]), PARITY_PROMPT_TOKENS)
         for dialect in sorted({engine.dialect for engine in deployment.engines}):
             engines = Engines(folder, deployment, verify=True, demand=("built",), dialect=dialect)
             session = engines.session(deployment.model(arguments["model"]))
-            judge = judge_of(original, session)
-            for subject, found in judge:
-                on_progress({"subject": subject, "dialect": dialect})
-                rows.append(_row(session.model.name, subject, dialect, found, arguments["bounds"]))
+            with patch.object(session, "encode", _once(session.encode)):
+                for subject, found in judge_of(original, session):
+                    on_progress({"subject": subject, "dialect": dialect})
+                    rows.append(_row(session.model.name, subject, dialect, found, arguments["bounds"]))
     return ParityEvidence(rows=tuple(rows), bounds=arguments["bounds"]).model_dump(mode="json")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One request as named inputs, which modalities it has, and what the torch model answers.
+def _once(encode: Callable[[Mapping[str, np.ndarray], Clock], Any]) -> Callable[..., Any]:
+    """Encodes each picture, clip and sound once, however many rows look at what follows from it."""
+    known: dict[str, Any] = {}
 
-    `outputs` are those of one pass, `teacher` the tokens that it is then made to decode, `steps` [steps + 1,
-    vocabulary] the logits before each of them and after the last.
-    """
+    def remembered(tensors: Mapping[str, np.ndarray], clock: Clock) -> Any:
+        told = sha256()
+        for name, value in sorted(tensors.items()):
+            told.update(f"{name} {value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+        if told.hexdigest() not in known:
+            known[told.hexdigest()] = encode(tensors, clock)
+        return dict(known[told.hexdigest()])
 
-    modalities: tuple[str, ...]
-    inputs: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-    features: dict[str, np.ndarray]
-    teacher: np.ndarray
-    steps: np.ndarray
-
-
-class Original:
-    """The torch model, eager fp32, and its answers to requests of several sizes: each is computed once."""
-
-    def __init__(self, folder: Path, exclude: tuple[str, ...], steps: int) -> None:
-        import torch
-
-        from msao_compile.families.examples import modalities
-        from msao_compile.families.registry import open_checked
-        from msao_compile.manifest.schema import ENCODERS
-
-        kind = type(open_checked(folder, trusted=True))  # the pipeline has refused what may not be opened
-        self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        known = [name for name in modalities(self.model) if ENCODERS[name] not in exclude]
-        self.asked = list(self._requests(known, steps))
-
-    def _requests(self, known: list[Any], steps: int) -> Iterator[Asked]:
-        from msao_compile.errors import UnsupportedFamily
-        from msao_compile.families.examples import medium, request
-
-        for modality in known:
-            for variant in range(3):
-                chance = np.random.default_rng(variant)
-                media = [medium(self.model, modality, variant, chance)]
-                yield self._answered((modality,), request(self.model, media, 6, chance), steps)
-        try:
-            plain = request(self.model, [], PARITY_PROMPT_TOKENS, np.random.default_rng(9))
-        except UnsupportedFamily:  # it answers nothing without a picture or a sound
-            return
-        yield self._answered((), plain, steps)
-
-    def _answered(self, modalities: tuple[str, ...], inputs: dict[str, np.ndarray], steps: int) -> Asked:
-        tensors = _torch(inputs)
-        found = self.model(**tensors)
-        if "logits" not in found:
-            outputs = {name: value.numpy() for name, value in found.items() if hasattr(value, "numpy")}
-            return Asked(modalities, inputs, outputs, {}, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
-        logits = found.logits.numpy()
-        teacher = np.random.default_rng(len(modalities)).integers(10, min(200, logits.shape[-1]), steps)
-        taken, stepped = self._stepped(inputs, teacher)
-        return Asked(modalities, inputs, {"logits": logits}, self._features(modalities, tensors), taken, stepped)
-
-    def _stepped(self, inputs: dict[str, np.ndarray], teacher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that `generate` took, the teacher's unless the model's settings forbid one, and its logits."""
-        from transformers import GenerationConfig
-
-        prefixes: list[Any] = []
-
-        def allowed(_: int, prefix: Any) -> list[int]:
-            """Asked of the prefix: some models' own `generate` forgets a processor of logits."""
-            prefixes.append(prefix)
-            return [int(token) for token in teacher[len(prefixes) - 1 : len(prefixes)]] or [0]
-
-        tensors = {name: value for name, value in _torch(inputs).items() if name != "decoder_input_ids"}
-        settings = GenerationConfig(
-            max_new_tokens=len(teacher) + 1, do_sample=False, eos_token_id=None, pad_token_id=0,
-            output_logits=True, return_dict_in_generate=True,
-            decoder_start_token_id=_start(self.model),
-        )  # fmt: skip
-        found = self.model.generate(**tensors, generation_config=settings, prefix_allowed_tokens_fn=allowed)
-        taken = prefixes[-1][len(prefixes[-1]) - len(teacher) :].numpy()
-        return taken, np.stack([step[0].float().numpy() for step in found.logits])
-
-    def _features(self, modalities: tuple[str, ...], tensors: dict[str, Any]) -> dict[str, np.ndarray]:
-        """What the model's own feature methods give, [rows, hidden], by the name our encoders give it."""
-        import inspect
-
-        found = {}
-        for modality in modalities:
-            method = getattr(self.model, f"get_{modality}_features", None)
-            if method is None:
-                continue
-            taken = set(inspect.signature(method).parameters)
-            known = {name: value for name, value in tensors.items() if name in taken and name != "input_ids"}
-            try:
-                given = method(**known)
-            except (
-                TypeError,
-                RuntimeError,
-                ValueError,
-                AttributeError,
-                KeyError,
-            ):  # it wants more than a processor gives
-                continue
-            pooled = getattr(given, "pooler_output", given)
-            parts = pooled if isinstance(pooled, list | tuple) else [pooled]
-            if all(hasattr(part, "shape") for part in parts):
-                found[f"{modality}_features"] = np.concatenate(
-                    [part.reshape(-1, part.shape[-1]).numpy() for part in parts]
-                )
-        return found
-
-
-def _start(model: Any) -> int | None:
-    """The token that opens an answer of a decoder that reads an encoder."""
-    for config in (model.generation_config, model.config, model.config.get_text_config(decoder=True)):
-        for name in ("decoder_start_token_id", "bos_token_id"):
-            found = getattr(config, name, None)
-            if isinstance(found, int):
-                return found
-    return None
+    return remembered
 
 
 def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: Bounds) -> ParityRow:
@@ -272,12 +176,6 @@ def _stepped(session: ModelSession, asked: Asked, here: frozenset[str] | None = 
         logits, talk = CloudSide(session).prefill(unpack(sent), len(asked.teacher), clock)
     steps = [session.extend(asked.teacher[[index]], talk, clock) for index in range(len(asked.teacher))]
     return np.concatenate([logits, *steps])
-
-
-def _torch(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
 
 
 def check_deployment(folder: Path, reference: Path | None, model: str | None, gate: bool = True) -> ParityEvidence:

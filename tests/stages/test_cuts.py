@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from msao_compile.errors import CapacityExceeded, MsaoError
+from msao_compile.families.original import Asked
 from msao_compile.runtime import load
 from msao_compile.runtime.session import ModelSession
-from msao_compile.stages.parity import Asked, _stepped, cuts
+from msao_compile.stages.parity import _stepped, cuts
 
 TEACHER = np.array([40, 50], np.int64)
 

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from msao_compile.stages.parity import Original, _aligned
+from msao_compile.families.original import Original
+from msao_compile.stages.parity import _aligned
 
-STEPS = 3
+STEPS, PROMPT = 3, 9
 
 
 @pytest.fixture(scope="module")
 def original(checkpoint: Callable[..., Path]) -> Original:
     with torch.inference_mode():
-        return Original(checkpoint("qwen2_5_vl"), (), STEPS)
+        return Original(checkpoint("qwen2_5_vl"), (), STEPS, PROMPT)
 
 
 def test_every_modality_is_asked_for_in_several_sizes_and_text_alone_once(original: Original) -> None:
@@ -31,7 +32,7 @@ def test_every_modality_is_asked_for_in_several_sizes_and_text_alone_once(origin
 
 def test_a_modality_that_the_recipe_leaves_out_is_not_asked_for(checkpoint: Callable[..., Path]) -> None:
     with torch.inference_mode():
-        left = Original(checkpoint("qwen2_5_vl"), ("vision_encoder", "video_encoder"), 1)
+        left = Original(checkpoint("qwen2_5_vl"), ("vision_encoder", "video_encoder"), 1, PROMPT)
     assert [asked.modalities for asked in left.asked] == [()]
 
 

@@ -1,0 +1,161 @@
+"""The torch original of a checkpoint, and what it answers to requests of every modality in several sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+from transformers import GenerationConfig
+
+from msao_compile.errors import UnsupportedFamily
+from msao_compile.families.examples import medium, modalities, request
+from msao_compile.families.light import light
+from msao_compile.families.registry import open_checked
+from msao_compile.manifest.schema import ENCODERS
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as named inputs, which modalities it has, and what the torch model answers.
+
+    `outputs` are those of one pass, `teacher` the tokens that it is then made to decode, `steps` [steps + 1,
+    vocabulary] the logits before each of them and after the last.
+    """
+
+    modalities: tuple[str, ...]
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
+    teacher: np.ndarray
+    steps: np.ndarray
+
+
+class Original:
+    """The torch model, eager fp32, and its answers to requests of several sizes: each is computed once."""
+
+    def __init__(self, folder: Path, exclude: tuple[str, ...], steps: int, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        kind = type(open_checked(folder, trusted=True))  # the pipeline has refused what may not be opened
+        self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        known = [name for name in modalities(self.model) if ENCODERS[name] not in exclude]
+        self.asked = list(self._requests(known, steps))
+
+    def _requests(self, known: list[Any], steps: int) -> Iterator[Asked]:
+        for modality in known:
+            for variant in range(3):
+                chance = np.random.default_rng(variant)
+                with light(self.model):  # an example that runs is looked for; what it gives is computed once, below
+                    media = [medium(self.model, modality, variant, chance)]
+                yield self._answered((modality,), request(self.model, media, 6, chance), steps)
+        try:
+            plain = request(self.model, [], self.prompt_tokens, np.random.default_rng(9))
+        except UnsupportedFamily:  # it answers nothing without a picture or a sound
+            return
+        yield self._answered((), plain, steps)
+
+    def _answered(self, modalities: tuple[str, ...], inputs: dict[str, np.ndarray], steps: int) -> Asked:
+        with _features_of(self.model) as features:
+            return self._asked(modalities, inputs, steps, features)
+
+    def _asked(
+        self, modalities: tuple[str, ...], inputs: dict[str, np.ndarray], steps: int, features: Mapping[str, Features]
+    ) -> Asked:
+        found = self.model(**_torch(inputs))
+        if "logits" not in found:
+            outputs = {name: value.numpy() for name, value in found.items() if hasattr(value, "numpy")}
+            return Asked(modalities, inputs, outputs, {}, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+        logits = found.logits.numpy()
+        teacher = np.random.default_rng(len(modalities)).integers(10, min(200, logits.shape[-1]), steps)
+        taken, stepped = self._stepped(inputs, teacher)
+        own = {
+            f"{name}_features": np.concatenate(held.rows)
+            for name, held in features.items() if name in modalities and held.rows
+        }  # fmt: skip
+        return Asked(modalities, inputs, {"logits": logits}, own, taken, stepped)
+
+    def _stepped(self, inputs: dict[str, np.ndarray], teacher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that `generate` took, the teacher's unless the model's settings forbid one, and its logits."""
+        prefixes: list[Any] = []
+
+        def allowed(_: int, prefix: Any) -> list[int]:
+            """Asked of the prefix: some models' own `generate` forgets a processor of logits."""
+            prefixes.append(prefix)
+            return [int(token) for token in teacher[len(prefixes) - 1 : len(prefixes)]] or [0]
+
+        tensors = {name: value for name, value in _torch(inputs).items() if name != "decoder_input_ids"}
+        settings = GenerationConfig(
+            max_new_tokens=len(teacher) + 1, do_sample=False, eos_token_id=None, pad_token_id=0,
+            output_logits=True, return_dict_in_generate=True,
+            decoder_start_token_id=_start(self.model),
+        )  # fmt: skip
+        found = self.model.generate(**tensors, generation_config=settings, prefix_allowed_tokens_fn=allowed)
+        taken = prefixes[-1][len(prefixes[-1]) - len(teacher) :].numpy()
+        return taken, np.stack([step[0].float().numpy() for step in found.logits])
+
+
+@dataclass
+class Features:
+    """What the feature methods of one modality gave: [rows, width] of the outermost, and by what they were asked."""
+
+    rows: list[np.ndarray] = field(default_factory=list)
+    known: list[tuple[list[torch.Tensor], Any]] = field(default_factory=list)
+
+    def of(self, method: Any) -> Any:
+        """The method, noted; `generate` looks at the names of what it takes.
+
+        Of a method that calls its like in a part of the model, what the outer one gives counts.
+
+        `generate` asks again for what the pass before it has computed from the same pictures: it gets that.
+        """
+
+        @functools.wraps(method)
+        def noted(*args: Any, **named: Any) -> Any:
+            asked = [leaf for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, torch.Tensor)]
+            for before, given in self.known:
+                if len(before) == len(asked) and all(map(torch.equal, before, asked)):
+                    return given
+            count = len(self.rows)
+            given = method(*args, **named)
+            pooled = getattr(given, "pooler_output", given)
+            parts = pooled if isinstance(pooled, list | tuple) else [pooled]
+            if all(hasattr(part, "shape") for part in parts):
+                self.rows[count:] = [part.reshape(-1, part.shape[-1]).numpy() for part in parts]
+            self.known.append((asked, given))
+            return given
+
+        return noted
+
+
+@contextlib.contextmanager
+def _features_of(model: Any) -> Iterator[dict[str, Features]]:
+    """Fills with what the model's own feature methods give inside this block, by modality."""
+    found = {modality: Features() for modality in ENCODERS}
+    with contextlib.ExitStack() as stack:
+        for part in model.modules():
+            for modality, features in found.items():
+                method = getattr(part, f"get_{modality}_features", None)
+                if method is not None:
+                    stack.enter_context(patch.object(part, method.__name__, features.of(method)))
+        yield found
+
+
+def _torch(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+
+
+def _start(model: Any) -> int | None:
+    """The token that opens an answer of a decoder that reads an encoder."""
+    for config in (model.generation_config, model.config, model.config.get_text_config(decoder=True)):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            found = getattr(config, name, None)
+            if isinstance(found, int):
+                return found
+    return None

@@ -1,0 +1,40 @@
+"""A model that this machine cannot hold is built and not compared, and says so wherever somebody may look."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from building import Workshop, run, write_recipe
+
+from msao_compile.recipe import room
+from msao_compile.runtime.loader import read_manifest
+
+
+def test_a_job_that_needs_more_than_there_is_says_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "memory_here", lambda: 8 * room.GIB)
+    assert room.lack(7 * room.GIB) is None  # and the system's own part
+    assert room.lack(7.5 * room.GIB) == "needs about 8 GiB of memory where this machine has 8"
+    assert room.lack(21 * room.GIB) == "needs about 21 GiB of memory where this machine has 8"
+    monkeypatch.setattr(room, "memory_here", lambda: None)
+    assert room.lack(1e15) is None
+
+
+def test_what_does_not_fit_is_deferred_and_never_a_pass(
+    workshop: Workshop, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model, on a machine that has no memory beside what the system needs."""
+    recipe = write_recipe(tmp_path / "tiny.toml", {"edge": (checkpoint("idefics3"), "draft")})
+    monkeypatch.setattr(room, "memory_here", lambda: room.OWN_RESERVE_BYTES)
+    built = workshop.build(recipe)
+    manifest = read_manifest(built.folder)
+    assert {engine.status for engine in manifest.engines} == {"deferred"}
+    assert all("needs about 0 GiB of memory where this machine has 1" in str(e.reason) for e in manifest.engines)
+    assert manifest.partition_points == ()
+    evidence = json.loads((built.folder / "evidence/parity.json").read_text())
+    assert evidence["rows"] == [] and "torch original" in evidence["left_out"]["edge"]
+    assert ("parity", "edge", "deferred") in {(event.stage, event.subject, event.state) for event in workshop.events}
+    done = run("parity", built.folder)
+    assert done.returncode == 5 and "edge: to be compared with its torch original it needs" in done.stderr
