@@ -10,7 +10,7 @@ LLAMA := .venv-bench
 # A folder of tiny checkpoints, each written by `save_pretrained`, with what transformers answered beside it.
 ZOO ?=
 
-.PHONY: demo test check fast bench families zoo-is-given calibrate clean
+.PHONY: demo test check fast bench scale families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -43,6 +43,9 @@ bench: $(STAMP)
 	@$(LLAMA)/bin/python -c "import llama_cpp, gguf" 2>/dev/null || { $(PYTHON) -m venv $(LLAMA) && \
 	  CMAKE_ARGS="-DGGML_NATIVE=on" $(LLAMA)/bin/python -m pip install --quiet -r tests/bench/requirements-llama.txt; } || true
 	$(BIN)/python -m tests.bench --builds 1 --json docs/benchmarks.json --markdown docs/benchmarks.md
+
+scale: $(STAMP)
+	$(BIN)/python -m tests.bench.scale --json docs/scale.json --markdown docs/scale.md
 
 families: zoo-is-given $(STAMP)
 	$(BIN)/python -m tests.bench.families "$(ZOO)" --jobs 2 --json docs/families.json --markdown docs/families.md

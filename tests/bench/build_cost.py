@@ -47,7 +47,7 @@ def measure(layout: Layout, builds: int, runs: int) -> BuildCost:
     noop = [finish(build_command(layout.recipe, layout)).seconds for _ in range(WARM_UPS + runs)]
     return BuildCost(
         weight_bytes=sum(path.stat().st_size for path in layout.checkpoint.glob("*.safetensors")),
-        written_bytes=bytes_below(layout.store, layout.deployment),
+        written_bytes=bytes_below(layout.checkpoint, layout.store, layout.deployment) - bytes_below(layout.checkpoint),
         build_s=tuple(seconds for seconds, _, _ in fresh),
         export_s=tuple(sum(stage["seconds"] for stage in exporting(stages)) for _, _, stages in fresh),
         export_peak_rss_bytes=tuple(
