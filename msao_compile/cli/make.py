@@ -25,7 +25,7 @@ from msao_compile.cli.options import (
     Targets,
 )
 from msao_compile.cli.talk import talk_of
-from msao_compile.errors import CheckpointError, InputError, StageError
+from msao_compile.errors import CheckpointError, InputError, StageError, UnsupportedFamily
 
 if TYPE_CHECKING:
     from msao_compile.pipeline import Built, Step
@@ -57,15 +57,22 @@ def init(
     found = _proposed(checkpoint, output)
     if lack := lacks(checkpoint):
         logger.warning("%s", lack)
-    _write(output, found["recipe_toml"])
     facts = {name: found[name] for name in ("family", "architecture", "modules", "unsupported")}
-    facts["recipe"] = str(output)
-    for sentence in found["unsupported"]:
-        logger.warning("%s", sentence)
     rows = [
         (one["component"], units.count(one["params"]), units.size(one["bytes"]), one["found_by"])
         for one in found["modules"]
     ]
+    if (
+        "refused" in found
+    ):  # what is known of it all the same, and the recipe that would do, which is the user's to write
+        lines = {"recipe_toml": found["recipe_toml"]}
+        talk.reply(facts | lines, lambda: draw.table(MODULE_HEADERS, rows, frozenset({1, 2})))
+        talk.say(f"a recipe that would make it work:\n\n{found['recipe_toml']}")
+        raise UnsupportedFamily(found["refused"])
+    _write(output, found["recipe_toml"])
+    facts["recipe"] = str(output)
+    for sentence in found["unsupported"]:
+        logger.warning("%s", sentence)
     talk.reply(facts, lambda: draw.table(MODULE_HEADERS, rows, frozenset({1, 2})))
     talk.say(
         f"family {found['family']}; wrote {output}: read it, then run `msao-compile plan {shlex.quote(str(output))}`"

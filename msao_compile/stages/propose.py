@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msao_compile.errors import UnsupportedFamily
 from msao_compile.families.checkpoint import locate, read_config
 from msao_compile.families.examples import modalities
 from msao_compile.families.outline import outline
+from msao_compile.families.refusals import names_remote_code
 from msao_compile.families.registry import open_checked
+from msao_compile.families.structure import structure
 from msao_compile.recipe.schema import KV_CAPACITY
 
 
@@ -25,10 +28,16 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
 def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
     """Family, modules with parameters and bytes, and the text of a recipe for this machine.
 
+    Of a family that cannot be opened, `refused` says why, the modules are what the names of its tensors tell, and the
+    recipe is the one that would make it work.
+
     Raises:
-        CheckpointError: the folder is incomplete. UnsupportedFamily: no family knows it.
+        CheckpointError: the folder is incomplete or holds what cannot be used.
     """
-    model = open_checked(checkpoint)
+    try:
+        model = open_checked(checkpoint)
+    except UnsupportedFamily as error:
+        return _unopened(checkpoint, recipe, str(error))
     sources = locate(checkpoint, model).sources
     longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or KV_CAPACITY)
     modules = [
@@ -48,6 +57,28 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
         "modules": modules,
         "unsupported": unsupported(checkpoint, model),
         "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(KV_CAPACITY, longest), "family": family}),
+    }
+
+
+def _unopened(checkpoint: Path, recipe: Path | None, reason: str) -> dict[str, Any]:
+    config = read_config(checkpoint)
+    family, names = str(config["model_type"]), config.get("architectures")
+    if names_remote_code(config):
+        needed = "once you have read the code that config.json names in auto_map"
+    else:
+        needed = "once the family's own modeling file lies beside config.json, is named in its auto_map, and is read"
+    lines = _recipe(checkpoint, recipe, {"capacity": KV_CAPACITY, "family": family})
+    allowed = f'role = "target"\ntrust_remote_code = true  # {needed}'
+    return {
+        "family": family,
+        "architecture": names[0] if isinstance(names, list) and names else None,
+        "modules": [
+            {"component": one.component, "bytes": one.size_bytes, "params": one.params, "found_by": one.found_by}
+            for one in structure(checkpoint)
+        ],
+        "unsupported": [reason],
+        "refused": reason,
+        "recipe_toml": lines.replace('role = "target"', allowed),
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from msao_compile.cli.make import forecast, totals
 from msao_compile.errors import StageError
+from msao_compile.farm import local
 from msao_compile.farm.job import Job, Result
 from msao_compile.pipeline import Built, Event, Options, Step
 from msao_compile.runtime.loader import read_manifest
@@ -152,3 +153,24 @@ def test_init_refuses_a_folder_that_is_no_checkpoint(cli: Cli, tmp_path: Path) -
     ran = cli("init", tmp_path, "-o", tmp_path / "r.toml", "--json")
     assert (ran.code, ran.json["error"]["class"]) == (2, "CheckpointError")
     assert "holds no config.json" in ran.err
+
+
+def test_init_shows_what_it_knows_of_a_family_that_it_cannot_open_and_writes_nothing(
+    cli: Cli, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = local.run
+
+    def run(job: Job) -> Result:
+        done = made(job)
+        assert isinstance(done.value, dict)
+        return done.model_copy(
+            update={"value": {**done.value, "refused": "model_type 'new' is unknown; name its code"}}
+        )
+
+    monkeypatch.setattr("msao_compile.farm.local.run", run)
+    ran = cli("init", checkpoint, "-o", tmp_path / "new.toml", "--json")
+    assert (ran.code, ran.json["error"]["class"]) == (2, "UnsupportedFamily")
+    assert ran.json["modules"][0]["component"] == "decoder"
+    assert ran.json["recipe_toml"].startswith("recipe = 1")
+    assert "a recipe that would make it work:\n\nrecipe = 1" in ran.err
+    assert not (tmp_path / "new.toml").exists()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from msao_compile.families.structure import structure
 from msao_compile.recipe.read import read_recipe
 from msao_compile.stages.propose import propose
 
@@ -26,3 +30,33 @@ def test_a_proposed_recipe_can_be_read_whatever_the_folder_is_called(
     recipe.write_text(propose(folder, recipe)["recipe_toml"], encoding="utf-8")
     found = read_recipe(recipe)
     assert (found.name, found.models["model"].checkpoint) == (name, str(folder))
+
+
+@pytest.mark.parametrize("auto_map", [None, {"AutoModel": "modeling_new.New"}])
+def test_a_family_that_cannot_be_opened_is_shown_by_its_tensors_and_the_recipe_says_what_it_needs(
+    checkpoint: Callable[..., Path], tmp_path: Path, auto_map: dict[str, str] | None
+) -> None:
+    folder, recipe = Path(shutil.copytree(checkpoint("llava"), tmp_path / "new")), tmp_path / "recipe.toml"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "new", "auto_map": auto_map}))
+    found = propose(folder, recipe)
+    known = propose(checkpoint("llava"), recipe)
+    assert ("auto_map names remote code" if auto_map else "model_type 'new' is none of") in found["refused"]
+    sizes = [sum(part["bytes"] for part in told["modules"]) for told in (found, known)]
+    assert sizes[0] == sizes[1]
+    told = {part["found_by"].removeprefix("tensors named "): part["component"] for part in found["modules"]}
+    layers = {path: component for path, component in told.items() if path.endswith("2 layers")}
+    assert sorted(layers.values()) == ["decoder", "vision_encoder"]
+    assert "embed_tokens" in told.values()
+    recipe.write_text(found["recipe_toml"], encoding="utf-8")
+    assert read_recipe(recipe).models["model"].trust_remote_code
+
+
+def test_two_layers_of_one_stack_are_one_row(tmp_path: Path) -> None:
+    tensors = {f"deep.tower.blocks.{layer}.w": np.ones((2, 3), np.float32) for layer in range(4)}
+    save_file({**tensors, "shared": np.ones(5, np.float32)}, tmp_path / "model.safetensors")
+    found = {stack.path: stack for stack in structure(tmp_path)}
+    blocks = found["deep.tower.blocks"]
+    assert (blocks.component, blocks.params, blocks.size_bytes, len(blocks.layers)) == ("decoder", 24, 96, 4)
+    assert blocks.found_by == "tensors named deep.tower.blocks, 4 layers"
+    assert (found["shared"].component, found["shared"].params) == ("embed_tokens", 5)
