@@ -36,7 +36,9 @@ NAMED = (
 CONNECTOR = re.compile("projector|connector|aligner|merger|resampler|qformer")
 ENCODERS = ("vision_encoder", "video_encoder", "audio_encoder", "text_encoder")
 READ_INSIDE = ("decoder", "encoder")
-PIXELS = ("pixel_values", "flattened_patches")
+TAKES = {"pixel_values": "vision_encoder", "flattened_patches": "vision_encoder", "input_features": "audio_encoder",
+         "input_values": "audio_encoder"}  # fmt: skip
+"""What an encoder's main input says of it; another one reads text."""
 LAYERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 QUANTISABLE_DIMENSIONS = 2
 """Parameters of fewer dimensions (norms, biases) keep 16 bits in every precision below that."""
@@ -181,7 +183,7 @@ class _Anatomy:
             encoder = self._returned("get_encoder")
             if self.is_sequence_to_sequence and encoder:
                 takes = getattr(self.model.get_submodule(encoder), "main_input_name", "input_ids")
-                self.known[encoder] = Place("vision_encoder" if takes in PIXELS else "encoder", "get_encoder")
+                self.known[encoder] = Place(TAKES.get(takes, "encoder"), "get_encoder")
         for modality, component in MODALITIES.items():
             path = self._returned("get_encoder", modality=modality)
             if path and path not in self.known and not self._holds_text(path):

@@ -114,7 +114,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any], str, dict[str, str]]] = {
         "language_model.model.decoder.embed_positions.weight": "decoder",
     }),
     "whisper": (lambda: transformers.WhisperConfig(**WHISPER), "WhisperForConditionalGeneration", {
-        "model.encoder.conv1.weight": "encoder", "model.decoder.layer_norm.weight": "decoder",
+        "model.encoder.conv1.weight": "audio_encoder", "model.decoder.layer_norm.weight": "decoder",
         "model.decoder.embed_tokens.weight": "embed_tokens",
     }),
     "vision-encoder-decoder": (captions, "VisionEncoderDecoderModel", {

@@ -23,14 +23,14 @@ from msao_compile.stages import outline
 CONFIGS = Path(__file__).parent / "configs"
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.toml") if path.name != "shapes-vqa.toml")
 PUBLISHED = {
-    # checkpoint -> parameters in billions, and those of components where they are published too
+    # checkpoint -> published parameters in billions, and what the config's dimensions give for its encoders
     "Qwen/Qwen2-VL-2B-Instruct": (2.21, {"vision_encoder": 0.665}),
     "Qwen/Qwen2.5-VL-7B-Instruct": (8.29, {"vision_encoder": 0.676}),
     "HuggingFaceTB/SmolVLM-256M-Instruct": (0.256, {"vision_encoder": 0.0935}),
     "llava-hf/llava-1.5-7b-hf": (7.06, {"vision_encoder": 0.3245}),
     "OpenGVLab/InternVL3-1B-hf": (0.938, {"vision_encoder": 0.3085}),
     "Qwen/Qwen2.5-Omni-3B": (4.70, {"vision_encoder": 0.67, "audio_encoder": 0.64}),
-    "openai/whisper-small": (0.2417, {"encoder": 0.0882}),
+    "openai/whisper-small": (0.2417, {"audio_encoder": 0.0882}),
 }
 KV_BYTES_PER_TOKEN = {
     "Qwen/Qwen2-VL-2B-Instruct": 28 * 2 * 2 * 128 * 2,
