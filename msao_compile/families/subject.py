@@ -87,7 +87,10 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
     return Description(
         model=model,
         examples=(full[0], full[1]),
-        names={name: _axes(name, value, tokens, full[0]) for name, value in full[0].items()},
+        names={
+            name: _axes(name, value, tokens) or (() if name in owners else _over_tokens(name, tokens, full))
+            for name, value in full[0].items()
+        },
         needs=needs,
         tokens=tokens,
         outputs=_outputs(model, examples[0]) if tokens is None else ("logits",),
@@ -244,7 +247,7 @@ def _need(name: str, owners: Mapping[str, str], tokens: str | None, calls: Seque
     return "step"
 
 
-def _axes(name: str, value: torch.Tensor, tokens: str | None, example: Tensors) -> tuple[str, ...]:
+def _axes(name: str, value: torch.Tensor, tokens: str | None) -> tuple[str, ...]:
     if name == tokens or (tokens == "input_ids" and name in TEXT):
         last = "total_sequence_length" if name == "attention_mask" else "sequence_length"
         return ("batch_size", last) if value.ndim == 2 else ("", "batch_size", "sequence_length")
@@ -255,6 +258,17 @@ def _axes(name: str, value: torch.Tensor, tokens: str | None, example: Tensors) 
     if name.startswith("pixel_values"):
         return ("num_images",)
     return ()
+
+
+def _over_tokens(name: str, tokens: str | None, examples: Sequence[Tensors]) -> tuple[str, ...]:
+    """Axes of what says something of each token: as long as the tokens in every example."""
+    if tokens is None:
+        return ()
+    pairs = [(example[name].shape, example[tokens].shape[1]) for example in examples]
+    count = pairs[0][1]
+    varies = any(length != count for _, length in pairs)
+    own = [varies and all(shape[axis] == length for shape, length in pairs) for axis in range(len(pairs[0][0]))]
+    return tuple("sequence_length" if over else "" for over in own)
 
 
 def _outputs(model: PreTrainedModel, example: Tensors) -> tuple[str, ...]:
