@@ -182,18 +182,27 @@ def _watched(
     setting: Setting,
     seen: Seen,
 ) -> Iterator[None]:
-    """Hooks on the layers: what each is called with, and which is the first that asks for state."""
+    """Hooks on the layers: what each is called with, and where the way into the first that asks for state begins:
+    there, or at a layer without state whose answer it takes as it is.
+    """
+    way: tuple[str, Any] = "", None  # where it began, and the last answer
 
     def before(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal way
+        if not entered and (way[1] is None or _first(args, kwargs) is not way[1]):
+            way = paths[layer], None
         entered.append(f"{paths[layer]} {len(setting.states.asked) if setting.states is not None else 0}")
 
     def after(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal way
         path, asked = entered.pop().rsplit(" ", 1)
         states = setting.states
         own = states.asked[int(asked) :] if states is not None else []
         seen.asks[path] = tuple(sorted(set(own)))
         if own and seen.entrance is None and not entered:
-            seen.entrance = path
+            seen.entrance = way[0]
+        if not entered:
+            way = way[0], _answer(output)
         runs[path].append(_described(args, kwargs, output))
 
     handles = []
@@ -215,9 +224,16 @@ def shapes_of(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return found
 
 
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else kwargs.get("hidden_states")
+
+
+def _answer(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) and output else output
+
+
 def _described(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
-    first = args[0] if args else kwargs.get("hidden_states")
-    answer = output[0] if isinstance(output, tuple) and output else output
+    first, answer = _first(args, kwargs), _answer(output)
     like = isinstance(first, torch.Tensor) and isinstance(answer, torch.Tensor) and answer.shape == first.shape
     alone = not isinstance(output, tuple) or all(item is None for item in output[1:])
     leaves = pytree.tree_leaves((args, kwargs))
