@@ -22,6 +22,8 @@ from msao_compile.manifest.schema import ENCODERS
 
 MARK_DOMAIN = "msao.mark"
 STEP, IDS, TEXT = "step", "ids", "text"
+NAME = r"[A-Za-z_]\w*"
+"""Of a length."""
 MERGE = "merge"
 """Of a mark: features meet the tokens here, whichever tokens they are."""
 
@@ -152,7 +154,7 @@ def is_shape(node: ir.Node) -> bool:
 
 def symbols(expression: str | None) -> list[str]:
     """The names in a length such as `s0 + 4*s1`; one that has no name depends on nothing that could be told."""
-    return re.findall(r"[A-Za-z_]\w*", expression or "")
+    return re.findall(NAME, expression or "")
 
 
 def _measured(node: ir.Node) -> list[int | ir.SymbolicDim] | None:
@@ -162,7 +164,8 @@ def _measured(node: ir.Node) -> list[int | ir.SymbolicDim] | None:
         return None
     start = node.attributes["start"].as_int() if "start" in node.attributes else 0
     end = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
-    return [shape[axis] for axis in range(len(shape))[start:end]]
+    sizes = [shape[axis] for axis in range(len(shape))[start:end]]
+    return None if any(not isinstance(size, int) and size.value is None for size in sizes) else sizes
 
 
 def _reads(node: ir.Node) -> list[ir.Value]:

@@ -29,6 +29,8 @@ FEATURES = ("9*tiles", 32)
         ("per_layer_inputs", (1, "sequence_length", 2, 8), (1, 5, 2, 8)),
         ("mask", ("batch_size", 1, "sequence_length", "num_images"), (1, 1, 5, 1)),  # one key, which the mask hides
         ("cross_key_values.3", (1, 2, "encoder_length", 8), (1, 2, 1, 8)),
+        ("cross_key_values", (1, "17*num_images", 8), (1, 17, 8)),  # as many as a mask of one picture hides
+        ("cross_key_values", (1, "(num_images + 1)*4 // 2", 8), (1, 4, 8)),
         ("audio_features", (4, 8), (4, 8)),
     ],
 )
