@@ -141,7 +141,7 @@ def look(subject: Subject) -> Seen:
     """Run the model at both sizes, state empty, and remember what matters for tracing it.
 
     Raises:
-        StageError: the model cannot be run on the examples.
+        StageError: attention is scaled by a length that varies.
     """
     seen, watch = Seen(), Watch()
     setting = Setting("portable", watch=watch, sites=Sites(recording=True))
@@ -156,12 +156,14 @@ def look(subject: Subject) -> Seen:
         for example in subject.examples:
             runs: dict[str, list[Call]] = {path: [] for path in layers}
             entered: list[str] = []
+            watch.scales.append([])
             with _watched(subject.model, paths, runs, entered, setting, seen):
                 call(subject, setting, {**example, **_few_rows(subject)}, None, 0)
             for path, calls in runs.items():
                 seen.calls.setdefault(path, []).append(calls)
             if setting.states is not None:
                 seen.states = setting.states.found
+    watch.refuse_scaling_by_length()
     known = subject.names.get("attention_mask", ("",))[-1] == "total_sequence_length"
     seen.fusible = watch.fusible if known else frozenset()  # how much of a buffer is filled it does not say itself
     seen.everything = setting.sites.everything
