@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from msao_compile.errors import UnsupportedFamily
+from msao_compile.families.alone import refuse_other_ways
 from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.host_calls import HostCalls
 from msao_compile.families.known_sizes import SIZED, KnownSize, known_sizes
@@ -76,6 +78,12 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
             owners |= dict.fromkeys(medium_.inputs, medium_.modality)
     shared = shared_inputs(media)
     full = [_recorded(model, calls_made, example, shared) for example in examples]
+    if tokens is not None:
+        refuse_other_ways(
+            model,
+            lambda: _forward(model, examples[0], shared),
+            {pair[0].modality: partial(_forward, model, _only(model, pair[0], tokens)) for pair in media},
+        )
     taken = _taken(calls_made.calls)
     sizes = [size for pair in media for size in known_sizes(pair, taken)]
     full = [_with_lengths(example, sizes) for example in full]
@@ -198,6 +206,17 @@ def _repeated(example: Tensors, names: set[str], count: int) -> Tensors:
         return value.repeat_interleave(count, axis).contiguous() if name in names else value
 
     return {name: rows(name, value) for name, value in example.items()}
+
+
+def _only(model: PreTrainedModel, one: Medium, tokens: str) -> Tensors:
+    """A request of one medium."""
+    plain = request(model, [one], WORDS[0], _chance(0))
+    return _with_positions(model, {name: torch.from_numpy(value) for name, value in plain.items()}, tokens)
+
+
+def _forward(model: PreTrainedModel, example: Tensors, shared: Sequence[str] = ()) -> None:
+    with torch.no_grad(), joined(model, example, shared) as inputs:
+        model(**inputs)
 
 
 def _recorded(model: PreTrainedModel, calls: HostCalls, example: Tensors, shared: Sequence[str]) -> Tensors:

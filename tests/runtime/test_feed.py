@@ -24,6 +24,7 @@ FEATURES = ("9*tiles", 32)
     ("name", "shape", "nothing"),
     [
         ("image_features", FEATURES, (0, 32)),  # no picture, no rows
+        ("image_features", ("tiles*9 + 7", 32), (0, 32)),
         ("image_features", ("batch_size", "num_images", 32), (1, 0, 32)),
         ("token_type_ids", ("batch_size", "sequence_length"), (1, 5)),  # over tokens: one for each
         ("per_layer_inputs", (1, "sequence_length", 2, 8), (1, 5, 2, 8)),
