@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from msao_compile.errors import UnsupportedFamily
+from msao_compile.families.alone import refuse_other_ways
 from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.host_calls import HostCalls
 from msao_compile.families.known_sizes import SIZED, KnownSize, known_sizes
@@ -76,6 +78,12 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
             owners |= dict.fromkeys(medium_.inputs, medium_.modality)
     shared = shared_inputs(media)
     full = [_recorded(model, calls_made, example, shared) for example in examples]
+    if tokens is not None:
+        refuse_other_ways(
+            model,
+            lambda: _forward(model, examples[0], shared),
+            {pair[0].modality: partial(_forward, model, _only(model, pair[0], tokens)) for pair in media},
+        )
     taken = _taken(calls_made.calls)
     sizes = [size for pair in media for size in known_sizes(pair, taken)]
     full = [_with_lengths(example, sizes) for example in full]
@@ -87,7 +95,10 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
     return Description(
         model=model,
         examples=(full[0], full[1]),
-        names={name: _axes(name, value, tokens, full[0]) for name, value in full[0].items()},
+        names={
+            name: _axes(name, value, tokens) or (() if name in owners else _over_tokens(name, tokens, full))
+            for name, value in full[0].items()
+        },
         needs=needs,
         tokens=tokens,
         outputs=_outputs(model, examples[0]) if tokens is None else ("logits",),
@@ -197,6 +208,17 @@ def _repeated(example: Tensors, names: set[str], count: int) -> Tensors:
     return {name: rows(name, value) for name, value in example.items()}
 
 
+def _only(model: PreTrainedModel, one: Medium, tokens: str) -> Tensors:
+    """A request of one medium."""
+    plain = request(model, [one], WORDS[0], _chance(0))
+    return _with_positions(model, {name: torch.from_numpy(value) for name, value in plain.items()}, tokens)
+
+
+def _forward(model: PreTrainedModel, example: Tensors, shared: Sequence[str] = ()) -> None:
+    with torch.no_grad(), joined(model, example, shared) as inputs:
+        model(**inputs)
+
+
 def _recorded(model: PreTrainedModel, calls: HostCalls, example: Tensors, shared: Sequence[str]) -> Tensors:
     with (
         torch.no_grad(),
@@ -244,7 +266,7 @@ def _need(name: str, owners: Mapping[str, str], tokens: str | None, calls: Seque
     return "step"
 
 
-def _axes(name: str, value: torch.Tensor, tokens: str | None, example: Tensors) -> tuple[str, ...]:
+def _axes(name: str, value: torch.Tensor, tokens: str | None) -> tuple[str, ...]:
     if name == tokens or (tokens == "input_ids" and name in TEXT):
         last = "total_sequence_length" if name == "attention_mask" else "sequence_length"
         return ("batch_size", last) if value.ndim == 2 else ("", "batch_size", "sequence_length")
@@ -255,6 +277,17 @@ def _axes(name: str, value: torch.Tensor, tokens: str | None, example: Tensors) 
     if name.startswith("pixel_values"):
         return ("num_images",)
     return ()
+
+
+def _over_tokens(name: str, tokens: str | None, examples: Sequence[Tensors]) -> tuple[str, ...]:
+    """Axes of what says something of each token: as long as the tokens in every example."""
+    if tokens is None:
+        return ()
+    pairs = [(example[name].shape, example[tokens].shape[1]) for example in examples]
+    count = pairs[0][1]
+    varies = any(length != count for _, length in pairs)
+    own = [varies and all(shape[axis] == length for shape, length in pairs) for axis in range(len(pairs[0][0]))]
+    return tuple("sequence_length" if over else "" for over in own)
 
 
 def _outputs(model: PreTrainedModel, example: Tensors) -> tuple[str, ...]:

@@ -34,15 +34,29 @@ Mask = torch.Tensor
 
 @dataclass
 class Watch:
-    """What attention calls were made while a model was looked at: which layers a fused node could serve."""
+    """What attention calls were made while a model was looked at: which layers a fused node could serve.
+
+    `scales` are those of each run's calls, in order.
+    """
 
     plain_layers: set[int] = field(default_factory=set)
     causal_layers: set[int] = field(default_factory=set)
+    scales: list[list[tuple[str, float]]] = field(default_factory=list)
 
     def note(self, layer: int, mask: Mask | None, simple: bool) -> None:
         """Remember a call over the state of `layer`."""
         kind = getattr(mask, KIND, "")
         (self.causal_layers if simple and kind == CAUSAL else self.plain_layers).add(layer)
+
+    def refuse_scaling_by_length(self) -> None:
+        """Seen in the runs, before a trace spends a minute on getting there.
+
+        Raises:
+            StageError: a call is scaled otherwise at another size.
+        """
+        for (layer, scale), (_, other) in zip(*self.scales, strict=False):
+            if scale != other:
+                raise _scaled_by_length(layer)
 
     @property
     def fusible(self) -> frozenset[int]:
@@ -75,8 +89,10 @@ class Setting:
         """The interface of transformers' attention functions; gives [B, S, N, D]."""
         scaling = rest.get("scaling")
         if isinstance(scaling, torch.SymFloat):
-            raise StageError(f"{type(layer).__name__} scales attention by a length, which therefore cannot vary")
+            raise _scaled_by_length(type(layer).__name__)
         scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if self.watch is not None:
+            self.watch.scales[-1].append((type(layer).__name__, scale))
         extra = [rest.get(name) for name in ("softcap", "s_aux", "position_bias")]
         simple = all(item is None for item in extra) and key.shape[-1] == value.shape[-1]
         states = self.states
@@ -109,6 +125,10 @@ class Setting:
         if self.watch is not None and found is not None:
             setattr(found, KIND, kind)
         return found
+
+
+def _scaled_by_length(layer: str) -> StageError:
+    return StageError(f"{layer} scales attention by a length, which therefore cannot vary")
 
 
 def causal_mask(fused: bool, attention_mask_BT: torch.Tensor, sequence: int) -> Mask:

@@ -22,6 +22,10 @@ from msao_compile.manifest.schema import ENCODERS
 
 MARK_DOMAIN = "msao.mark"
 STEP, IDS, TEXT = "step", "ids", "text"
+LATE = "late"
+"""A length that only the tokens have which are decoded: whatever depends on it alone is repeated where it is needed."""
+NAME = r"[A-Za-z_]\w*"
+"""Of a length."""
 MERGE = "merge"
 """Of a mark: features meet the tokens here, whichever tokens they are."""
 
@@ -41,12 +45,12 @@ class Part:
 
 
 def component_of(needs: Needs, generates: bool) -> str:
-    """The component that a node belongs to, by what it depends on; empty for what depends on nothing."""
-    if not needs:
+    """The component that a node belongs to, by what it depends on; empty for what depends on nothing but lengths."""
+    if needs <= {LATE}:
         return ""
     if STEP in needs:
         return "decoder"
-    if IDS in needs:
+    if IDS in needs or LATE in needs:
         return "embed_tokens"
     media = [medium for medium in ENCODERS if medium in needs]
     if TEXT not in needs and len(media) == 1:
@@ -101,17 +105,19 @@ def _parts(graph: ir.Graph, needs: Mapping[str, str], owned: set[ir.Node]) -> di
         known[value] = frozenset({needs[str(value.name)]})
     generates = IDS in needs.values()
     lengths = _known_lengths(graph, known)
-    parts: dict[str, Part] = {}
     home: dict[ir.Value, str] = {}
     for node in list(graph):
         if node in owned:
             found = known.get(node.inputs[0], frozenset())  # type: ignore[arg-type]
         else:
             found = _needs(node, known, lengths)
-        component = component_of(found, generates)
         for output in node.outputs:
             known[output] = found
-            home[output] = component
+            home[output] = component_of(found, generates)
+    _sink(graph, known, home)
+    parts: dict[str, Part] = {}
+    for node in list(graph):
+        component = home[node.outputs[0]]
         if component:
             parts.setdefault(component, Part(component)).nodes.append(node)
     for value in graph.inputs:
@@ -120,15 +126,28 @@ def _parts(graph: ir.Graph, needs: Mapping[str, str], owned: set[ir.Node]) -> di
     return parts
 
 
+def _sink(graph: ir.Graph, known: Mapping[ir.Value, Needs], home: dict[ir.Value, str]) -> None:
+    """What is in the embedding for its lengths alone goes to the decoder where only that reads it: a small mask
+    crosses, not what it becomes.
+    """
+    for node in reversed(graph):
+        if home[node.outputs[0]] == "embed_tokens" and IDS not in known[node.outputs[0]]:
+            readers = [home[use.node.outputs[0]] for output in node.outputs for use in output.uses()]
+            if set(readers) == {"decoder"} and not any(output.is_graph_output() for output in node.outputs):
+                home |= dict.fromkeys(node.outputs, "decoder")
+
+
 def _known_lengths(graph: ir.Graph, known: Mapping[ir.Value, Needs]) -> dict[str, Needs]:
     """What each length that has a name depends on: nothing where it comes in early and later modules can read it off
     what reaches them.
     """
+    order: list[Needs] = [frozenset(), frozenset({LATE}), frozenset({STEP})]
     found: dict[str, Needs] = {}
     for value in graph.inputs:
+        own = order[2 if STEP in known[value] else 1 if IDS in known[value] else 0]
         for size in value.shape or ():
             if not isinstance(size, int) and size.value is not None:
-                found[size.value] = found.get(size.value, known[value]) & known[value] & {STEP}
+                found[size.value] = min(found.get(size.value, own), own, key=order.index)
     return found
 
 
@@ -152,7 +171,7 @@ def is_shape(node: ir.Node) -> bool:
 
 def symbols(expression: str | None) -> list[str]:
     """The names in a length such as `s0 + 4*s1`; one that has no name depends on nothing that could be told."""
-    return re.findall(r"[A-Za-z_]\w*", expression or "")
+    return re.findall(NAME, expression or "")
 
 
 def _measured(node: ir.Node) -> list[int | ir.SymbolicDim] | None:
@@ -162,7 +181,8 @@ def _measured(node: ir.Node) -> list[int | ir.SymbolicDim] | None:
         return None
     start = node.attributes["start"].as_int() if "start" in node.attributes else 0
     end = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
-    return [shape[axis] for axis in range(len(shape))[start:end]]
+    sizes = [shape[axis] for axis in range(len(shape))[start:end]]
+    return None if any(not isinstance(size, int) and size.value is None for size in sizes) else sizes
 
 
 def _reads(node: ir.Node) -> list[ir.Value]:

@@ -46,6 +46,8 @@ def name_ends(parts: Mapping[str, ir.Model], kept: Collection[str] = ()) -> None
             _loosen(part.graph, {new[name] for name in taken if name in new})
     for part in parts.values():
         _unique(part.graph)
+        for value in [*part.graph.inputs, *part.graph.outputs]:
+            _name_axes(value)
 
 
 def _has_width(value: ir.Value) -> bool:
@@ -87,16 +89,21 @@ def _unique(graph: ir.Graph) -> None:
                 output.name = f"{output.name}_inner"
 
 
+def _name_axes(value: ir.Value) -> None:
+    """An axis of unknown length gets a name after the value."""
+    if value.shape is not None:
+        known = [size if isinstance(size, int) else size.value for size in value.shape]
+        value.shape = ir.Shape(
+            [f"{value.name}_axis{axis}" if size is None else size for axis, size in enumerate(known)]
+        )
+
+
 def spec(value: ir.Value) -> dict[str, Any]:
-    """Name, type and shape of an input or output; an axis of unknown length gets a name after the value."""
-    sizes: list[int | str] = []
-    for axis, size in enumerate(value.shape or ()):
-        known = size if isinstance(size, int) else size.value
-        sizes.append(known if known is not None else f"{value.name}_axis{axis}")
+    """Name, type and shape of an input or output."""
     return {
         "name": value.name,
         "dtype": value.dtype.numpy().name if value.dtype is not None else "float32",
-        "shape": sizes,
+        "shape": [size if isinstance(size, int) else size.value for size in value.shape or ()],
     }
 
 

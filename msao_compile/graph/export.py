@@ -15,11 +15,12 @@ from torch import nn
 
 from msao_compile.errors import ShapeSpecialised, StageError
 from msao_compile.graph.attend import Setting
-from msao_compile.graph.cut import STEP, cut
+from msao_compile.graph.cut import NAME, STEP, cut
 from msao_compile.graph.layers import (
     EveryLayerCalledError,
     Stub,
     as_function,
+    placed,
     signature,
     stubbed,
     stubs_for,
@@ -240,7 +241,7 @@ def _name_lengths(graph: ir.Graph, names: Mapping[str, str]) -> None:
 
 
 def _renamed(length: str, names: Mapping[str, str]) -> str:
-    return re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), length)
+    return re.sub(NAME, lambda found: names.get(found[0], found[0]), length)
 
 
 def _fill(whole: ir.Model, subject: Subject, seen: Seen, setting: Setting, stubs: Mapping[str, Stub]) -> None:
@@ -254,24 +255,26 @@ def _fill(whole: ir.Model, subject: Subject, seen: Seen, setting: Setting, stubs
         key = signature(stub.layer, stub.calls[0], kinds)
         if key not in traced:
             model, names, states = trace_layer(subject, seen, stub, setting, PAST)
-            function = as_function(model, f"Layer{len(traced)}")
-            traced[key] = (function, names, states)
-            whole.functions[function.identifier()] = function
-        _instantiate(graph, node, traced[key], stub, own)
+            traced[key] = (as_function(model, f"Layer{len(traced)}"), names, states)
+        _instantiate(whole, node, traced[key], stub, own)
     logger.debug("%d distinct layers traced for %d", len(traced), len(stubs))
 
 
 def _instantiate(
-    graph: ir.Graph, node: ir.Node, traced: tuple[ir.Function, list[str], list[str]], stub: Stub, own: tuple[str, ...]
+    whole: ir.Model, node: ir.Node, traced: tuple[ir.Function, list[str], list[str]], stub: Stub, own: tuple[str, ...]
 ) -> None:
     function, names, _ = traced
+    graph = whole.graph
     weights = [_input(graph, f"{stub.path}.{name}") for name in names]
-    tensors = list(node.inputs)
+    tensors = [value for value in node.inputs if value is not None]
     states = [_input(graph, name) for name in own]
     if len(function.inputs) != len(weights) + len(tensors) + len(states):
         raise StageError(f"layer {stub.path}: traced with {len(function.inputs)} inputs where it is called with others")
+    given = [*weights, *tensors, *states]
+    function = placed(function, stub.path, given)
+    whole.functions[function.identifier()] = function
     called = ir.Node(
-        LAYER_DOMAIN, function.name, [*weights, *tensors, *states], num_outputs=1 + len(states), name=stub.path
+        LAYER_DOMAIN, function.name, given, overload=stub.path, num_outputs=1 + len(states), name=stub.path
     )
     called.outputs[0].name = f"{stub.path}.output"
     for name, value, past in zip(own, called.outputs[1:], states, strict=True):

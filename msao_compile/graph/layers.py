@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from msao_compile.errors import StageError
 from msao_compile.graph.attend import Setting
+from msao_compile.graph.cut import NAME, symbols
 from msao_compile.graph.whole import (
     LAYER_DOMAIN,
     Call,
@@ -184,8 +186,37 @@ def as_function(model: ir.Model, name: str) -> ir.Function:
         value.replace_all_uses_with(constant.outputs[0])
         graph.insert_before(graph[0], constant)
     graph.initializers.clear()
-    for node in graph:  # symbols of this trace mean nothing around the call
-        for output in node.outputs:
-            sizes = list(output.shape or ())
-            output.shape = None if any(not isinstance(size, int) for size in sizes) else output.shape
     return ir.Function(LAYER_DOMAIN, name, graph=graph, attributes=[])
+
+
+def placed(function: ir.Function, path: str, given: Sequence[ir.Value]) -> ir.Function:
+    """The function as it is called at `path`: its lengths are those of the tensors that it is given there.
+
+    A length made of one that the trace around the call does not know has no name.
+    """
+    copy = function.clone()
+    lengths: dict[str, int | str | None] = {}
+    for taken, value in zip(copy.inputs, given, strict=True):
+        for own, size in zip(taken.shape or (), value.shape or (), strict=False):
+            if not isinstance(own, int) and own.value is not None:
+                lengths.setdefault(own.value, size if isinstance(size, int) else size.value)
+    for node in copy:
+        for output in node.outputs:
+            if output.shape is not None:
+                sizes = [size if isinstance(size, int) else _outside(size.value, lengths) for size in output.shape]
+                output.shape = ir.Shape(sizes)
+    return ir.Function(copy.domain, copy.name, path, graph=copy.graph, attributes=list(copy.attributes.values()))
+
+
+def _outside(length: str | None, lengths: Mapping[str, int | str | None]) -> int | str | None:
+    """A length of a layer's trace in the lengths around its call."""
+    if length is None or any(lengths.get(name) is None for name in symbols(length)):
+        return None
+    if length in lengths:
+        return lengths[length]
+
+    def said(found: re.Match[str]) -> str:
+        other = str(lengths[found[0]])
+        return other if re.fullmatch(r"\w+", other) else f"({other})"
+
+    return re.sub(NAME, said, length)

@@ -141,7 +141,7 @@ def look(subject: Subject) -> Seen:
     """Run the model at both sizes, state empty, and remember what matters for tracing it.
 
     Raises:
-        StageError: the model cannot be run on the examples.
+        StageError: attention is scaled by a length that varies.
     """
     seen, watch = Seen(), Watch()
     setting = Setting("portable", watch=watch, sites=Sites(recording=True))
@@ -156,12 +156,14 @@ def look(subject: Subject) -> Seen:
         for example in subject.examples:
             runs: dict[str, list[Call]] = {path: [] for path in layers}
             entered: list[str] = []
+            watch.scales.append([])
             with _watched(subject.model, paths, runs, entered, setting, seen):
                 call(subject, setting, {**example, **_few_rows(subject)}, None, 0)
             for path, calls in runs.items():
                 seen.calls.setdefault(path, []).append(calls)
             if setting.states is not None:
                 seen.states = setting.states.found
+    watch.refuse_scaling_by_length()
     known = subject.names.get("attention_mask", ("",))[-1] == "total_sequence_length"
     seen.fusible = watch.fusible if known else frozenset()  # how much of a buffer is filled it does not say itself
     seen.everything = setting.sites.everything
@@ -182,18 +184,27 @@ def _watched(
     setting: Setting,
     seen: Seen,
 ) -> Iterator[None]:
-    """Hooks on the layers: what each is called with, and which is the first that asks for state."""
+    """Hooks on the layers: what each is called with, and where the way into the first that asks for state begins:
+    there, or at a layer without state whose answer it takes as it is.
+    """
+    way: tuple[str, Any] = "", None  # where it began, and the last answer
 
     def before(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal way
+        if not entered and (way[1] is None or _first(args, kwargs) is not way[1]):
+            way = paths[layer], None
         entered.append(f"{paths[layer]} {len(setting.states.asked) if setting.states is not None else 0}")
 
     def after(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal way
         path, asked = entered.pop().rsplit(" ", 1)
         states = setting.states
         own = states.asked[int(asked) :] if states is not None else []
         seen.asks[path] = tuple(sorted(set(own)))
         if own and seen.entrance is None and not entered:
-            seen.entrance = path
+            seen.entrance = way[0]
+        if not entered:
+            way = way[0], _answer(output)
         runs[path].append(_described(args, kwargs, output))
 
     handles = []
@@ -215,9 +226,16 @@ def shapes_of(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return found
 
 
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else kwargs.get("hidden_states")
+
+
+def _answer(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) and output else output
+
+
 def _described(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
-    first = args[0] if args else kwargs.get("hidden_states")
-    answer = output[0] if isinstance(output, tuple) and output else output
+    first, answer = _first(args, kwargs), _answer(output)
     like = isinstance(first, torch.Tensor) and isinstance(answer, torch.Tensor) and answer.shape == first.shape
     alone = not isinstance(output, tuple) or all(item is None for item in output[1:])
     leaves = pytree.tree_leaves((args, kwargs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import operator
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -11,6 +13,12 @@ from msao_compile.runtime.backends.base import Arrays, Engine
 
 CROSS = "cross_key_values"
 LENGTHS = {"batch_size": 1}
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
 
 
 def feed(engine: Engine, known: Mapping[str, np.ndarray], sequence: int) -> Arrays:
@@ -52,4 +60,22 @@ def absent(name: str, shape: tuple[int | str, ...], sequence: int) -> tuple[int,
     over_tokens = "sequence_length" in shape
     empty = 1 if over_tokens or name.startswith(CROSS) else 0
     lengths = {**LENGTHS, "sequence_length": sequence}
-    return tuple(lengths.get(size, empty) if isinstance(size, str) else size for size in shape)
+    return tuple(
+        size if isinstance(size, int) else _one(size, lengths) if empty else lengths.get(size, 0) for size in shape
+    )
+
+
+def _one(size: str, lengths: Mapping[str, int]) -> int:
+    """A length such as `17*num_images`, each name in it by what `lengths` says, else 1."""
+
+    def value(tree: ast.expr) -> int:
+        if isinstance(tree, ast.BinOp) and type(tree.op) in _ARITHMETIC:
+            return _ARITHMETIC[type(tree.op)](value(tree.left), value(tree.right))
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
+            return tree.value
+        return lengths.get(tree.id, 1) if isinstance(tree, ast.Name) else 1
+
+    try:
+        return max(value(ast.parse(size, mode="eval").body), 0)
+    except SyntaxError:  # the name of an axis after its tensor
+        return lengths.get(size, 1)

@@ -97,3 +97,45 @@ def test_a_medium_of_which_nothing_is_made_is_refused_by_name() -> None:
     whole.graph.inputs.append(ir.Value(name="input_features"))
     with pytest.raises(StageError, match="no audio_encoder came out: .* nothing of its audio inputs alone"):
         cut(whole, {**NEEDS, "input_features": "audio"})
+
+
+READS = """<ir_version: 10, opset_import: ["" : 20]>
+whole (int64[batch, text] input_ids, int64[batch, sequence] decoder_input_ids, float[batch, sequence, 4] past,
+       float[8, 4] table)
+   => (float[batch, sequence, 4] logits)
+{
+   one = Constant <value = int64[1] {1}> ()
+   read = Gather (table, input_ids)
+   mean = ReduceMean <keepdims = 1> (read)
+   embedded = Gather (table, decoder_input_ids)
+   size = Shape <start = 1, end = 2> (decoder_input_ids)
+   shape = Concat <axis = 0> (one, size, one)
+   total = ReduceMean <keepdims = 1> (mean, one)
+   everywhere = Expand (total, shape)
+   shared = %s
+   grown = Add (shared, past)
+   logits = Add (grown, everywhere)
+}"""
+ENCODED = {"input_ids": "text", "decoder_input_ids": "ids", "past": "step"}
+
+
+@pytest.mark.parametrize(
+    ("shared", "home"), [("Neg (embedded)", "decoder"), ("Add (embedded, everywhere)", "embed_tokens")]
+)
+def test_what_an_encoder_gives_to_every_token_is_spread_where_it_is_read(shared: str, home: str) -> None:
+    model = ir.from_onnx_text(READS % shared)
+    table = next(value for value in model.graph.inputs if value.name == "table")
+    model.graph.inputs.remove(table)
+    model.graph.initializers["table"] = table
+    table.const_value = ir.tensor(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32), name="table")
+    common.ShapeInferencePass()(model)
+    values = {"input_ids": np.array([[1, 2]]), "decoder_input_ids": np.array([[3, 4, 5]]), "past": np.ones((1, 3, 4))}
+    values["past"] = values["past"].astype(np.float32)
+    wanted = _run(model, values)["logits"]
+    parts = cut(model, ENCODED)
+    spread = [name for name, part in parts.items() if any(node.op_type == "Expand" for node in part.graph)]
+    crossing = {str(value.name) for value in parts["encoder"].graph.outputs}
+    assert (spread, crossing) == ([home], {"total"})
+    for part in parts.values():
+        values |= _run(part, values)
+    np.testing.assert_allclose(values["logits"], wanted, rtol=1e-6)

@@ -126,7 +126,10 @@ def test_with_no_picture_there_are_no_features(parts: dict[str, ir.Model]) -> No
 
 
 def test_a_length_without_a_name_gets_one_after_its_tensor() -> None:
-    value = ir.Value(name="logits", shape=ir.Shape(["b", None, 4]), type=ir.TensorType(ir.DataType.FLOAT16))
+    made = part("g (float16[b,s,4] hidden) => (float16[b,s,4] logits) { logits = Neg(hidden) }")
+    [value] = made.graph.outputs
+    value.shape = ir.Shape(["b", None, 4])
+    name_ends({"decoder": made})
     assert spec(value) == {"name": "logits", "dtype": "float16", "shape": ["b", "logits_axis1", 4]}
 
 

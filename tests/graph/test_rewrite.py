@@ -12,7 +12,7 @@ from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4Mul
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
 from msao_compile.errors import StageError
-from msao_compile.graph.attend import Setting
+from msao_compile.graph.attend import Setting, Watch
 from msao_compile.graph.recurrence import gated_delta_rule
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.rewrite import METHODS, rewritten
@@ -165,6 +165,20 @@ def test_attention_scaled_by_a_length_is_refused_where_the_length_varies() -> No
     shapes = {"tokens": {1: torch.export.Dim.AUTO}}
     with pytest.raises(StageError, match="_Scaled scales attention by a length, which therefore cannot vary"):
         torch.export.export(_Scaled(), (tokens,), dynamic_shapes=shapes, strict=False)
+
+
+def test_attention_scaled_by_a_length_is_seen_in_the_runs_already() -> None:
+    def seen(*counts: int) -> Watch:
+        watch = Watch()
+        for count in counts:
+            watch.scales.append([])
+            tokens = torch.rand(1, 1, count, 4)
+            Setting("portable", watch=watch).attention(nn.Identity(), tokens, tokens, tokens, scaling=count**-0.5)
+        return watch
+
+    seen(6, 6).refuse_scaling_by_length()
+    with pytest.raises(StageError, match="Identity scales attention by a length, which therefore cannot vary"):
+        seen(6, 8).refuse_scaling_by_length()
 
 
 def test_numbers_are_read_without_data() -> None:

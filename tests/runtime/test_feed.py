@@ -24,11 +24,14 @@ FEATURES = ("9*tiles", 32)
     ("name", "shape", "nothing"),
     [
         ("image_features", FEATURES, (0, 32)),  # no picture, no rows
+        ("image_features", ("tiles*9 + 7", 32), (0, 32)),
         ("image_features", ("batch_size", "num_images", 32), (1, 0, 32)),
         ("token_type_ids", ("batch_size", "sequence_length"), (1, 5)),  # over tokens: one for each
         ("per_layer_inputs", (1, "sequence_length", 2, 8), (1, 5, 2, 8)),
         ("mask", ("batch_size", 1, "sequence_length", "num_images"), (1, 1, 5, 1)),  # one key, which the mask hides
         ("cross_key_values.3", (1, 2, "encoder_length", 8), (1, 2, 1, 8)),
+        ("cross_key_values", (1, "17*num_images", 8), (1, 17, 8)),  # as many as a mask of one picture hides
+        ("cross_key_values", (1, "(num_images + 1)*4 // 2", 8), (1, 4, 8)),
         ("audio_features", (4, 8), (4, 8)),
     ],
 )
