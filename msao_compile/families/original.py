@@ -27,13 +27,15 @@ class Asked:
     """One request as named inputs, which modalities it has, and what the torch model answers.
 
     `outputs` are those of one pass, `teacher` the tokens that it is then made to decode, `steps` [steps + 1,
-    vocabulary] the logits before each of them and after the last.
+    vocabulary] the logits before each of them and after the last. `prompt` is what the steps go on from: `inputs`, or
+    what the model's own `generate` made of them.
     """
 
     modalities: tuple[str, ...]
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
     features: dict[str, np.ndarray]
+    prompt: dict[str, np.ndarray]
     teacher: np.ndarray
     steps: np.ndarray
 
@@ -71,18 +73,22 @@ class Original:
         found = self.model(**_torch(inputs))
         if "logits" not in found:
             outputs = {name: value.numpy() for name, value in found.items() if hasattr(value, "numpy")}
-            return Asked(modalities, inputs, outputs, {}, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+            return Asked(modalities, inputs, outputs, {}, {}, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
         logits = found.logits.numpy()
         teacher = np.random.default_rng(len(modalities)).integers(10, min(200, logits.shape[-1]), steps)
-        taken, stepped = self._stepped(inputs, teacher)
+        prompt, taken, stepped = self._stepped(inputs, teacher)
         own = {
             f"{name}_features": np.concatenate(held.rows)
             for name, held in features.items() if name in modalities and held.rows
         }  # fmt: skip
-        return Asked(modalities, inputs, {"logits": logits}, own, taken, stepped)
+        return Asked(modalities, inputs, {"logits": logits}, own, prompt, taken, stepped)
 
-    def _stepped(self, inputs: dict[str, np.ndarray], teacher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that `generate` took, the teacher's unless the model's settings forbid one, and its logits."""
+    def _stepped(
+        self, inputs: dict[str, np.ndarray], teacher: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """What `generate` read, the tokens that it took, the teacher's unless the model's settings forbid one, and its
+        logits.
+        """
         prefixes: list[Any] = []
 
         def allowed(_: int, prefix: Any) -> list[int]:
@@ -90,7 +96,7 @@ class Original:
             prefixes.append(prefix)
             return [int(token) for token in teacher[len(prefixes) - 1 : len(prefixes)]] or [0]
 
-        tensors = {name: value for name, value in _torch(inputs).items() if name != "decoder_input_ids"}
+        tensors = {name: value.clone() for name, value in _torch(inputs).items() if name != "decoder_input_ids"}
         settings = GenerationConfig(
             max_new_tokens=len(teacher) + 1, do_sample=False, eos_token_id=None, pad_token_id=0,
             output_logits=True, return_dict_in_generate=True,
@@ -98,7 +104,11 @@ class Original:
         )  # fmt: skip
         found = self.model.generate(**tensors, generation_config=settings, prefix_allowed_tokens_fn=allowed)
         taken = prefixes[-1][len(prefixes[-1]) - len(teacher) :].numpy()
-        return taken, np.stack([step[0].float().numpy() for step in found.logits])
+        prompt = dict(inputs)
+        read = prefixes[0][None].numpy()
+        if not self.model.config.is_encoder_decoder and 0 < read.shape[1] < inputs["input_ids"].shape[1]:
+            prompt = {**prompt, "input_ids": read, "attention_mask": np.ones_like(read)}  # it read a part of the prompt
+        return prompt, taken, np.stack([step[0].float().numpy() for step in found.logits])
 
 
 @dataclass

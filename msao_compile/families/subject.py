@@ -17,6 +17,8 @@ import torch
 from msao_compile.errors import UnsupportedFamily
 from msao_compile.families.alone import refuse_other_ways
 from msao_compile.families.examples import Medium, medium, modalities, request
+from msao_compile.families.examples.kinds import FAULTS
+from msao_compile.families.examples.request import run
 from msao_compile.families.host_calls import HostCalls
 from msao_compile.families.known_sizes import SIZED, KnownSize, known_sizes
 from msao_compile.families.shared_place import joined, shared_inputs
@@ -72,6 +74,7 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
         plain = request(model, [pair[which] for pair in media], words, _chance(which))
         examples.append({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in plain.items()})
     examples = [_with_positions(model, example, tokens) for example in examples]
+    position = _position(model, examples[0])
     owners: dict[str, str] = {}
     for pair in media:
         for medium_ in pair:
@@ -103,7 +106,7 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
         tokens=tokens,
         outputs=_outputs(model, examples[0]) if tokens is None else ("logits",),
         encoders=tuple(_encoder(one, each, made, owners) for one, _, each in pairs.values()),
-        position=_position(model, full[0]),
+        position=position,
         bound=lambda values: _bound(calls_made, sizes, shared, values),
     )
 
@@ -161,8 +164,17 @@ def _with_positions(model: PreTrainedModel, example: Tensors, tokens: str | None
     batch, sequence = example[tokens].shape
     positions = torch.arange(sequence).expand(batch, sequence).contiguous()
     if _rope_owner(model) is not None:
-        positions = positions.expand(3, batch, sequence).contiguous()
-    return {**example, "position_ids": positions}
+        positions = positions.expand(_rope_axes(model), batch, sequence).contiguous()
+    given = {**example, "position_ids": positions}
+    if "position_ids" not in parameters and run(model, given) is not None and run(model, example) is None:
+        return example  # what forward does not name reaches another part than the decoder
+    return given
+
+
+def _rope_axes(model: PreTrainedModel) -> int:
+    """How many axes positions have; three where the config does not say how it shares the rotation among them."""
+    said = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return len(said.get("mrope_section") or (1, 1, 1))
 
 
 def _rope_owner(model: PreTrainedModel) -> Any:
@@ -226,7 +238,14 @@ def _recorded(model: PreTrainedModel, calls: HostCalls, example: Tensors, shared
         calls.recording(example),
         joined(model, example, shared) as inputs,
     ):
-        model(**inputs)
+        try:
+            model(**inputs)
+        except FAULTS as fault:
+            said = " ".join(str(fault).split())
+            raise UnsupportedFamily(
+                f"{type(model).__name__} does not run on examples of its inputs "
+                f"({', '.join(f'{name} {list(value.shape)}' for name, value in example.items())}): {said}"
+            ) from fault
     return {**example, **calls.results}
 
 

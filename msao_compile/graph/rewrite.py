@@ -105,7 +105,7 @@ class _OneItem(TorchFunctionMode):
                 self.sites.note(line, bool(mask.all()))
             elif self.sites.everything.get(line, False):
                 return tensor.flatten(0, mask.ndim - 1) if mask.ndim > 1 else tensor
-            elif torch.compiler.is_exporting() and mask.ndim == tensor.ndim - 1:
+            elif torch.compiler.is_exporting() and (mask.ndim == tensor.ndim - 1 or mask.ndim == tensor.ndim == 3):
                 return Picked(tensor, mask)
             return NotImplemented
         if isinstance(tensor, torch.Tensor) and tensor.is_complex() and torch.compiler.is_exporting():
@@ -169,6 +169,15 @@ class _OneItem(TorchFunctionMode):
             return NotImplemented
         return (tensor[..., None] == torch.arange(num_classes, device=tensor.device)).to(torch.int64)
 
+    def _on_embedding_bag(
+        self, indices: Any, weight: Any, *rest: Any, mode: str = "mean", per_sample_weights: Any = None, **named: Any
+    ) -> Any:
+        """Weighted rows of a table and their sums, where torch's own becomes a loop over the bags."""
+        bags = indices.ndim == 2 and all(named.get(name) is None for name in ("max_norm", "padding_idx"))
+        if rest or not bags or mode != "sum" or per_sample_weights is None:
+            return NotImplemented
+        return (weight[indices] * per_sample_weights[..., None]).sum(1)
+
     def _on_interpolate(self, tensor: Any, *args: Any, **named: Any) -> Any:
         return interpolated(tensor, *args, **named)
 
@@ -179,6 +188,8 @@ def _is_one_part(tensor: Any, sizes: Any = None, dim: int = 0, **named: Any) -> 
     The graph of a tensor that is split into parts of one size to save memory takes all of it at once.
     """
     sizes = next((value for key, value in named.items() if "split_size" in key), sizes)
+    if isinstance(sizes, Numbers):
+        sizes = sizes.tolist()
     if isinstance(sizes, list | tuple):
         return len(sizes) == 1
     return isinstance(sizes, int) and bool(tensor.shape[dim] <= sizes)
@@ -206,6 +217,19 @@ def _listed(original: Any) -> Any:
     return tolist
 
 
+def _rolled(original: Any) -> Any:
+    """`roll` by one that does not ask whether the axis is longer than that: the answer would rule out one token."""
+
+    def roll(tensor: torch.Tensor, shifts: Any, dims: Any = None) -> Any:
+        if shifts != 1 or not isinstance(dims, int):
+            return original(tensor, shifts, dims)
+        size = tensor.shape[dims]
+        before = torch.arange(size, device=tensor.device) - 1
+        return tensor.index_select(dims, torch.where(before < 0, size - 1, before))
+
+    return roll
+
+
 def _is_row_mask(index: Any) -> bool:
     """`x[mask]` or `x[mask, :]`."""
     parts = index if isinstance(index, tuple) else (index,)
@@ -226,6 +250,7 @@ def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
         stack.enter_context(use_experts_implementation(model, "batched_mm"))
         stack.enter_context(patch.object(torch.Tensor, "masked_scatter", scatter_rows))
         tensors: tuple[Any, ...] = (torch.Tensor, FakeTensor, FunctionalTensor)
+        stack.enter_context(patch.object(torch, "roll", _rolled(torch.roll)))
         for owner in (torch.Tensor, torch):
             stack.enter_context(patch.object(owner, "split", _unsplit(owner.split)))
         for one in tensors:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from msao_compile.graph.cut import MARK_DOMAIN, MERGE
+from msao_compile.symbolic import Unknown
 
 
 def mark(tensor: torch.Tensor, needs: str) -> torch.Tensor:
@@ -55,17 +57,32 @@ class Picked:
     def __init__(self, everything: torch.Tensor, mask: torch.Tensor) -> None:
         self.all, self.mask = everything, mask
 
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Torch's own functions take the rows themselves."""
+        args, kwargs = pytree.tree_map_only(cls, cls.really, (tuple(args), kwargs or {}))
+        return function(*args, **kwargs)
+
     def __add__(self, rows: Any) -> Picked:
         zeros = torch.zeros_like(self.all)
         return Picked(self.all + scatter_rows(zeros, self.mask, rows), self.mask)
 
     __radd__ = __add__
 
-    def view(self, *_: Any) -> Picked:
-        """Rows are counted by the mask, however they lie."""
+    def to(self, *_: Any, **__: Any) -> Picked:
+        """The same: they are added to what has the right kind."""
         return self
 
-    reshape = to = view
+    def view(self, *shape: Any) -> Any:
+        """Rows are counted by the mask, however they lie; joined to longer ones they are really picked."""
+        sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
+        return self if sizes[-1] in (-1, self.all.shape[-1]) else self.really().reshape(*shape)
+
+    reshape = view
+
+    def numel(self) -> Unknown:
+        """How many there are depends on data."""
+        return Unknown()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.really(), name)

@@ -127,8 +127,12 @@ class States(Cache):
         return key, value
 
     def _is_cross(self, key: torch.Tensor, layer: int) -> bool:
+        """Whether keys are an encoder's: what a layer that has left its own already gives next is."""
+        name = f"past_key_values.{layer}.key"
+        if name in self.left:
+            return True
         if self.given is not None:
-            return f"past_key_values.{layer}.key" not in self.given
+            return name not in self.given
         return key.shape[-2] != self.sequence
 
     def _grown(self, layer: int, kind: str, new: torch.Tensor, axis: int) -> torch.Tensor:

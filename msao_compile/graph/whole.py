@@ -10,10 +10,12 @@ import contextlib
 import inspect
 import io
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -22,7 +24,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from transformers.cache_utils import Cache
 
-from msao_compile.errors import StageError
+from msao_compile.errors import StageError, UnsupportedFamily
 from msao_compile.graph.attend import Setting, Watch, attending
 from msao_compile.graph.opsets import OPSETS
 from msao_compile.graph.rewrite import rewritten
@@ -34,6 +36,17 @@ logger = logging.getLogger(__name__)
 LAYER_DOMAIN = "msao.layer"
 LOGITS_POSITIONS = "logits_positions"
 Tensors = dict[str, torch.Tensor]
+UNTRACEABLE = (
+    torch.onnx.OnnxExporterError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What torch raises over a model that it cannot trace."""
 MANY_LAYERS = 512  # more than any model has; the cache of a decoder whose config does not say how many
 
 
@@ -141,7 +154,8 @@ def look(subject: Subject) -> Seen:
     """Run the model at both sizes, state empty, and remember what matters for tracing it.
 
     Raises:
-        StageError: attention is scaled by a length that varies.
+        StageError: attention is scaled by a length that varies. UnsupportedFamily: it decodes more positions than it
+            is given tokens.
     """
     seen, watch = Seen(), Watch()
     setting = Setting("portable", watch=watch, sites=Sites(recording=True))
@@ -159,6 +173,7 @@ def look(subject: Subject) -> Seen:
             watch.scales.append([])
             with _watched(subject.model, paths, runs, entered, setting, seen):
                 call(subject, setting, {**example, **_few_rows(subject)}, None, 0)
+            _refuse_longer(subject, example, runs.get(seen.entrance or "", []))
             for path, calls in runs.items():
                 seen.calls.setdefault(path, []).append(calls)
             if setting.states is not None:
@@ -168,6 +183,18 @@ def look(subject: Subject) -> Seen:
     seen.fusible = watch.fusible if known else frozenset()  # how much of a buffer is filled it does not say itself
     seen.everything = setting.sites.everything
     return seen
+
+
+def _refuse_longer(subject: Subject, example: Tensors, calls: list[Call]) -> None:
+    """What a model puts before its tokens it would put there again in every step."""
+    tokens = example[subject.tokens].shape[1] if subject.tokens is not None else 0
+    for call in calls:
+        first = call.args[0] if call.args else call.kwargs["hidden_states"]
+        if first.ndim == 3 and tokens and first.shape[1] > tokens:
+            raise UnsupportedFamily(
+                f"{type(subject.model).__name__} decodes {first.shape[1]} positions for {tokens} tokens: media that "
+                "stand before the text and not in the place of tokens cannot be split off"
+            )
 
 
 def _few_rows(subject: Subject) -> Tensors:
@@ -277,13 +304,25 @@ def trace(
                 custom_translation_table=_ONNX_TRANSLATION_TABLE,
                 verbose=False,
             )
-    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+    except UNTRACEABLE as error:
         cause = error.__cause__ or error
-        raise StageError(f"torch.onnx could not export: {' '.join(str(cause).split())[:400]}") from error
+        said = " ".join(str(cause).split())[:400]
+        raise StageError(f"torch.onnx could not export{_where(error)}: {said}") from error
     if made is None or made.model.opset_imports.get("") != opset:
         got = None if made is None else made.model.opset_imports.get("")
         raise StageError(f"torch.onnx gave opset {got} where {opset} was asked for")
     return made.model
+
+
+def _where(error: BaseException | None) -> str:
+    """The line of a modeling file at which a trace ended, as ` FILE:LINE (FUNCTION)`; empty where it was in none."""
+    found = ""
+    while error is not None and not found:
+        for frame in traceback.extract_tb(error.__traceback__):
+            if "transformers/models" in frame.filename.replace("\\", "/"):
+                found = f" {Path(frame.filename).name}:{frame.lineno} ({frame.name})"
+        error = error.__cause__
+    return found
 
 
 class _Functional(nn.Module):

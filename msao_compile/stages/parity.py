@@ -158,7 +158,7 @@ def _encoders(original: Original, session: ModelSession) -> Iterator[tuple[str, 
 
 def _stepped(session: ModelSession, asked: Asked, here: frozenset[str] | None = None) -> np.ndarray:
     """Logits after the prompt and after each of the teacher's tokens; with `here`, across a cut."""
-    inputs = dict(asked.inputs)
+    inputs = dict(asked.prompt)
     if session.facts.tokens != "input_ids":
         inputs[session.facts.tokens] = np.full((1, 1), session.facts.start_token, np.int64)
     [(request, _)] = rows(session, inputs)

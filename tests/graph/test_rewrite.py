@@ -195,3 +195,53 @@ def test_whole_is_int_for_everything_that_is_no_length() -> None:
     assert Whole("12") == 12
     assert Whole(2.9) == 2
     assert isinstance(3, Whole)
+
+
+class _Before(nn.Module):
+    """Each token beside the one before it."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.stack([tokens, torch.roll(tokens, shifts=1, dims=-1)])
+
+
+def test_a_roll_by_one_serves_one_token_too() -> None:
+    shapes = {"tokens": {1: torch.export.Dim("length")}}
+    with rewritten(_Before(), Sites()):
+        program = torch.export.export(_Before(), (torch.rand(1, 7),), dynamic_shapes=shapes, strict=False)
+    for length in (1, 2, 5):
+        tokens = torch.rand(1, length)
+        assert torch.equal(program.module()(tokens), _Before()(tokens))
+
+
+def test_sums_of_weighted_rows_of_a_table_are_those_of_torch(chance: torch.Generator) -> None:
+    places, table = torch.tensor([[0, 3], [2, 2], [1, 0]]), torch.rand(4, 5, generator=chance)
+    weights = torch.rand(3, 2, generator=chance)
+    wanted = F.embedding_bag(places, table, per_sample_weights=weights, mode="sum")
+    with rewritten(nn.Module(), Sites()):
+        program = torch.export.export(_Bags(), (places, table, weights), strict=False)
+        assert torch.equal(F.embedding_bag(places, table), F.embedding_bag(places, table, mode="mean"))
+    assert "bag" not in str(program.graph)
+    torch.testing.assert_close(program.module()(places, table, weights), wanted)
+
+
+class _Bags(nn.Module):
+    def forward(self, places: torch.Tensor, table: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return F.embedding_bag(places, table, per_sample_weights=weights, mode="sum")
+
+
+def test_a_split_by_one_known_size_is_the_tensor_itself() -> None:
+    tensor = torch.rand(6, 2)
+    with rewritten(nn.Module(), Sites()):
+        [part] = torch.split(tensor, Numbers([6], torch.tensor([6])), dim=0)
+    assert part is tensor
+
+
+def test_functions_of_torch_take_the_rows_themselves(chance: torch.Generator) -> None:
+    everything, mask = torch.rand(1, 5, 3, generator=chance), torch.tensor([[0, 1, 1, 0, 1]]).bool()
+    weight = torch.rand(2, 3, generator=chance)
+    assert torch.equal(F.linear(Picked(everything, mask), weight), F.linear(everything[mask], weight))
+    assert torch.equal(Picked(everything, mask).reshape(-1, 9), everything[mask].reshape(-1, 9))
+
+
+def test_how_many_rows_a_mask_picks_is_compared_with_nothing() -> None:
+    assert Picked(torch.rand(1, 5, 3), torch.zeros(1, 5).bool()).numel() == 7

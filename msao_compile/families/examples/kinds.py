@@ -197,7 +197,7 @@ def whole(values: Any) -> np.ndarray:
     return np.asarray(values, np.int64)
 
 
-def tensors(arrays: Arrays) -> dict[str, Any]:
+def tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays as torch tensors of their own: a forward may write into what it is given."""
     import torch
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -210,10 +211,11 @@ def request(
     request without media, InputError where two media are named alike.
     """
     sight = look(model)
-    names = [name for medium in media for name in medium.inputs]
-    if len(set(names)) < len(names):
+    names = Counter(name for medium in media for name in medium.inputs)
+    if twice := sorted(name for name, count in names.items() if count > 1):
         raise InputError(
-            "Two media of one request have inputs of the same name: ask for variant 2 of one medium instead."
+            f"{' and '.join(medium.modality for medium in media)} of one request are both given as {', '.join(twice)}: "
+            "leave the encoder of one out (`exclude` in the recipe), or ask for variant 2 of the other."
         )
     inputs = compose(sight, media, words, chance)
     if not media:
@@ -226,7 +228,7 @@ def request(
     return inputs
 
 
-def run(model: PreTrainedModel, inputs: Arrays) -> str | None:
+def run(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str | None:
     """Runs one forward; its fault in one line, None where it ran."""
     import torch
 
