@@ -55,7 +55,7 @@ def test_a_generate_that_forgets_processors_follows_the_teacher_and_what_it_took
         return generate(*args, suppress_tokens=[12], **named)
 
     with patch.object(original.model, "generate", forgetful), torch.inference_mode():
-        taken, logits = original._stepped(plain, teacher)
+        _, taken, logits = original._stepped(plain, teacher)
     assert (taken[0], taken[1] != 12, taken[2], len(logits)) == (11, True, 13, 4)
 
 
