@@ -76,9 +76,9 @@ class Steps:
         """Which modules each model has."""
         for name, folder in self.checkpoints.items():
             refuse_unusable(folder, read_config(folder), asks.trusts(name, self.stock), f"models.{name}")
-            if lack := lacks(folder):
+            if missing := lacks(folder):
                 self.can_answer = False
-                logger.warning("%s", lack)
+                logger.warning("%s", missing)
         records = self.runner.ask([asks.split(name, folder, self.stock) for name, folder in self.checkpoints.items()])
         if not all(records):
             return self._later(("load", "export", "parity", "build", "measure"), "split")
@@ -89,6 +89,12 @@ class Steps:
             outputs = [*map(asks.archive_name, self.every_dialect), CONVERTED]
             archives = {name: self.stock.output(record, name) for name in outputs}
             held = {name: blob for name, blob in archives.items() if blob is not None}
+            limit = result(record)["position_limit"]
+            if limit is not None and capacity > limit:
+                raise RecipeError(
+                    f"shapes.decoder.kv_capacity: {capacity} where the rotary frequencies of {name} are constant up to "
+                    f"{limit} positions only (rope_type dynamic); set at most {limit}"
+                )
             role = self.recipe.models[name].role
             self.parts.append(ModelParts(name, role, result(record), capacity, files, held))
         return True

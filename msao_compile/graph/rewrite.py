@@ -238,6 +238,14 @@ def _is_row_mask(index: Any) -> bool:
     return isinstance(first, torch.Tensor) and first.dtype == torch.bool and first.ndim > 0 and whole
 
 
+def growing(model: nn.Module) -> list[Any]:
+    """Rotary embeddings whose frequencies follow the length once it is over the `original_max_seq_len` of training.
+
+    Up to there they are constant, and so they are traced: one graph cannot have both.
+    """
+    return [part for part in model.modules() if "dynamic" in str(getattr(part, "rope_type", ""))]
+
+
 @contextlib.contextmanager
 def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
     """Trace `model` inside this block: transformers' own ONNX patches, ours, and one expert product for all experts."""
@@ -255,6 +263,10 @@ def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
             stack.enter_context(patch.object(owner, "split", _unsplit(owner.split)))
         for one in tensors:
             stack.enter_context(patch.object(one, "tolist", _listed(one.tolist)))
+        for part in growing(model):
+            told = part.rope_type  # one kind, or one for each kind of layer
+            constant = dict.fromkeys(told, "default") if isinstance(told, dict) else "default"
+            stack.enter_context(patch.object(part, "rope_type", constant))
         for kind in {type(part) for part in model.modules()}:
             for name, function in METHODS.items():
                 if hasattr(kind, name):

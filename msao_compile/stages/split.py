@@ -23,6 +23,7 @@ from msao_compile.families.registry import open_checked
 from msao_compile.families.subject import Description, describe, turned, with_rows
 from msao_compile.graph.ends import digest, name_ends, spec, weights, write_archive
 from msao_compile.graph.export import export
+from msao_compile.graph.rewrite import growing
 from msao_compile.graph.whole import Seen, Subject, look
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Dialect, Encoder, HostCall
@@ -57,13 +58,12 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     folders = (folder, Path(arguments["converted"]).parent)
     first = next(iter(traced.values()))
     config = model.config
-    text = config.get_text_config(decoder=True)
     return {
         "family": read_config(folder)["model_type"],
         "architecture": type(model).__name__,
         "hidden_size": _width(first),
         "vocab_size": _vocabulary(first),
-        "max_positions": getattr(text, "max_position_embeddings", None),
+        "position_limit": min((part.original_max_seq_len for part in growing(model)), default=None),
         "components": _components(folders, model, located.sources, traced),
         "states": states,
         "encoders": [

@@ -92,6 +92,27 @@ def test_products_of_different_inputs_are_not_joined(tmp_path: Path) -> None:
     assert operators(model)["FusedMatMul"] == 2
 
 
+def test_weights_that_are_read_twice_are_joined_for_each_reader(tmp_path: Path) -> None:
+    """As in a tower that looks at a picture whole and in parts."""
+    model, weights = linear(tmp_path)
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    again = ir.node("Neg", [model.graph.inputs[0]], name="again")
+    model.graph.insert_before(products[0], again)
+    for number, node in enumerate(products):
+        twin = ir.node("MatMul", [again.outputs[0], node.inputs[1]], name=f"twin{number}")
+        twin.outputs[0].name = f"twin_{number}"
+        twin.outputs[0].type, twin.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        model.graph.insert_after(products[-1], twin)
+        model.graph.outputs.append(twin.outputs[0])
+    fuse_linear(model)
+    names = [node.name for node in model.graph]
+    assert operators(model)["FusedMatMul"] == 2 and len(set(names)) == len(names)
+    x = numbers(3, WIDTH, seed=9)
+    found = run(model, tmp_path, x=x)
+    for value, weight in zip(found[-len(products) :], weights.values(), strict=False):
+        np.testing.assert_allclose(value, -(x @ weight.T), atol=1e-6)
+
+
 def test_a_product_of_two_computed_matrices_stays_as_it_is() -> None:
     model = graph(
         "g (float[2,3] x, float[4,3] z) => (float[2,4] y) { t = Transpose<perm = [1, 0]>(z) y = MatMul(x, t) }"

@@ -92,21 +92,26 @@ def _join(model: ir.Model, nodes: list[ir.Node]) -> None:
     heights = [int(node.inputs[1].shape[0]) for node in nodes]  # type: ignore[union-attr,index,arg-type]
     file, offset, _ = _place(nodes[0])
     name = "+".join(str(node.inputs[1].name) for node in nodes)  # type: ignore[union-attr]
-    shape = [sum(heights), _width(nodes[0])]
-    weight = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
-    weight.const_value = external(name, file, offset, shape)
-    model.graph.initializers[name] = weight
+    held = model.graph.initializers
+    if name not in held:  # a tower that is called twice joins the same weights for each call
+        shape = [sum(heights), _width(nodes[0])]
+        held[name] = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        held[name].const_value = external(name, file, offset, shape)
+        sizes = f"{name}.heights"
+        held[sizes] = ir.Value(name=sizes, const_value=ir.tensor(heights, ir.DataType.INT64, name=sizes))
+    call = f"{name}.{nodes[0].name}"
     first = min(nodes, key=list(model.graph).index)
     product = ir.node(
-        "FusedMatMul", [nodes[0].inputs[0], weight], {"transB": 1}, domain=MICROSOFT, name=f"{name}.product"
+        "FusedMatMul", [nodes[0].inputs[0], held[name]], {"transB": 1}, domain=MICROSOFT, name=f"{call}.product"
     )
-    sizes = ir.Value(name=f"{name}.heights", const_value=ir.tensor(heights, ir.DataType.INT64, name=f"{name}.heights"))
-    model.graph.initializers[str(sizes.name)] = sizes
-    split = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=len(nodes), name=f"{name}.split")
+    split = ir.node(
+        "Split", [product.outputs[0], held[f"{name}.heights"]], {"axis": -1}, num_outputs=len(nodes),
+        name=f"{call}.split",
+    )  # fmt: skip
     model.graph.insert_before(first, [product, split])
     for node, value in zip(nodes, split.outputs, strict=True):
         value.name = node.outputs[0].name
-        node.outputs[0].replace_all_uses_with(value)
+        node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
     model.graph.remove(nodes, safe=True)
     for node in nodes:
         old = node.inputs[1]
