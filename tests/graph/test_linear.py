@@ -105,7 +105,7 @@ def test_weights_that_are_read_twice_are_joined_for_each_reader(tmp_path: Path) 
         model.graph.insert_after(products[-1], twin)
         model.graph.outputs.append(twin.outputs[0])
     fuse_linear(model)
-    names = [node.name for node in model.graph]
+    names = [node.name for node in model.graph if node.name]
     assert operators(model)["FusedMatMul"] == 2 and len(set(names)) == len(names)
     x = numbers(3, WIDTH, seed=9)
     found = run(model, tmp_path, x=x)

@@ -18,7 +18,8 @@ COUNTS = ("num_hidden_layers", "depth", "encoder_layers", "decoder_layers", "max
 INNER = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim")
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
 WIDTHS = ("embed_dim", "d_model", "hidden_size")
-"""The width of a part, the first that it has: `embed_dim` where `hidden_size` is what it gives to another part."""
+"""The width of a part, the first that it has: `embed_dim` where `hidden_size` is what it gives to another part, and
+`hidden_size` where `out_hidden_size` is that."""
 TEXT_DEFAULTS = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 11008,
                  "num_hidden_layers": 32}  # fmt: skip
 """Llama's, which a config may leave out."""
@@ -53,7 +54,8 @@ def _part(config: dict[str, Any]) -> dict[str, Any]:
     found |= {name: LAYERS for name in COUNTS if name in found}
     found |= {name: 96 for name in INNER if name in found}
     heads = next((found[name] for name in HEAD_COUNTS if name in found), None)
-    width = next((name for name in WIDTHS if name in found), None)
+    widths = WIDTHS[1:] if "out_hidden_size" in found else WIDTHS
+    width = next((name for name in widths if name in found), None)
     if heads and width:
         found[width] = found[width] // heads * HEADS
         found |= {name: HEADS for name in HEAD_COUNTS if name in found}
