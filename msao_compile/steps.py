@@ -89,12 +89,7 @@ class Steps:
             outputs = [*map(asks.archive_name, self.every_dialect), CONVERTED]
             archives = {name: self.stock.output(record, name) for name in outputs}
             held = {name: blob for name, blob in archives.items() if blob is not None}
-            limit = result(record)["position_limit"]
-            if limit is not None and capacity > limit:
-                raise RecipeError(
-                    f"shapes.decoder.kv_capacity: {capacity} where the rotary frequencies of {name} are constant up to "
-                    f"{limit} positions only (rope_type dynamic); set at most {limit}"
-                )
+            check_positions(name, result(record)["position_limit"], capacity)
             role = self.recipe.models[name].role
             self.parts.append(ModelParts(name, role, result(record), capacity, files, held))
         return True
@@ -304,6 +299,19 @@ class Steps:
         if not known:
             raise InputError(f"{ask.subject}: not in the store yet and not among --module; build once without --module")
         return ask
+
+
+def check_positions(name: str, limit: int | None, capacity: int) -> None:
+    """A model whose rotary frequencies follow the length is traced with those of short ones, up to `limit` positions.
+
+    Raises:
+        RecipeError: the KV cache would hold more.
+    """
+    if limit is not None and capacity > limit:
+        raise RecipeError(
+            f"shapes.decoder.kv_capacity: {capacity} where the rotary frequencies of {name} are constant up to {limit} "
+            f"positions only (rope_type dynamic); set at most {limit}"
+        )
 
 
 def _targets(runner: Runner) -> dict[str, TargetChoice]:

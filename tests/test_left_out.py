@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from building import Workshop, run, write_recipe
 
+from msao_compile.errors import RecipeError
 from msao_compile.recipe import room
 from msao_compile.runtime.loader import read_manifest
+from msao_compile.steps import check_positions
 
 
 def test_a_job_that_needs_more_than_there_is_says_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +40,12 @@ def test_what_does_not_fit_is_deferred_and_never_a_pass(
     assert ("parity", "edge", "deferred") in {(event.stage, event.subject, event.state) for event in workshop.events}
     done = run("parity", built.folder)
     assert done.returncode == 5 and "edge: to be compared with its torch original it needs" in done.stderr
+
+
+def test_a_cache_that_is_longer_than_the_frequencies_stay_constant_is_refused() -> None:
+    check_positions("m", None, 1_000_000)
+    check_positions("m", 32_768, 32_768)
+    with pytest.raises(
+        RecipeError, match="kv_capacity: 32769 where the rotary frequencies of m are constant up to 32768"
+    ):
+        check_positions("m", 32_768, 32_769)

@@ -15,7 +15,7 @@ from msao_compile.errors import StageError
 from msao_compile.graph.attend import Setting, Watch
 from msao_compile.graph.recurrence import gated_delta_rule
 from msao_compile.graph.resize import interpolated
-from msao_compile.graph.rewrite import METHODS, rewritten
+from msao_compile.graph.rewrite import METHODS, growing, rewritten
 from msao_compile.graph.selections import Picked, Sites, scatter_rows
 from msao_compile.symbolic import Numbers, Whole
 
@@ -245,3 +245,22 @@ def test_functions_of_torch_take_the_rows_themselves(chance: torch.Generator) ->
 
 def test_how_many_rows_a_mask_picks_is_compared_with_nothing() -> None:
     assert Picked(torch.rand(1, 5, 3), torch.zeros(1, 5).bool()).numel() == 7
+
+
+def test_frequencies_that_follow_the_length_are_constant_in_a_trace() -> None:
+    class Rotary(nn.Module):
+        def __init__(self, kind: object) -> None:
+            super().__init__()
+            self.rope_type = kind
+
+    kinds = ("dynamic", "default", {"full": "dynamic", "sliding": "default"}, "longrope")
+    model = nn.ModuleList(map(Rotary, kinds))
+    assert growing(model) == [model[0], model[2]]
+    with rewritten(model, Sites()):
+        assert [part.rope_type for part in model] == [
+            "default",
+            "default",
+            dict.fromkeys(kinds[2], "default"),
+            "longrope",
+        ]
+    assert [part.rope_type for part in model] == list(kinds)
