@@ -27,8 +27,8 @@ def test_a_job_that_needs_more_than_there_is_says_both_numbers(monkeypatch: pyte
 def test_what_does_not_fit_is_deferred_and_never_a_pass(
     workshop: Workshop, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiny model, on a machine that has no memory beside what the system needs."""
-    recipe = write_recipe(tmp_path / "tiny.toml", {"edge": (checkpoint("idefics3"), "draft")})
+    """The tiny model under another name, on a machine that has no memory beside what the system needs."""
+    recipe = write_recipe(tmp_path / "large.toml", {"edge": (checkpoint("idefics3"), "draft")})
     monkeypatch.setattr(room, "memory_here", lambda: room.OWN_RESERVE_BYTES)
     built = workshop.build(recipe)
     manifest = read_manifest(built.folder)
