@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -74,7 +75,11 @@ def _bare(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _zeros(like: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(like.shape, dtype=like.dtype) if like.is_meta else like
+    """Zeros in the place of a tensor without data: NumPy's take no memory until somebody writes to them."""
+    if not like.is_meta:
+        return like
+    kind = torch.empty(0, dtype=like.dtype).numpy().dtype
+    return torch.from_numpy(np.zeros(tuple(like.shape), kind))
 
 
 @contextlib.contextmanager
