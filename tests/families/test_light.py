@@ -1,0 +1,42 @@
+"""A large model that is looked at without computing its layers shows what one that computes them shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from msao_compile.families import light
+from msao_compile.families.registry import open_checked
+from msao_compile.families.subject import describe
+from msao_compile.stages.split import runnable
+
+
+def test_the_examples_of_a_model_whose_layers_are_not_computed_are_the_same(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = runnable(open_checked(checkpoint("qwen2_5_vl")))
+    computed = describe(model)
+    monkeypatch.setattr(light, "LARGE", 0)
+    ran: list[str] = []
+    layer = model.get_submodule("model.language_model.layers.1")
+    layer.self_attn.register_forward_hook(lambda *_: ran.append("computed") if not _[2][0].is_meta else None)
+    with light.light(model):
+        assert "forward" in vars(layer)
+        looked = describe(model)
+    assert "forward" not in vars(layer) and ran == []
+    for one, other in zip(computed.examples, looked.examples, strict=True):
+        assert {name: value.shape for name, value in one.items()} == {
+            name: value.shape for name, value in other.items()
+        }
+    assert (looked.encoders, looked.needs, looked.names) == (computed.encoders, computed.needs, computed.names)
+
+
+def test_zeros_stand_for_what_has_no_data_and_nothing_else_is_changed() -> None:
+    for kind in (torch.float32, torch.int64, torch.bool):
+        made = light._zeros(torch.empty(2, 3, dtype=kind, device="meta"))
+        assert (made.shape, made.dtype, made.device.type) == ((2, 3), kind, "cpu") and not made.any()
+    given = torch.ones(3)
+    assert light._zeros(given) is given
