@@ -62,9 +62,7 @@ def init(
         (one["component"], units.count(one["params"]), units.size(one["bytes"]), one["found_by"])
         for one in found["modules"]
     ]
-    if (
-        "refused" in found
-    ):  # what is known of it all the same, and the recipe that would do, which is the user's to write
+    if "refused" in found:  # the recipe that would do is the user's to write
         lines = {"recipe_toml": found["recipe_toml"]}
         talk.reply(facts | lines, lambda: draw.table(MODULE_HEADERS, rows, frozenset({1, 2})))
         talk.say(f"a recipe that would make it work:\n\n{found['recipe_toml']}")

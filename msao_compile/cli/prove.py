@@ -80,13 +80,10 @@ def refuse(rows: tuple[ParityRow, ...], left_out: Mapping[str, str] = MappingPro
     Raises:
         GateError: a comparison failed, or none was made.
     """
-    if not rows and left_out:
-        name, reason = next(iter(left_out.items()))
-        raise GateError(f"parity compared nothing, and nothing compared is no pass; {name}: {reason}")
     if not rows:
-        raise GateError(
-            "parity compared nothing, and nothing compared is no pass; check --model and the reference file"
-        )
+        reasons = [f"{name}: {reason}" for name, reason in left_out.items()]
+        said = "; ".join(reasons) or "check --model and the reference file"
+        raise GateError(f"parity compared nothing, and nothing compared is no pass; {said}")
     failed = [row for row in rows if row.verdict == "FAIL"]
     if failed:
         worst = failed[0]
