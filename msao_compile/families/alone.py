@@ -10,9 +10,8 @@ from torch import nn
 
 from msao_compile.errors import UnsupportedFamily
 from msao_compile.manifest.schema import ENCODERS
+from msao_compile.runtime.session import NOUNS
 from msao_compile.symbolic import NO_CHECKS
-
-NOUNS = {"image": "pictures", "video": "clips", "audio": "sounds"}
 
 
 def refuse_other_ways(
@@ -31,7 +30,7 @@ def refuse_other_ways(
     for modality, request in alone.items():
         other = next((path for path in entered(model, request) if path not in met), None)
         if other is not None:
-            beside = " or ".join(NOUNS[name] for name in alone if name != modality)
+            beside = " or ".join(f"{NOUNS[name]}s" for name in alone if name != modality)
             components = " or ".join(dict.fromkeys(ENCODERS[name] for name in sorted(alone)))
             raise UnsupportedFamily(
                 f"{modality} alone goes through {other}, which a request with {beside} as well does not, and one graph "

@@ -95,7 +95,7 @@ def _frame(
     hidden = tuple(f"{path}." for path in stubs)
     named = subject.model.state_dict(keep_vars=True)  # what a checkpoint holds: parameters, and buffers that are kept
     own = {name: empty_like(value) for name, value in named.items() if not name.startswith(hidden or ("\0",))}
-    values, states = _with_past(subject, seen, 0)
+    one, other = ({**values, **states} for values, states in (_with_past(subject, seen, which) for which in (0, 1)))
     outside = [
         name for name, state in seen.states.items() if not any(state.layer in seen.asks.get(p, ()) for p in stubs)
     ]
@@ -106,26 +106,24 @@ def _frame(
             prefixed = {f"model.{name}": value for name, value in parameters.items()}
             return torch.func.functional_call(holder, prefixed, (inputs,), tie_weights=False)
 
-        dynamic = _dynamic(subject, seen, values, {})
+        dynamic = _dynamic(subject, seen, (one, other), {})
         try:
-            graph = trace(body, own, {**values, **states}, dynamic, setting.dialect)
+            graph = trace(body, own, one, dynamic, setting.dialect)
         except StageError as error:
             found = LIMIT.search(str(error))
             if found is None:
                 raise
             limit = {found[1]: int(found[2])}  # such as a table of positions that ends
-            dynamic = _dynamic(subject, seen, values, limit)
+            dynamic = _dynamic(subject, seen, (one, other), limit)
             logger.info("the sequence has a limit: %s", limit)
-            graph = trace(body, own, {**values, **states}, dynamic, setting.dialect)
+            graph = trace(body, own, one, dynamic, setting.dialect)
         for stub in stubs.values():
             stub.stops = lambda: len({len(other.calls) for other in stubs.values()}) == 1
             stub.calls.clear()  # those of the trace held symbolic tensors; the next ones are concrete
-        for which in (0, 1) if stubs else ():
-            given, past = _with_past(subject, seen, which)
+        for example in (one, other) if stubs else ():
             with contextlib.suppress(EveryLayerCalledError):
-                body({name: named[name] for name in own}, {**given, **past})
-    both = [{**values, **states} for values, states in (_with_past(subject, seen, which) for which in (0, 1))]
-    lengths = _lengths(graph.graph, subject, dynamic, (both[0], both[1]))
+                body({name: named[name] for name in own}, example)
+    lengths = _lengths(graph.graph, subject, dynamic, (one, other))
     names = ["logits", *(f"present{name.removeprefix('past_key_values')}" for name in outside)]
     for value, name in zip(graph.graph.outputs, names if subject.tokens else subject.outputs, strict=True):
         value.name = name
@@ -180,12 +178,16 @@ def _entrance(model: nn.Module, seen: Seen) -> Any:
     return hooked()
 
 
-def _dynamic(subject: Subject, seen: Seen, values: Tensors, limit: Mapping[str, int]) -> dict[str, dict[int, Any]]:
+def _dynamic(
+    subject: Subject, seen: Seen, examples: tuple[Tensors, Tensors], limit: Mapping[str, int]
+) -> dict[str, dict[int, Any]]:
     """Which axes of which inputs vary: those that differ between the examples, and the positions of state."""
     sequence, past = torch.export.Dim("sequence_length", **limit), torch.export.Dim("past_sequence_length")
     found: dict[str, dict[int, Any]] = {}
-    other, _ = _with_past(subject, seen, 1)
-    for name, value in values.items():
+    one, other = examples
+    for name, value in one.items():
+        if name in seen.states:
+            continue
         axes = [axis for axis in range(value.ndim) if value.shape[axis] != other[name].shape[axis]]
         named = subject.names.get(name, ())
         found[name] = {

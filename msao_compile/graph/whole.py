@@ -189,7 +189,7 @@ def _refuse_longer(subject: Subject, example: Tensors, calls: list[Call]) -> Non
     """What a model puts before its tokens it would put there again in every step."""
     tokens = example[subject.tokens].shape[1] if subject.tokens is not None else 0
     for call in calls:
-        first = call.args[0] if call.args else call.kwargs["hidden_states"]
+        first = _first(call.args, call.kwargs)
         if first.ndim == 3 and tokens and first.shape[1] > tokens:
             raise UnsupportedFamily(
                 f"{type(subject.model).__name__} decodes {first.shape[1]} positions for {tokens} tokens: media that "
