@@ -21,6 +21,7 @@ import torch
 from msao_compile.manifest.schema import HostCall
 from msao_compile.runtime.host import FUNCTIONS
 from msao_compile.runtime.host.anyres import anyres_index
+from msao_compile.runtime.host.vision import vision_frame_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +31,8 @@ NOT_PASSED = ("kwargs", "config", "device")
 LENGTHS_ONLY = ("vision_merged_shape",)
 """Functions whose results are used as lengths: the graph gets a tensor that has them."""
 TILE_COUNTS = "image_size_to_num_patches"
-PACK = "pack_image_features"
+PACK, PAIR_FRAMES = "pack_image_features", "_temporal_slicing"
+"""Methods, not functions, that loop over sizes."""
 
 
 @dataclass
@@ -76,8 +78,10 @@ class HostCalls:
                     elif name == TILE_COUNTS and handle == self._answer:
                         stack.enter_context(patch.object(file, name, self._tiles))
             for part in self.model.modules():
-                if hasattr(type(part), PACK):
-                    stack.enter_context(patch.object(part, PACK, partial(self._pack, part, handle)))
+                ways: dict[str, Callable[..., Any]] = {PACK: self._pack, PAIR_FRAMES: _pair_frames}
+                for name, ours in ways.items():
+                    if hasattr(type(part), name):
+                        stack.enter_context(patch.object(part, name, partial(ours, part, handle)))
             yield
 
     def has(self, name: str) -> bool:
@@ -171,6 +175,16 @@ class HostCalls:
         }
         found = anyres_index(image_sizes[0].tolist(), **settings)
         self._note("anyres_index", {"image_size": "image_sizes:first"}, settings, [torch.from_numpy(x) for x in found])
+
+
+def _pair_frames(part: Any, handle: Any, hidden_states: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    """Every second frame beside the one after it: gathers by indices that the host computes."""
+
+    def pairs(grid_thw: torch.Tensor, spatial_merge_size: int) -> tuple[torch.Tensor, ...]:
+        return tuple(map(torch.from_numpy, vision_frame_pairs(grid_thw.numpy(), spatial_merge_size)))
+
+    first, second = handle("vision_frame_pairs", pairs, grid_thw=grid_thw, spatial_merge_size=part.spatial_merge_size)
+    return torch.cat([hidden_states[first], hidden_states[second]], -1)
 
 
 class _AllTiles:

@@ -164,7 +164,7 @@ def _with_positions(model: PreTrainedModel, example: Tensors, tokens: str | None
     batch, sequence = example[tokens].shape
     positions = torch.arange(sequence).expand(batch, sequence).contiguous()
     if _rope_owner(model) is not None:
-        positions = positions.expand(_rope_axes(model), batch, sequence).contiguous()
+        positions = positions + torch.arange(_rope_axes(model))[:, None, None]  # unlike: tables mix the axes
     given = {**example, "position_ids": positions}
     if "position_ids" not in parameters and run(model, given) is not None and run(model, example) is None:
         return example  # what forward does not name reaches another part than the decoder

@@ -36,12 +36,13 @@ Mask = torch.Tensor
 class Watch:
     """What attention calls were made while a model was looked at: which layers a fused node could serve.
 
-    `scales` are those of each run's calls, in order.
+    `scales` are those of each run's calls, in order; `halves` says whether every rotary table had two halves alike.
     """
 
     plain_layers: set[int] = field(default_factory=set)
     causal_layers: set[int] = field(default_factory=set)
     scales: list[list[tuple[str, float]]] = field(default_factory=list)
+    halves: bool = True
 
     def note(self, layer: int, mask: Mask | None, simple: bool) -> None:
         """Remember a call over the state of `layer`."""
@@ -68,11 +69,13 @@ class Watch:
 class Setting:
     """How attention is computed during one trace.
 
-    `raw` are the layers that a fused node serves; `states` is the state being traced, set by whoever traces.
+    `raw` are the layers that a fused node serves, `rotary` says whether one may rotate; `states` is the state being
+    traced, set by whoever traces.
     """
 
     dialect: Dialect
     raw: frozenset[int] = frozenset()
+    rotary: bool = True
     states: States | None = None
     watch: Watch | None = None
     sites: Sites = field(default_factory=Sites)
@@ -175,7 +178,7 @@ def attending(setting: Setting, model: nn.Module) -> Iterator[None]:
     for key, config in configs.items():
         config._attn_implementation_internal = PACKED_NAME if key in packing else NAME
     try:
-        with _fused_rotary(model) if setting.dialect == "fused" else contextlib.nullcontext():
+        with _fused_rotary(model, setting):
             yield
     finally:
         for key, config in configs.items():
@@ -270,14 +273,17 @@ def _plain(
 
 
 @contextlib.contextmanager
-def _fused_rotary(model: nn.Module) -> Iterator[None]:
-    """Replace each modeling file's `apply_rotary_pos_emb` by one that makes RotaryEmbedding nodes where they fit."""
+def _fused_rotary(model: nn.Module, setting: Setting) -> Iterator[None]:
+    """Replace each modeling file's `apply_rotary_pos_emb` by one that makes RotaryEmbedding nodes where they fit, or
+    that looks at the tables where a watch is set.
+    """
     replaced: list[tuple[Any, Any]] = []
-    for name in {type(part).__module__ for part in model.modules()}:
+    wanted = setting.watch is not None or (setting.dialect == "fused" and setting.rotary)
+    for name in {type(part).__module__ for part in model.modules()} if wanted else ():
         file = sys.modules[name]
         if name.startswith("transformers.models.") and _is_half_rotation(file):
             replaced.append((file, file.apply_rotary_pos_emb))
-            file.apply_rotary_pos_emb = _rotary_or(file.apply_rotary_pos_emb)  # type: ignore[attr-defined]
+            file.apply_rotary_pos_emb = _rotary_or(file.apply_rotary_pos_emb, setting.watch)  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -304,12 +310,15 @@ def _is_half_rotation(file: Any) -> bool:
     return bool(torch.allclose(found[0], query * cos[:, None] + rotated * sin[:, None]))
 
 
-def _rotary_or(original: Callable[..., Any]) -> Callable[..., Any]:
+def _rotary_or(original: Callable[..., Any], watch: Watch | None) -> Callable[..., Any]:
     def rotary(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *rest: Any, **named: Any) -> Any:
         whole = cos.ndim == 3 and cos.shape[-1] == q.shape[-1] and q.ndim == k.ndim == 4
         if rest or named.get("unsqueeze_dim", 1) != 1 or not whole:
             return original(q, k, cos, sin, *rest, **named)
         half = cos.shape[-1] // 2
+        if watch is not None:
+            watch.halves &= all(torch.equal(table[..., :half], table[..., half:]) for table in (cos, sin))
+            return original(q, k, cos, sin)
         tables = [cos[..., :half], sin[..., :half]]
         return _rotated(q, tables), _rotated(k, tables)
 

@@ -55,7 +55,7 @@ def export(subject: Subject, seen: Seen, dialect: Dialect, needs: Mapping[str, s
         StageError: torch cannot trace it. ShapeSpecialised: an axis that varies came out as a number.
     """
     raw = seen.fusible if dialect == "fused" else frozenset()
-    setting = Setting(dialect, raw=raw, sites=Sites(everything=seen.everything))
+    setting = Setting(dialect, raw=raw, rotary=seen.rotary, sites=Sites(everything=seen.everything))
     stubs = stubs_for(subject, seen)
     whole, lengths = _frame(subject, seen, setting, stubs)
     _fill(whole, subject, seen, setting, stubs)

@@ -89,6 +89,7 @@ class Seen:
     calls: dict[str, list[list[Call]]] = field(default_factory=dict)
     asks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fusible: frozenset[int] = frozenset()
+    rotary: bool = True
     everything: dict[str, bool] = field(default_factory=dict)
 
     def stacks(self, model: nn.Module) -> dict[str, list[str]]:
@@ -181,6 +182,7 @@ def look(subject: Subject) -> Seen:
     watch.refuse_scaling_by_length()
     known = subject.names.get("attention_mask", ("",))[-1] == "total_sequence_length"
     seen.fusible = watch.fusible if known else frozenset()  # how much of a buffer is filled it does not say itself
+    seen.rotary = watch.halves
     seen.everything = setting.sites.everything
     return seen
 

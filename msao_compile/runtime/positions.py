@@ -1,4 +1,4 @@
-"""Host-side positions, windows and segments that exporter, runtime and tests bind as graph inputs.
+"""Host-side positions, windows and segments that host functions and runtime bind as graph inputs.
 
 Shape suffixes: B batch, S sequence (tokens of the language model), N pictures or clips, P patches of all pictures,
 W windows, H and V rows and columns of one picture's patch grid. Grids are [N, 3]: frames, rows and columns of patches.
@@ -160,40 +160,11 @@ def _ends(lengths: Ints) -> NDArray[np.int32]:
     return np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
 
 
-def segment_ids(cu_seqlens: NDArray[np.integer], length: int) -> Ints:
-    """[length] int64: the segment each token is in; tokens past the last boundary share one more number."""
-    return np.searchsorted(cu_seqlens[1:], np.arange(length), side="right").astype(np.int64)
-
-
-def patch_position_ids(patch_attention_mask: NDArray[np.bool_], patches_per_side: int) -> Ints:
-    """Idefics3 and SmolVLM: [N, H * V] places in the square table of `patches_per_side`² learned positions.
-
-    Args:
-        patch_attention_mask: [N, H, V], true for patches of the picture, which fill its upper left.
-        patches_per_side: image_size // patch_size of the vision config.
-
-    Source: Idefics3VisionEmbeddings.forward, in its float32.
-    """
-    mask = np.asarray(patch_attention_mask, dtype=bool)
-    boundaries = _bucket_boundaries(patches_per_side)
-    rows = _buckets(mask[:, :, 0].sum(axis=1), mask.shape[1], boundaries)
-    columns = _buckets(mask[:, 0, :].sum(axis=1), mask.shape[2], boundaries)
-    places = rows[:, :, None] * patches_per_side + columns[:, None, :]
-    return np.where(mask, places, 0).reshape(len(mask), -1)
-
-
-def _buckets(counts_N: Ints, length: int, boundaries: NDArray[np.float32]) -> Ints:
-    """[N, length]: the bucket of each of `length` places when the first `counts_N` of them span the whole."""
-    steps_N = np.float32(1) / np.maximum(counts_N, 1).astype(np.float32)
-    fractions = np.arange(length, dtype=np.float32) * steps_N[:, None]
-    return np.searchsorted(boundaries, np.minimum(fractions, np.float32(1.0 - 1e-6)), side="right").astype(np.int64)
-
-
 TORCH_LANES = 8
 """float32 numbers in a vector of torch's CPU kernels."""
 
 
-def _bucket_boundaries(patches_per_side: int) -> NDArray[np.float32]:
+def bucket_boundaries(patches_per_side: int) -> NDArray[np.float32]:
     """`torch.arange(1 / n, 1.0, 1 / n)` bit for bit, as torch computes it on x86.
 
     A patch of a full-size picture lies exactly on a boundary, so the last bit decides its bucket. Torch rounds the

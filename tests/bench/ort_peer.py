@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from msao_compile.runtime.positions import patch_position_ids
 from tests.bench.timing import Times, clocked
 from tests.bench.work import NEW_TOKENS, PROMPT_TOKENS, THREADS, WARM_UPS, Layout
 
@@ -34,14 +33,12 @@ class Plain:
     def __init__(self, layout: Layout) -> None:
         inputs = np.load(layout.inputs)
         config = json.loads((layout.checkpoint / "config.json").read_text())
-        vision, text = config["vision_config"], config["text_config"]
-        side = vision["image_size"] // vision["patch_size"]
+        text = config["text_config"]
         self.input_ids = inputs["input_ids"]
-        self.image = self.input_ids == config["image_token_id"]
-        self.encoder_feed = {
-            "pixel_values": inputs["pixel_values"][0],
-            "position_ids": patch_position_ids(np.ones((1, side, side), bool), side),
-        }
+        pixels = inputs["pixel_values"]
+        mask = np.ones((*pixels.shape[:2], *pixels.shape[3:]), bool)
+        self.encoder_feed = {"pixel_values": pixels, "pixel_attention_mask": mask}
+        self.width = text["hidden_size"]
         self.kv_shape = (1, text["num_key_value_heads"], 0, text["head_dim"])
         folder = layout.portable_deployment
         self.encoder, self.embed, self.decoder = (
@@ -50,13 +47,12 @@ class Plain:
         self.presents = [output.name for output in self.decoder.get_outputs()[1:]]
 
     def vision(self) -> Any:
-        """Image features [1, 64, 576]."""
+        """Image features [64, 576]."""
         return self.encoder.run(["image_features"], self.encoder_feed)[0]
 
     def prefill(self, features: Any) -> tuple[Any, Arrays]:
         """Logits after the prompt, and the KV cache."""
-        embeds = self.embed.run(["inputs_embeds"], {"input_ids": self.input_ids})[0]
-        embeds[self.image] = features[0]
+        embeds = self._embed(self.input_ids, features)
         empty = np.zeros(self.kv_shape, np.float32)
         past = {name.replace("present", "past_key_values"): empty for name in self.presents}
         return self._step(embeds, past, 0)
@@ -65,10 +61,13 @@ class Plain:
         """Greedy tokens."""
         tokens = [int(logits.argmax())]
         while len(tokens) < NEW_TOKENS:
-            embeds = self.embed.run(["inputs_embeds"], {"input_ids": np.asarray([[tokens[-1]]])})[0]
+            embeds = self._embed(np.asarray([[tokens[-1]]]), np.zeros((0, self.width), np.float32))
             logits, past = self._step(embeds, past, PROMPT_TOKENS + len(tokens) - 1)
             tokens.append(int(logits.argmax()))
         return tokens
+
+    def _embed(self, ids: Any, features: Any) -> Any:
+        return self.embed.run(["inputs_embeds"], {"input_ids": ids, "image_features": features})[0]
 
     def _step(self, embeds: Any, past: Arrays, start: int) -> tuple[Any, Arrays]:
         count = embeds.shape[1]

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import vision_utils
-from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
-from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
-from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
-from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionEmbeddings
 
 from msao_compile.errors import PromptError
 from msao_compile.runtime import positions
@@ -113,37 +109,7 @@ def test_attention_seqlens_equal_vision_utils(grids: list[list[int]]) -> None:
     assert positions.attention_seqlens(np.array(grids)).dtype == np.int32
 
 
-def test_segment_ids_number_the_tokens_between_boundaries() -> None:
-    segments = positions.segment_ids(np.array([0, 2, 5], dtype=np.int32), 7)
-    assert segments.tolist() == [0, 0, 1, 1, 1, 2, 2] and segments.dtype == np.int64
-
-
-def embedded_places(model: Any, config: Any, mask: np.ndarray) -> np.ndarray:
-    """The positions a vision tower looks up: its table holds each place's own number, its patches hold nothing."""
-    embeddings = model(config)
-    table = embeddings.position_embedding.weight
-    table.data = torch.arange(len(table), dtype=torch.float32)[:, None]
-    embeddings.patch_embedding.weight.data.zero_()
-    embeddings.patch_embedding.bias.data.zero_()
-    pixels = torch.zeros(len(mask), 3, *mask.shape[1:])
-    return embeddings(pixels, torch.from_numpy(mask)).detach().numpy()[..., 0]
-
-
-@pytest.mark.parametrize("side", [1, 2, 7, 16, 19, 24, 27, 28, 32, 37, 49, 50, 64, 70])
-@pytest.mark.parametrize(
-    ("model", "config"),
-    [(Idefics3VisionEmbeddings, Idefics3VisionConfig), (SmolVLMVisionEmbeddings, SmolVLMVisionConfig)],
-)
-def test_patch_positions_equal_the_vision_embeddings(model: Any, config: Any, side: int) -> None:
-    mask = np.zeros((5, side, side), dtype=bool)
-    for picture, (rows, columns) in enumerate([(1, 1), (1, 0.5), (0.4, 1), (0.6, 0.7)]):
-        mask[picture, : max(1, int(side * rows)), : max(1, int(side * columns))] = True
-    settings = config(hidden_size=1, num_attention_heads=1, image_size=side, patch_size=1)
-    reference = embedded_places(model, settings, mask)
-    assert positions.patch_position_ids(mask, side).tolist() == reference.tolist()
-
-
 def test_bucket_boundaries_equal_torch_bit_for_bit() -> None:
     for side in range(1, 200):
         reference = torch.arange(1 / side, 1.0, 1 / side).numpy()
-        assert np.array_equal(positions._bucket_boundaries(side), reference), side
+        assert np.array_equal(positions.bucket_boundaries(side), reference), side

@@ -23,6 +23,7 @@ FUNCTIONS: dict[str, Callable[..., tuple[NDArray[Any], ...]]] = {
     "vision_bilinear_indices_and_weights": vision.vision_bilinear_indices_and_weights,
     "vision_cu_seqlens": vision.vision_cu_seqlens,
     "vision_frame_index": vision.vision_frame_index,
+    "vision_frame_pairs": vision.vision_frame_pairs,
     "vision_interpolation_indices_and_weights": vision.vision_interpolation_indices_and_weights,
     "vision_merged_shape": vision.vision_merged_shape,
     "vision_nearest_position_ids": vision.vision_nearest_position_ids,

@@ -159,7 +159,7 @@ def vision_nearest_position_ids(target_sizes: NDArray[np.integer], num_patches_p
 
     Source: transformers/vision_utils.py, get_vision_nearest_position_ids.
     """
-    boundaries = positions._bucket_boundaries(num_patches_per_side)
+    boundaries = positions.bucket_boundaries(num_patches_per_side)
     pieces = []
     for sizes in np.asarray(target_sizes).tolist():
         rows, columns = (
@@ -218,3 +218,22 @@ def vision_pixel_shuffle_index(grid_thw: NDArray[np.integer], merge_size: int) -
     rows_P, columns_P = np.repeat(grids[:, 1], patches_N), np.repeat(grids[:, 2], patches_N)
     start_P = np.repeat(patches_N.cumsum() - patches_N, patches_N)
     return (start_P + (frame * rows_P + row) * columns_P + column,)
+
+
+def vision_frame_pairs(grid_thw: NDArray[np.integer], spatial_merge_size: int) -> tuple[Ints, Ints]:
+    """[M] int64 each: the merged tokens of frames 0, 2, 4 .. and of those after them; a picture's are both.
+
+    A last frame without one after it is left out.
+
+    Source: transformers/models/ernie4_5_vl_moe/modeling_ernie4_5_vl_moe.py, _temporal_slicing.
+    """
+    offset = 0
+    pieces: list[tuple[Ints, Ints]] = []
+    for frames, rows, columns in np.asarray(grid_thw, dtype=np.int64).tolist():
+        tokens = rows * columns // spatial_merge_size**2
+        places = np.arange(offset, offset + frames * tokens).reshape(frames, tokens)
+        second = places[min(1, frames - 1) :: 2]
+        pieces.append((places[::2][: len(second)].reshape(-1), second.reshape(-1)))
+        offset += frames * tokens
+    first, second = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    return first, second

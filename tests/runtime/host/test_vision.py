@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import vision_utils
+from transformers.models.ernie4_5_vl_moe.modeling_ernie4_5_vl_moe import (
+    Ernie4_5_VLMoeVariableResolutionResamplerModel as ErnieResampler,
+)
 from transformers.models.kimi_k25 import modeling_kimi_k25
 from transformers.models.muse_glimmer import modeling_muse_glimmer
 from transformers.models.muse_spark import modeling_muse_spark
@@ -126,6 +130,14 @@ def test_temporal_merge_equals_kimi(grids: Any, kernel: tuple[int, int]) -> None
 def test_pixel_shuffle_equals_muse(model: Any, grids: Any) -> None:
     array, tensor = both(grids)
     same(vision.vision_pixel_shuffle_index(array, 2), model.get_vision_pixel_shuffle_index(tensor, 2))
+
+
+@pytest.mark.parametrize("grids", GRIDS)
+def test_frame_pairs_equal_ernie(grids: Any) -> None:
+    array, tensor = both(grids)
+    tokens = torch.arange(int(tensor.prod(-1).sum()) // 4)[:, None]
+    theirs = ErnieResampler._temporal_slicing(SimpleNamespace(spatial_merge_size=2), tokens, tensor)
+    same(vision.vision_frame_pairs(array, 2), theirs.unbind(1))
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if hasattr(vision_utils, f"get_{name}")])
