@@ -43,6 +43,8 @@ PARITY_COPIES = 3.5
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
 BOUNDS = Bounds(min_cosine=0.9999, max_abs=1e-3)
+OF_ALL_MODULES = ("whole", "steps", "batch")
+"""How subjects of parity rows begin that are about every module of a model."""
 
 
 class Steps:
@@ -225,7 +227,7 @@ class Steps:
         having = {parts.name for parts in self.parts for part in parts.split["components"] if part["id"] == module.id}
         rows = [row for row in self.rows if row.dialect == dialect and row.model in having]
         whole = {row.model for row in rows if row.subject.startswith("whole")}
-        about = [row for row in rows if row.subject == module.component or row.subject.startswith(("whole", "steps"))]
+        about = [row for row in rows if row.subject == module.component or row.subject.startswith(OF_ALL_MODULES)]
         if whole == having and all(row.verdict == "PASS" for row in about):
             return None
         reasons = (self.left_out[name] for name in sorted(having) if name in self.left_out)

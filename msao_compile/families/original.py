@@ -24,7 +24,7 @@ from msao_compile.manifest.schema import ENCODERS
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as named inputs, which modalities it has, and what the torch model answers.
+    """One request as named inputs, its modalities, which size of them (`variant`), and what the torch model answers.
 
     `outputs` are those of one pass, `teacher` the tokens that it is then made to decode, `steps` [steps + 1,
     vocabulary] the logits before each of them and after the last. `prompt` is what the steps go on from: `inputs`, or
@@ -32,6 +32,7 @@ class Asked:
     """
 
     modalities: tuple[str, ...]
+    variant: int
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
     features: dict[str, np.ndarray]
@@ -48,40 +49,51 @@ class Original:
         kind = type(open_checked(folder, trusted=True))  # the pipeline has refused what may not be opened
         self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         known = [name for name in modalities(self.model) if ENCODERS[name] not in exclude]
-        self.asked = list(self._requests(known, steps))
+        self.steps = steps
+        self.asked = list(self._requests(known))
+        self._twins: dict[tuple[tuple[str, ...], int], Asked] = {}
 
-    def _requests(self, known: list[Any], steps: int) -> Iterator[Asked]:
+    def _requests(self, known: list[Any]) -> Iterator[Asked]:
         for modality in known:
             for variant in range(3):
-                chance = np.random.default_rng(variant)
-                with light(self.model):  # an example that runs is looked for; what it gives is computed once, below
-                    media = [medium(self.model, modality, variant, chance)]
-                yield self._answered((modality,), request(self.model, media, 6, chance), steps)
-        try:
-            plain = request(self.model, [], self.prompt_tokens, np.random.default_rng(9))
-        except UnsupportedFamily:  # it answers nothing without a picture or a sound
-            return
-        yield self._answered((), plain, steps)
+                yield self._answered((modality,), variant, np.random.default_rng(variant))
+        with contextlib.suppress(UnsupportedFamily):  # it answers nothing without a picture or a sound
+            yield self._answered((), 0, np.random.default_rng(9))
 
-    def _answered(self, modalities: tuple[str, ...], inputs: dict[str, np.ndarray], steps: int) -> Asked:
+    def twin(self, asked: Asked) -> Asked:
+        """Another request of the same sizes."""
+        kind = (asked.modalities, asked.variant)
+        if kind not in self._twins:
+            self._twins[kind] = self._answered(*kind, np.random.default_rng(99))
+        return self._twins[kind]
+
+    def _answered(self, modalities: tuple[Any, ...], variant: int, chance: np.random.Generator) -> Asked:
+        with light(self.model):  # an example that runs is looked for; what it gives is computed once, below
+            media = [medium(self.model, modality, variant, chance) for modality in modalities]
+        inputs = request(self.model, media, 6 if media else self.prompt_tokens, chance)
         with _features_of(self.model) as features:
-            return self._asked(modalities, inputs, steps, features)
+            return self._asked(modalities, variant, inputs, features)
 
     def _asked(
-        self, modalities: tuple[str, ...], inputs: dict[str, np.ndarray], steps: int, features: Mapping[str, Features]
+        self,
+        modalities: tuple[str, ...],
+        variant: int,
+        inputs: dict[str, np.ndarray],
+        features: Mapping[str, Features],
     ) -> Asked:
         found = self.model(**_torch(inputs))
         if "logits" not in found:
             outputs = {name: value.numpy() for name, value in found.items() if hasattr(value, "numpy")}
-            return Asked(modalities, inputs, outputs, {}, {}, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+            nothing = np.zeros((0, 0), np.float32)
+            return Asked(modalities, variant, inputs, outputs, {}, {}, np.zeros(0, np.int64), nothing)
         logits = found.logits.numpy()
-        teacher = np.random.default_rng(len(modalities)).integers(10, min(200, logits.shape[-1]), steps)
+        teacher = np.random.default_rng(len(modalities)).integers(10, min(200, logits.shape[-1]), self.steps)
         prompt, taken, stepped = self._stepped(inputs, teacher)
         own = {
             f"{name}_features": np.concatenate(held.rows)
             for name, held in features.items() if name in modalities and held.rows
         }  # fmt: skip
-        return Asked(modalities, inputs, {"logits": logits}, own, prompt, taken, stepped)
+        return Asked(modalities, variant, inputs, {"logits": logits}, own, prompt, taken, stepped)
 
     def _stepped(
         self, inputs: dict[str, np.ndarray], teacher: np.ndarray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Verdict
 
 NEAR_TIE = 0.02  # of a row's standard deviation
+ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -34,36 +35,34 @@ def distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Distance:
     Raises:
         ValueError: two arrays have different shapes.
     """
-    rows = [_rows(ours, original) for ours, original in pairs]
-    ours, original = [np.concatenate([row[side].reshape(-1) for row in rows]) for side in (0, 1)]
-    if not (np.isfinite(ours).all() and np.isfinite(original).all()):
-        return Distance(float(np.finfo(np.float64).max), -1.0, 0.0, False, len(ours))
-    max_abs = float(np.abs(ours - original).max(initial=0.0))
-    cosines, equal, ties = [], [], []
-    for one, other in rows:
-        lengths = np.linalg.norm(one, axis=-1), np.linalg.norm(other, axis=-1)
-        norms = lengths[0] * lengths[1]
-        cosine = (one * other).sum(-1) / np.where(norms > 0, norms, 1.0)
-        cosines.append(np.where(norms > 0, cosine, lengths[0] == lengths[1]))  # two zero rows are equal, one is not
-        same = one.argmax(-1) == other.argmax(-1)
-        top = np.sort(other, axis=-1)[:, -2:]
-        equal.append(same)
-        ties.append(same | (top[:, -1] - top[:, 0] <= NEAR_TIE * other.std(-1)))
+    count = 0
+    max_abs, cosines, equal, ties = 0.0, [], [], []
+    for ours, original in pairs:
+        for one, other in _blocks(ours, original):
+            count += len(one)
+            if not (np.isfinite(one).all() and np.isfinite(other).all()):
+                return Distance(float(np.finfo(np.float64).max), -1.0, 0.0, False, count)
+            max_abs = max(max_abs, float(np.abs(one - other).max(initial=0.0)))
+            lengths = np.linalg.norm(one, axis=-1), np.linalg.norm(other, axis=-1)
+            norms = lengths[0] * lengths[1]
+            cosine = (one * other).sum(-1) / np.where(norms > 0, norms, 1.0)
+            cosines.append(np.where(norms > 0, cosine, lengths[0] == lengths[1]))  # two zero rows are equal, one is not
+            same = one.argmax(-1) == other.argmax(-1)
+            top = np.partition(other, -2, axis=-1)[:, -2:] if other.shape[-1] > 1 else other
+            equal.append(same)
+            ties.append(same | (top[:, -1] - top[:, 0] <= NEAR_TIE * other.std(-1)))
     agreement = float(np.concatenate(equal).mean())
-    return Distance(
-        max_abs,
-        float(np.concatenate(cosines).min()),
-        agreement,
-        bool(np.concatenate(ties).all()),
-        sum(len(one) for one, _ in rows),
-    )
+    return Distance(max_abs, float(np.concatenate(cosines).min()), agreement, bool(np.concatenate(ties).all()), count)
 
 
-def _rows(ours: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _blocks(ours: np.ndarray, original: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of both in double precision, few at a time: those of a large vocabulary take more memory than a model."""
     if ours.shape != original.shape:
         raise ValueError(f"shape {ours.shape} cannot be compared with {original.shape}")
-    width = ours.shape[-1]
-    return ours.reshape(-1, width).astype(np.float64), original.reshape(-1, width).astype(np.float64)
+    flat = [side.reshape(-1, side.shape[-1]) for side in (ours, original)]
+    for start in range(0, len(flat[0]), ROWS):
+        one, other = (side[start : start + ROWS].astype(np.float64) for side in flat)
+        yield one, other
 
 
 def verdict(found: Distance, bounds: Mapping[str, float | None]) -> tuple[Verdict, str]:

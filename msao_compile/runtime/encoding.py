@@ -39,7 +39,7 @@ def encode(model: Model, engines: Mapping[str, Engine], tensors: Mapping[str, np
             engine = engines[component]
             length = next(tensors[name].shape[-1] for name in engine.inputs if name in tensors)
             with clock.module(component):
-                found |= engine.run(feed(engine, {**tensors, **found}, length))
+                found |= engine.run(feed(engine, {**tensors, **found}, (1, length)))
     return found
 
 
@@ -57,7 +57,7 @@ def _features(encoder: Encoder, engine: Engine, tensors: Mapping[str, np.ndarray
             item = _own_tiles(encoder.host, item)
             _check_lengths(item, engine)
             known = {**item, **host_inputs(encoder.host, item)}
-            parts.append(engine.run(feed(engine, known, 0)))
+            parts.append(engine.run(feed(engine, known, (1, 0))))
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

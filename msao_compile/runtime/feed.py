@@ -12,7 +12,6 @@ from msao_compile.errors import InputError
 from msao_compile.runtime.backends.base import Arrays, Engine
 
 CROSS = "cross_key_values"
-LENGTHS = {"batch_size": 1}
 _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -21,8 +20,8 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
-def feed(engine: Engine, known: Mapping[str, np.ndarray], sequence: int) -> Arrays:
-    """Every input of a module for `sequence` new tokens of one row; state is bound by the decoder itself.
+def feed(engine: Engine, known: Mapping[str, np.ndarray], tokens: tuple[int, ...]) -> Arrays:
+    """Every input of a module for new tokens [batch, sequence]; state is bound by the decoder itself.
 
     Raises:
         InputError: an array has another shape than the module takes.
@@ -33,7 +32,7 @@ def feed(engine: Engine, known: Mapping[str, np.ndarray], sequence: int) -> Arra
             continue
         kind = np.dtype(engine.types[name])
         if name not in known:
-            found[name] = np.zeros(absent(name, shape, sequence), kind)
+            found[name] = np.zeros(absent(name, shape, tokens), kind)
             continue
         value = np.asarray(known[name])
         fits = value.ndim == len(shape) and all(
@@ -52,14 +51,14 @@ def unfit(name: str, value: np.ndarray, shape: tuple[int | str, ...]) -> InputEr
     )
 
 
-def absent(name: str, shape: tuple[int | str, ...], sequence: int) -> tuple[int, ...]:
+def absent(name: str, shape: tuple[int | str, ...], tokens: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that stands for nothing: no features, or one key that every mask hides.
 
-    A tensor over the tokens has one entry for each of them.
+    A tensor over the tokens, [batch, sequence], has one entry for each of them.
     """
     over_tokens = "sequence_length" in shape
     empty = 1 if over_tokens or name.startswith(CROSS) else 0
-    lengths = {**LENGTHS, "sequence_length": sequence}
+    lengths = dict(zip(("batch_size", "sequence_length"), tokens, strict=True))
     return tuple(
         size if isinstance(size, int) else _one(size, lengths) if empty else lengths.get(size, 0) for size in shape
     )

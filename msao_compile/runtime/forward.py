@@ -54,7 +54,7 @@ def compared(session: ModelSession, inputs: Mapping[str, np.ndarray], clock: Clo
     if "classifier" in session.engines:
         with clock.module("classifier"):
             engine = session.engines["classifier"]
-            found |= engine.run(feed(engine, {**inputs, **found}, 0))
+            found |= engine.run(feed(engine, {**inputs, **found}, (1, 0)))
     return found
 
 

@@ -101,7 +101,7 @@ def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clo
     held = session.context(request.tensors)
     if "embed_tokens" in here:
         positions, offset = session.positions(request)
-        embeds = session.embed(request.ids, {**held, **encoded}, clock)
+        embeds = session.embed(request.ids[None], {**held, **encoded}, clock)
         known = {**held, **encoded}
         crossed = {name: value for name, value in known.items() if name in session.decoder.inputs}
         crossed = {**session.later(known), **crossed}  # the cloud embeds the tokens of the answer

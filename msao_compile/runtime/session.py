@@ -45,13 +45,14 @@ class Request:
 
 @dataclass
 class Conversation:
-    """A decoder's state in the middle of an answer; `offset` is the distance of position and index on each axis.
+    """A decoder's state in the middle of an answer; `offset` is the distance of position and index on each axis, and of
+    a batch for each row of it.
 
     `held` is what later steps need beside tokens and state: what encoders made for cross-attention, and masks.
     """
 
     cache: KVCache
-    offset: tuple[float, ...]
+    offset: tuple[float, ...] | np.ndarray
     held: Arrays
 
 
@@ -193,11 +194,11 @@ class ModelSession:
                     "use the processor that belongs to this checkpoint"
                 )
 
-    def embed(self, ids_S: np.ndarray, held: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
-        """What the decoder takes for these tokens: `inputs_embeds` [1, S, H], features merged into it, and more."""
+    def embed(self, ids_BS: np.ndarray, held: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
+        """What the decoder takes for these tokens: `inputs_embeds` [B, S, H], features merged into it, and more."""
         engine = self.engines["embed_tokens"]
         with clock.module("embed_tokens"):
-            return engine.run(feed(engine, {**held, self.facts.tokens: ids_S[None]}, len(ids_S)))
+            return engine.run(feed(engine, {**held, self.facts.tokens: ids_BS}, ids_BS.shape))
 
     def check_capacity(self, prompt_tokens: int, new_tokens: int) -> None:
         """Refuse before anything runs.
@@ -222,8 +223,39 @@ class ModelSession:
         """
         self.check_placeholders(request, encoded)
         held = {**self.context(request.tensors), **encoded}
-        embeds = self.embed(request.ids, held, clock)
+        embeds = self.embed(request.ids[None], held, clock)
         return self.prefill_embeds({**held, **embeds}, self.positions(request), clock, every)
+
+    def prefill_batch(self, requests: Sequence[Request], clock: Clock) -> tuple[np.ndarray, Conversation]:
+        """Run prompts of one length together; logits [B, S, vocabulary] of every position.
+
+        Raises:
+            InputError: their lengths differ, or as in `prefill`.
+        """
+        lengths = sorted({len(request.ids) for request in requests})
+        if len(lengths) > 1:
+            raise InputError(f"prompts of {lengths[0]} and {lengths[-1]} tokens are no batch: give those of one length")
+        encoded = [self.encode(request.tensors, clock) for request in requests]
+        for request, features in zip(requests, encoded, strict=True):
+            self.check_placeholders(request, features)
+        pairs = zip(requests, encoded, strict=True)
+        held = self._joined([{**self.context(request.tensors), **features} for request, features in pairs])
+        embeds = self.embed(np.stack([request.ids for request in requests]), held, clock)
+        known, places = {**held, **embeds}, [self.positions(request) for request in requests]
+        talk = Conversation(
+            self.decoder.new_cache(self.facts.kv_capacity, len(requests)),
+            np.array([offset for _, offset in places]).T,
+            self.later(known),
+        )
+        positions = np.concatenate([one for one, _ in places], axis=places[0][0].ndim - 2)
+        return self._step(known, positions, np.arange(lengths[0], dtype=np.int64), talk, clock), talk
+
+    def _joined(self, rows: Sequence[Arrays]) -> Arrays:
+        """What several requests hold as one: along the batch where a tensor has one, else one item after another."""
+        shapes = {**self.engines["embed_tokens"].inputs, **self.decoder.inputs}
+        axes = {name: shape.index("batch_size") if "batch_size" in shape else 0 for name, shape in shapes.items()}
+        names = dict.fromkeys(name for row in rows for name in row if name in axes)
+        return {name: np.concatenate([row[name] for row in rows if name in row], axes[name]) for name in names}
 
     def context(self, tensors: Mapping[str, np.ndarray]) -> Arrays:
         """Of a request's tensors those that embedding and decoder take themselves: masks, token types."""
@@ -263,7 +295,7 @@ class ModelSession:
         length = known["inputs_embeds"].shape[1]
         talk = Conversation(self.decoder.new_cache(self.facts.kv_capacity), positions[1], self.later(known))
         rows = np.arange(0 if every else length - 1, length, dtype=np.int64)
-        return self._step(known, positions[0], rows, talk, clock), talk
+        return self._step(known, positions[0], rows, talk, clock)[0], talk
 
     def later(self, known: Mapping[str, np.ndarray]) -> Arrays:
         """What of the prompt's tensors serves the tokens after it: the last row of those that lie over tokens."""
@@ -280,20 +312,25 @@ class ModelSession:
     def _step(
         self, known: Mapping[str, np.ndarray], positions: np.ndarray, rows: np.ndarray, talk: Conversation, clock: Clock
     ) -> np.ndarray:
-        count = known["inputs_embeds"].shape[1]
-        mask = np.ones((1, talk.cache.length + count), np.int64)
+        batch, count = known["inputs_embeds"].shape[:2]
+        mask = np.ones((batch, talk.cache.length + count), np.int64)
         step = {"attention_mask": mask, "position_ids": positions, "logits_positions": rows}
         step = {name: value for name, value in step.items() if name in self._anew}
         with clock.module("decoder"):
-            fed = feed(self.decoder, {**known, **step}, count)
-            logits: np.ndarray = self.decoder.step({**fed, "inputs_embeds": known["inputs_embeds"]}, talk.cache)[0]
-        return logits
+            fed = feed(self.decoder, {**known, **step}, (batch, count))
+            return self.decoder.step({**fed, "inputs_embeds": known["inputs_embeds"]}, talk.cache)
 
     def extend(self, ids_S: np.ndarray, talk: Conversation, clock: Clock) -> np.ndarray:
         """Append tokens (one to decode, several to verify); logits [S, vocabulary] of each."""
-        start, count = talk.cache.length, len(ids_S)
-        positions = np.arange(start, start + count)[None] + np.asarray(talk.offset)[:, None]
-        if self.facts.position not in (None, "rope"):
-            positions = positions[:, None]
-        known = {**talk.held, **self.embed(ids_S, talk.held, clock)}
+        logits: np.ndarray = self.extend_batch(ids_S[None], talk, clock)[0]
+        return logits
+
+    def extend_batch(self, ids_BS: np.ndarray, talk: Conversation, clock: Clock) -> np.ndarray:
+        """Append as many tokens to every row of a batch; logits [B, S, vocabulary]."""
+        start, (batch, count) = talk.cache.length, ids_BS.shape
+        ahead = np.asarray(talk.offset).reshape(-1, batch, 1)
+        positions = np.arange(start, start + count) + ahead
+        if self.facts.position in (None, "rope"):
+            positions = positions[0]
+        known = {**talk.held, **self.embed(ids_BS, talk.held, clock)}
         return self._step(known, positions, np.arange(count, dtype=np.int64), talk, clock)

@@ -22,7 +22,7 @@ from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward, greedy, rows
 from msao_compile.runtime.loader import locate, read_manifest, verify
 from msao_compile.runtime.routes import crossing
-from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.session import ModelSession, Request
 from msao_compile.runtime.wire.message import pack, unpack
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ Bounds = Mapping[str, float | None]
 Pair = tuple[np.ndarray, np.ndarray]
 TEXT_ONLY = "text"
 STEPS = "steps"
+BATCH = "batch of 2"
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
@@ -103,6 +104,9 @@ def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, D
         return
     stepped = [(asked, _stepped(session, asked)) for asked in every]
     yield STEPS, distance([(ours, asked.steps) for asked, ours in stepped])
+    if isinstance(session.decoder.inputs["inputs_embeds"][0], str):
+        pair = (every[0], original.twin(every[0]))
+        yield BATCH, distance(list(zip(_together(session, pair), (asked.steps for asked in pair), strict=True)))
     alone = [(ours, asked.steps) for asked, ours in stepped if not asked.modalities]
     if alone:
         yield TEXT_ONLY, distance(alone)
@@ -156,13 +160,26 @@ def _encoders(original: Original, session: ModelSession) -> Iterator[tuple[str, 
             yield encoder.component, distance(pairs)
 
 
-def _stepped(session: ModelSession, asked: Asked, here: frozenset[str] | None = None) -> np.ndarray:
-    """Logits after the prompt and after each of the teacher's tokens; with `here`, across a cut."""
+def _prompt(session: ModelSession, asked: Asked) -> Request:
     inputs = dict(asked.prompt)
     if session.facts.tokens != "input_ids":
         inputs[session.facts.tokens] = np.full((1, 1), session.facts.start_token, np.int64)
     [(request, _)] = rows(session, inputs)
+    return request
+
+
+def _together(session: ModelSession, pair: Sequence[Asked]) -> np.ndarray:
+    """Logits [B, 1 + steps, vocabulary] of requests of one length that the decoder goes through side by side."""
     clock = Clock()
+    logits, talk = session.prefill_batch([_prompt(session, asked) for asked in pair], clock)
+    taken = np.stack([asked.teacher for asked in pair])
+    steps = [session.extend_batch(taken[:, [index]], talk, clock) for index in range(taken.shape[1])]
+    return np.concatenate([logits[:, -1:], *steps], axis=1)
+
+
+def _stepped(session: ModelSession, asked: Asked, here: frozenset[str] | None = None) -> np.ndarray:
+    """Logits after the prompt and after each of the teacher's tokens; with `here`, across a cut."""
+    request, clock = _prompt(session, asked), Clock()
     if len(request.ids) + len(asked.teacher) > session.facts.kv_capacity:
         raise CapacityExceeded(
             f"parity needs {len(request.ids)} prompt tokens and {len(asked.teacher)} steps where {session.model.name} "

@@ -90,8 +90,8 @@ def test_what_is_no_size_is_refused() -> None:
 def test_a_family_that_holds_passes_in_both_dialects(tmp_path: Path) -> None:
     row = row_of(tmp_path)
     assert row.passes and row.error is None
-    assert table.cells(row)[:11] == (
-        *("fake", "yes", "yes", "yes", "2.0e-06", "PASS", "PASS", "fused, portable"),
+    assert table.cells(row)[:12] == (
+        *("fake", "yes", "yes", "yes", "2.0e-06", "PASS", "PASS", "PASS", "fused, portable"),
         *("vision_encoder", "vision_encoder, decoder", "1 of 1"),
     )
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -1,4 +1,4 @@
-"""A batch is one request after another: each row gets its own pictures, and what belongs to no row is refused."""
+"""A batch is one request after another, or several side by side: each as if it were alone, with its own pictures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import pytest
 
 from msao_compile.errors import InputError
 from msao_compile.runtime import load
+from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.api import Runtime
-from msao_compile.runtime.forward import greedy
+from msao_compile.runtime.engines import Engines
+from msao_compile.runtime.forward import greedy, rows
+from msao_compile.runtime.loader import read_manifest
+from msao_compile.runtime.session import ModelSession, Request
 
 FAMILIES = ("llava", "qwen2_5_vl")
 PICTURE = {"llava": 36, "qwen2_5_vl": 6}
@@ -130,3 +134,39 @@ def test_a_single_truth_goes_with_every_row(runtime: Runtime, family: str) -> No
     given = together(asked(family, 1, 0), asked(family, 1, 1))
     told = runtime.forward({**given, "use_audio_in_video": np.array(False)})["logits"]
     assert np.array_equal(told, runtime.forward(given)["logits"])
+
+
+TAKEN = np.array([[41, 42, 43], [51, 52, 53]])
+
+
+@pytest.fixture(params=["fused", "portable"])
+def session(request: pytest.FixtureRequest, family: str, built: Callable[[str], Path]) -> ModelSession:
+    deployment = read_manifest(built(family))
+    return Engines(built(family), deployment, verify=True, dialect=request.param).session(deployment.models[0])
+
+
+def requests(session: ModelSession, family: str, pictures: tuple[int, ...]) -> list[Request]:
+    given = [asked(family, count, seed) for seed, count in enumerate(pictures)]
+    return [found for one in given for found, _ in rows(session, one)]
+
+
+@pytest.mark.parametrize("pictures", [(1, 1), (2, 1), (0, 2), (0, 0)])
+def test_prompts_and_steps_are_those_of_each_alone(
+    session: ModelSession, family: str, pictures: tuple[int, ...]
+) -> None:
+    pair = requests(session, family, pictures)
+    logits, talk = session.prefill_batch(pair, Clock())
+    steps = [session.extend_batch(TAKEN[:, [index]], talk, Clock()) for index in range(3)]
+    for row, request in enumerate(pair):
+        encoded = session.encode(request.tensors, Clock())
+        prompt, alone = session.prefill(request, encoded, Clock(), every=True)
+        np.testing.assert_allclose(logits[row], prompt, atol=1e-4)
+        for index, step in enumerate(steps):
+            expected = session.extend(TAKEN[row, [index]], alone, Clock())
+            np.testing.assert_allclose(step[row], expected, atol=1e-4)
+
+
+def test_prompts_of_two_lengths_are_refused_with_both(session: ModelSession, family: str) -> None:
+    pair = requests(session, family, (1, 1))
+    with pytest.raises(InputError, match="prompts of 79 and 80 tokens are no batch"):
+        session.prefill_batch([pair[0], Request(pair[1].ids[:-1], pair[1].tensors)], Clock())

@@ -7,7 +7,7 @@ import pytest
 
 from msao_compile.errors import GateError
 from msao_compile.manifest.evidence import ParityEvidence, ParityRow
-from msao_compile.runtime.compare import Distance, distance, refuse_failures, verdict
+from msao_compile.runtime.compare import ROWS, Distance, distance, refuse_failures, verdict
 
 ROW = np.array([[1.0, 2.0, 4.0]])
 BOUNDS = {"min_cosine": 0.99, "max_abs": 0.1, "argmax_agreement": 0.995}
@@ -114,3 +114,15 @@ def test_a_row_of_zeros_is_nothing_like_another_row(ours: np.ndarray, original: 
 
 def test_two_rows_of_zeros_are_equal() -> None:
     assert distance([(0 * ROW, 0 * ROW)]).min_cosine == 1.0
+
+
+def test_every_row_of_many_is_looked_at() -> None:
+    chance = np.random.default_rng(0)
+    original = chance.standard_normal((3, 2 * ROWS + 5, 7)).astype(np.float32)
+    ours = original.copy()
+    ours[2, -1, 3] += 2.0
+    measured = distance([(original, original), (ours, original)])
+    assert (measured.max_abs, measured.compared) == (pytest.approx(2.0, abs=1e-6), 6 * (2 * ROWS + 5))
+    ours[1, ROWS, 0] = np.nan
+    assert not np.isfinite(ours).all()
+    assert distance([(original, original), (ours, original)]).max_abs > 1e300

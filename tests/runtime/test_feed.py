@@ -38,7 +38,7 @@ FEATURES = ("9*tiles", 32)
 def test_what_a_request_lacks_has_the_shape_of_nothing(
     name: str, shape: tuple[int | str, ...], nothing: tuple[int, ...]
 ) -> None:
-    assert absent(name, shape, 5) == nothing
+    assert absent(name, shape, (1, 5)) == nothing
 
 
 def test_every_input_but_the_state_is_fed() -> None:
@@ -49,7 +49,7 @@ def test_every_input_but_the_state_is_fed() -> None:
         **{"past_key_values.0.key": ("float32", ("batch_size", 2, "past_sequence_length", 8))},
     )
     known = {"inputs_embeds": np.ones((1, 3, 4), np.float32), "attention_mask": np.ones((1, 9), np.int64), "more": 1}
-    found = feed(engine, known, 3)
+    found = feed(engine, known, (1, 3))
     assert {name: (str(value.dtype), value.shape) for name, value in found.items()} == {
         "inputs_embeds": ("float32", (1, 3, 4)), "image_features": ("float32", (0, 32)),
         "attention_mask": ("int64", (1, 9)),
@@ -58,7 +58,7 @@ def test_every_input_but_the_state_is_fed() -> None:
 
 def test_numbers_come_in_the_type_and_order_that_the_module_takes() -> None:
     turned = np.arange(6, dtype=np.int32).reshape(2, 3).T
-    found = feed(Takes(mask=("bool", ("n", 2)), ids=("int64", (3, 2))), {"mask": turned, "ids": turned}, 1)
+    found = feed(Takes(mask=("bool", ("n", 2)), ids=("int64", (3, 2))), {"mask": turned, "ids": turned}, (1, 1))
     assert (found["mask"].dtype, found["ids"].dtype, found["ids"].flags.c_contiguous) == (bool, np.int64, True)
     assert found["ids"].tolist() == turned.tolist()
 
@@ -67,5 +67,5 @@ def test_numbers_come_in_the_type_and_order_that_the_module_takes() -> None:
 def test_another_shape_is_refused_with_both(shape: tuple[int, ...]) -> None:
     engine = Takes(pixel_values=("float32", (1, "num_patches", 4)))
     with pytest.raises(InputError) as caught:
-        feed(engine, {"pixel_values": np.zeros(shape, np.float32)}, 1)
+        feed(engine, {"pixel_values": np.zeros(shape, np.float32)}, (1, 1))
     assert f"pixel_values has shape {shape} where this model takes (1, 'num_patches', 4)" in str(caught.value)

@@ -41,7 +41,7 @@ class Engine(Protocol):
 
 
 class KVCache(Protocol):
-    """The state of one conversation, whatever the decoder keeps: keys and values have layout `bhsd/v1`."""
+    """The state of one conversation, or of a batch of them: keys and values have layout `bhsd/v1`."""
 
     length: int
     capacity: int
@@ -57,11 +57,11 @@ class KVCache(Protocol):
 class DecoderEngine(Engine, Protocol):
     """A loaded decoder: one graph for prefill and decode."""
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of `capacity` positions for one sequence."""
+    def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
+        """An empty cache of `capacity` positions for sequences that go on together."""
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
-        """Append the fed positions to the cache and give logits [1, num_logits, vocabulary].
+        """Append the fed positions to the cache and give logits [batch, num_logits, vocabulary].
 
         Raises:
             CapacityExceeded: they do not fit, and nothing ran.

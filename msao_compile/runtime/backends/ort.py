@@ -101,20 +101,20 @@ def _shared_threads(wanted: int) -> int | None:
 
 
 class StateCache:
-    """The state tensors of one sequence, each as its graph wants it.
+    """The state tensors of `batch` sequences, each as its graph wants it.
 
     `in_place`: one buffer of `capacity` positions, bound as past and present at once. `concat`: grows inside the graph.
     `replace`: another tensor of the same size comes out.
     """
 
-    def __init__(self, session: ort.InferenceSession, states: tuple[StateSpec, ...], capacity: int) -> None:
+    def __init__(self, session: ort.InferenceSession, states: tuple[StateSpec, ...], capacity: int, batch: int) -> None:
         self.length, self.capacity, self.states = 0, capacity, states
         self.binding = session.io_binding()
         self.moving = [state for state in states if state.update != "in_place"]
         self.values = {}
         for state in states:
             rows = capacity if state.update == "in_place" else 0
-            shape = [rows if size == GROWS else 1 if isinstance(size, str) else size for size in state.shape]
+            shape = [rows if size == GROWS else batch if isinstance(size, str) else size for size in state.shape]
             value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.dtype(state.dtype)))
             self.values[state.name] = value
             if state.update == "in_place":
@@ -161,39 +161,39 @@ class StateCache:
 
 
 class OrtDecoder(OrtEngine):
-    """A decoder session; `step` runs prefill, decode and verification alike, one sequence per cache."""
+    """A decoder session; `step` runs prefill, decode and verification alike, for all sequences of a cache."""
 
     def __init__(self, file: EngineFile) -> None:
         super().__init__(file)
         self.states = file.states
         self.vocabulary = next(int(value.shape[2]) for value in self.session.get_outputs() if value.name == "logits")
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache for one sequence.
+    def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
+        """An empty cache for sequences that go on together.
 
         Raises:
             DeploymentError: this machine has no memory for it.
         """
         try:
-            return StateCache(self.session, self.states, capacity)
+            return StateCache(self.session, self.states, capacity, batch)
         except (MemoryError, ValueError, *_FAULTS) as error:  # NumPy says ValueError of more than it can count
             width = sum(math.prod(size for size in state.shape if isinstance(size, int)) for state in self.states)
             raise DeploymentError(
-                f"kv_capacity is {capacity}, for which this machine has not the {4 * width * capacity} bytes: lower "
-                "shapes.decoder.kv_capacity in the recipe and build again"
+                f"kv_capacity is {capacity}, for which this machine has not the {4 * width * capacity * batch} bytes: "
+                "lower shapes.decoder.kv_capacity in the recipe and build again"
             ) from error
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
-        """Append `feed` to the cache; logits [1, num_logits, vocabulary], float32.
+        """Append `feed` to the cache; logits [batch, num_logits, vocabulary], float32.
 
         Raises:
             CapacityExceeded: the cache has no room for it; nothing ran and the cache keeps its length.
             StageError: the library failed; the cache keeps its length.
         """
         assert isinstance(cache, StateCache)  # made by new_cache of this very class
-        binding, count = cache.binding, feed["inputs_embeds"].shape[1]
+        binding, (batch, count) = cache.binding, feed["inputs_embeds"].shape[:2]
         _check_room(cache, count)
-        logits = np.empty((1, len(feed["logits_positions"]), self.vocabulary), np.float32)
+        logits = np.empty((batch, len(feed["logits_positions"]), self.vocabulary), np.float32)
         try:
             for name, value in feed.items():
                 binding.bind_cpu_input(name, value)

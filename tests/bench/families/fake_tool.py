@@ -70,7 +70,8 @@ def parity(words: list[str]) -> int:
     """Rows of every dialect; those that the plan names fail."""
     manifest = json.loads(Path(words[0], "deployment.json").read_text())
     reference = "--reference" in words
-    subjects = ("logits of the reference", "greedy tokens of the reference") if reference else ("whole", "text")
+    asked = ("logits of the reference", "greedy tokens of the reference")
+    subjects = asked if reference else ("whole", "batch of 2", "text")
     failing = manifest["plan"].get("fails", [])
     rows = [
         {

@@ -10,7 +10,7 @@ from typing import Any
 DIALECTS = ("fused", "portable")
 REQUIRED = "fused"
 GREEDY = "greedy tokens of the reference"
-TEXT_ONLY = "text"
+TEXT_ONLY, BATCH = "text", "batch of 2"
 PASS, AMBIGUOUS, FAIL = "PASS", "AMBIGUOUS", "FAIL"
 
 Row = Mapping[str, Any]
@@ -69,6 +69,7 @@ class Family:
     parity: dict[str, str | None]
     max_abs: dict[str, float | None]
     text_only: dict[str, str | None]
+    batch: dict[str, str | None]
     generate: dict[str, str | None]
     dialects: list[str]
     points: list[str]
@@ -110,10 +111,6 @@ def judge(name: str, found: Evidence) -> Family:
     parity = {dialect: _parity(found, dialect) for dialect in DIALECTS}
     tokens = {dialect: _worst(case.tokens(dialect) for case in found.cases) for dialect in DIALECTS}
     cases = {case.name: {dialect: case.verdict(dialect) for dialect in DIALECTS} for case in found.cases}
-    text = {
-        dialect: verdict_of(row for row in _in(dialect, found.rows) if row["subject"] == TEXT_ONLY)
-        for dialect in DIALECTS
-    }
     passed = [
         dialect
         for dialect in DIALECTS
@@ -130,7 +127,8 @@ def judge(name: str, found: Evidence) -> Family:
         export=export,
         parity=parity,
         max_abs={dialect: _max_abs(found, dialect) for dialect in DIALECTS},
-        text_only=text,
+        text_only=_about(found, TEXT_ONLY),
+        batch=_about(found, BATCH),
         generate=tokens,
         dialects=passed,
         points=found.points,
@@ -138,6 +136,13 @@ def judge(name: str, found: Evidence) -> Family:
         cases=cases,
         error=found.problems[0] if found.problems else None,
     )
+
+
+def _about(found: Evidence, subject: str) -> dict[str, str | None]:
+    return {
+        dialect: verdict_of(row for row in _in(dialect, found.rows) if row["subject"] == subject)
+        for dialect in DIALECTS
+    }
 
 
 def verdict_of(rows: Iterable[Row]) -> str | None:

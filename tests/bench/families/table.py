@@ -19,6 +19,7 @@ HEADERS = (
     "export",
     "parity fp32",
     "text-only",
+    "batch of 2",
     "generate",
     "dialects",
     "partition points",
@@ -36,6 +37,8 @@ reference.
 - split, export: the model was taken apart; every module has a graph in the dialect.
 - parity fp32: every comparison of the build is PASS; the number is the largest deviation from the torch original.
 - text-only: a request without media equals the original; {NOTHING} where none is compared.
+- batch of 2: two requests side by side, prompt and steps, equal the original; {NOTHING} where the decoder takes one at
+  a time.
 - generate: the greedy tokens equal those of every reference that recorded some; {NOTHING} where none did.
 - partition points: after which component the model may be cut, proven equal to the whole.
 - cases: references whose every output equals ours.
@@ -141,6 +144,7 @@ def cells(row: Family) -> tuple[str, ...]:
         both({dialect: "yes" if row.export[dialect] else "no" for dialect in DIALECTS}),
         parity(row),
         both({dialect: row.text_only[dialect] or NOTHING for dialect in DIALECTS}),
+        both({dialect: row.batch[dialect] or NOTHING for dialect in DIALECTS}),
         both({dialect: row.generate[dialect] or NOTHING for dialect in DIALECTS}),
         ", ".join(row.dialects) or "none",
         ", ".join(row.points) or NOTHING,
