@@ -204,12 +204,19 @@ def turned(description: Description) -> Description:
     return replace(description, examples=(other, one))
 
 
-def with_rows(description: Description) -> Description:
-    """The same with several rows of text: where the model runs that, rows are an axis that varies."""
-    pairs = zip(description.examples, BATCH, strict=True)
+def with_rows(description: Description, media: bool = False) -> Description:
+    """The same with several rows of text, with `media` each with its own: where the model runs that, rows are an axis
+    that varies.
+    """
     text = {name for name, need in description.needs.items() if need in ("ids", "step", "text")}
-    one, other = (_repeated(example, text, count) for example, count in pairs)
-    return replace(description, examples=(one, other))
+    single = {
+        name for name in description.names if all(example[name].shape[:1] == (1,) for example in description.examples)
+    }
+    own = single - text if media else set()
+    pairs = zip(description.examples, BATCH, strict=True)
+    one, other = (_repeated(example, text | own, count) for example, count in pairs)
+    names = {name: ("batch_size", *axes[1:]) if name in own else axes for name, axes in description.names.items()}
+    return replace(description, examples=(one, other), names=names)
 
 
 def _repeated(example: Tensors, names: set[str], count: int) -> Tensors:

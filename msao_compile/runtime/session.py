@@ -226,6 +226,12 @@ class ModelSession:
         embeds = self.embed(request.ids[None], held, clock)
         return self.prefill_embeds({**held, **embeds}, self.positions(request), clock, every)
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether several requests can go through side by side."""
+        engines = (self.engines["embed_tokens"], self.decoder)
+        return all(shape[:1] != (1,) for engine in engines for shape in engine.inputs.values())
+
     def prefill_batch(self, requests: Sequence[Request], clock: Clock) -> tuple[np.ndarray, Conversation]:
         """Run prompts of one length together; logits [B, S, vocabulary] of every position.
 

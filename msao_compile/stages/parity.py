@@ -104,7 +104,7 @@ def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, D
         return
     stepped = [(asked, _stepped(session, asked)) for asked in every]
     yield STEPS, distance([(ours, asked.steps) for asked, ours in stepped])
-    if isinstance(session.decoder.inputs["inputs_embeds"][0], str):
+    if session.takes_batches:
         pair = (every[0], original.twin(every[0]))
         yield BATCH, distance(list(zip(_together(session, pair), (asked.steps for asked in pair), strict=True)))
     alone = [(ours, asked.steps) for asked, ours in stepped if not asked.modalities]

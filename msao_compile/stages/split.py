@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,19 @@ def _traced(
     description: Description, outputs: Mapping[Dialect, str], on_progress: Any
 ) -> tuple[Traced, dict[Dialect, list[dict[str, Any]]]]:
     """Write an archive of graphs for each dialect; what each module of it is, and what state its decoder keeps."""
-    subject, seen = _looked(description)
+    fault: StageError | None = None
+    for subject, seen in _looked(description):
+        try:
+            return _exported(subject, seen, description, outputs, on_progress)
+        except StageError as error:
+            fault = error
+    assert fault is not None  # what cannot even be looked at raises there
+    raise fault
+
+
+def _exported(
+    subject: Subject, seen: Seen, description: Description, outputs: Mapping[Dialect, str], on_progress: Any
+) -> tuple[Traced, dict[Dialect, list[dict[str, Any]]]]:
     traced: Traced = {}
     for dialect, output in outputs.items():
         on_progress({"doing": f"trace ({dialect})"})
@@ -278,10 +290,15 @@ def runnable(model: Any) -> Any:
     return model.eval()
 
 
-def _looked(description: Description) -> tuple[Subject, Seen]:
-    """The model run at two sizes: with several rows of text where it can, else with one."""
-    faults = []
-    for candidate in (with_rows(description), description):
+def _looked(description: Description) -> Iterator[tuple[Subject, Seen]]:
+    """The model run at two sizes: with several rows where it can, else with one.
+
+    Rows share media, of which any number has its place in them; where media have none, each row has its own.
+    """
+    faults: list[Exception] = []
+    apart = description.tokens is not None and any(encoder.placeholder is None for encoder in description.encoders)
+    shared, own = with_rows(description), with_rows(description, media=True)
+    for candidate in (own, shared, description) if apart else (shared, own, description):
         subject = Subject(
             model=candidate.model,
             examples=candidate.examples,
@@ -291,9 +308,13 @@ def _looked(description: Description) -> tuple[Subject, Seen]:
             bound=candidate.bound,
         )
         try:
-            return subject, look(subject)
+            seen = look(subject)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             faults.append(error)
+            continue
+        yield subject, seen
+        if candidate is not own:
+            return
     said = " ".join(str(faults[-1]).split())
     raise StageError(f"{type(description.model).__name__} does not run on examples of its inputs: {said}") from faults[
         -1
