@@ -38,7 +38,7 @@ from msao_compile.stock import Stock, result
 from msao_compile.store.record import Record
 
 logger = logging.getLogger(__name__)
-PARITY_COPIES = 3.5
+PARITY_COPIES = 3.6
 """Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
