@@ -142,13 +142,21 @@ class _OneItem(TorchFunctionMode):
         if not _is_row_mask(index) or not isinstance(value, torch.Tensor | Picked):
             return NotImplemented
         mask = index[0] if isinstance(index, tuple) else index
-        if isinstance(value, Picked) or value.ndim > 1:
+        by_row = mask.ndim == tensor.ndim > 1 and self._whole_rows(mask)
+        if isinstance(value, Picked) or value.ndim > 1 or by_row:
             tensor.copy_(scatter_rows(tensor, mask, value))
         elif mask.ndim == tensor.ndim - 1 and value.ndim == 1:
             tensor.copy_(torch.where(mask[..., None], value, tensor))
         else:
             return NotImplemented
         return True
+
+    def _whole_rows(self, mask: torch.Tensor) -> bool:
+        """Whether the mask of this line was the same along its last axis for the examples: it was made for rows."""
+        line = f"{site()} by row"
+        if self.sites.recording:
+            self.sites.note(line, bool((mask == mask[..., :1]).all()))
+        return self.sites.everything.get(line, False) and not self.sites.recording
 
     def _on_nonzero(self, tensor: Any, *_: Any, as_tuple: bool = False) -> Any:
         if not as_tuple or not torch.compiler.is_exporting():
