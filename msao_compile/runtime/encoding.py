@@ -122,8 +122,11 @@ def _derived(source: str, item: Mapping[str, np.ndarray]) -> np.ndarray:
         frames = np.repeat(value, value[:, 0], axis=0)
         frames[:, 0] = 1
         return frames
-    if how == "lengths":  # of a mask: how much of each row is real
-        return np.asarray(value.sum(-1))
+    if how.startswith("times"):  # a grid of tokens as one of patches
+        return np.asarray(value * np.array(how.split()[1:], np.int64))
+    if how.startswith("lengths"):  # of a mask: how much of each row is real, or of each piece of it
+        piece = int(how.partition(" ")[2] or value.shape[-1])
+        return np.asarray(value.reshape(-1, piece).sum(-1))
     if how == "joined":  # one sound [bins, frames] without its padding
         mask = next((held for other, held in item.items() if other.endswith("_mask") and held.ndim == 2), None)
         real = value.shape[-1] if mask is None else int(mask[0].sum())

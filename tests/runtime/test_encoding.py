@@ -219,7 +219,13 @@ def test_a_call_reads_what_an_earlier_one_gave(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("source", "given"),
-    [("mask:lengths", [3, 1]), ("grid:first", [1, 2, 2]), ("sound:joined", [[0, 1, 2], [4, 5, 6]])],
+    [
+        ("mask:lengths", [3, 1]),
+        ("mask:lengths 2", [2, 1, 1, 0]),
+        ("grid:first", [1, 2, 2]),
+        ("grid:times 1 2 3", [[1, 4, 6], [1, 4, 12]]),
+        ("sound:joined", [[0, 1, 2], [4, 5, 6]]),
+    ],
 )
 def test_what_a_call_reads_is_made_of_the_processor_s_tensors(
     monkeypatch: pytest.MonkeyPatch, source: str, given: list[object]
