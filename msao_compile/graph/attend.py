@@ -320,6 +320,8 @@ def _rotary_or(original: Callable[..., Any], watch: Watch | None) -> Callable[..
             watch.halves &= all(torch.equal(table[..., :half], table[..., half:]) for table in (cos, sin))
             return original(q, k, cos, sin)
         tables = [cos[..., :half], sin[..., :half]]
+        if str(cos.shape[0]) == "1":  # one table for all rows; the node wants one for each
+            tables = [table.expand(q.shape[0], -1, -1) for table in tables]
         return _rotated(q, tables), _rotated(k, tables)
 
     return rotary
