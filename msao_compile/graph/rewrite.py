@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
 from msao_compile.graph.resize import interpolated
@@ -72,6 +73,15 @@ class _OneItem(TorchFunctionMode):
         return found
 
     def _on_split(self, tensor: Any, *args: Any, **named: Any) -> Any:
+    def _on_tensor(self, data: Any, dtype: Any = None, **named: Any) -> Any:
+        """A small tensor of lengths is read again by its numbers, and so is a list of one number."""
+        leaves = pytree.tree_leaves(data) if torch.compiler.is_exporting() and isinstance(data, list) else []
+        if dtype not in (None, torch.int64) or not all(type(leaf) in (int, torch.SymInt) for leaf in leaves):
+            return NotImplemented
+        if any(isinstance(leaf, torch.SymInt) for leaf in leaves):
+            return Numbers(data, None)
+        return Numbers(data, torch.tensor(data, **named)) if len(leaves) == 1 else NotImplemented
+
         return (tensor,) if _is_one_part(tensor, *args, **named) else NotImplemented
 
     _on_split_with_sizes = _on_split
