@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from msao_compile.graph.experts import at_once
 from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.selections import Picked, Places, Sites, mark, scatter_rows, site
@@ -72,7 +73,6 @@ class _OneItem(TorchFunctionMode):
             self.any.append(found)
         return found
 
-    def _on_split(self, tensor: Any, *args: Any, **named: Any) -> Any:
     def _on_tensor(self, data: Any, dtype: Any = None, **named: Any) -> Any:
         """A small tensor of lengths is read again by its numbers, and so is a list of one number."""
         leaves = pytree.tree_leaves(data) if torch.compiler.is_exporting() and isinstance(data, list) else []
@@ -82,6 +82,7 @@ class _OneItem(TorchFunctionMode):
             return Numbers(data, None)
         return Numbers(data, torch.tensor(data, **named)) if len(leaves) == 1 else NotImplemented
 
+    def _on_split(self, tensor: Any, *args: Any, **named: Any) -> Any:
         return (tensor,) if _is_one_part(tensor, *args, **named) else NotImplemented
 
     _on_split_with_sizes = _on_split
@@ -274,6 +275,7 @@ def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
         stack.enter_context(patch.dict(os.environ, NO_CHECKS))
         stack.enter_context(apply_patches("onnx"))
         stack.enter_context(use_experts_implementation(model, "batched_mm"))
+        stack.enter_context(at_once(model))
         stack.enter_context(patch.object(torch.Tensor, "masked_scatter", scatter_rows))
         tensors: tuple[Any, ...] = (torch.Tensor, FakeTensor, FunctionalTensor)
         stack.enter_context(patch.object(torch, "roll", _rolled(torch.roll)))
