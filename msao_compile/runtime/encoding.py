@@ -17,6 +17,8 @@ from msao_compile.runtime.host.anyres import anyres_tiles
 TEXT_ENCODERS = ("text_encoder", "encoder")
 STRIP = "target_sizes"
 """Rows and columns of what lies side by side in one strip of patches."""
+COUNTS = "num_local_patches"
+"""How many crops each picture has beside the view of all of it."""
 COUNTED = "biu"
 """Kinds of whole numbers and of masks, which stand for one another."""
 MASK, TILED = "pixel_attention_mask", 5
@@ -149,9 +151,28 @@ def items(given: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
     if strip is not None:
         yield from _side_by_side(given, strip)
         return
+    crops = _crops(given)
+    ends = given[COUNTS].cumsum() if crops else np.zeros(0, np.int64)
     for index in range(len(main)):
         alone = {name: value[index : index + 1] if len(value) == len(main) else value for name, value in given.items()}
-        yield _without_padding(alone)
+        own = {name: given[name][ends[index] - given[COUNTS][index] : ends[index]] for name in crops}
+        yield _without_padding({**alone, **own})
+
+
+def _crops(given: Mapping[str, np.ndarray]) -> list[str]:
+    """Inputs that hold the crops of all pictures, as many for each as its count says.
+
+    Raises:
+        InputError: there are more or fewer than the counts say.
+    """
+    counts = given.get(COUNTS)
+    if counts is None:
+        return []
+    found = [name for name in given if name.endswith("_local")]
+    wrong = [name for name in found if counts.ndim != 1 or len(given[name]) != int(counts.sum())]
+    if wrong:
+        raise InputError(f"{wrong[0]} has {len(given[wrong[0]])} crops where {COUNTS} says {counts.tolist()}")
+    return found
 
 
 def _packed(given: Mapping[str, np.ndarray], grid: np.ndarray) -> Iterator[Arrays]:

@@ -236,3 +236,12 @@ def test_what_a_call_reads_is_made_of_the_processor_s_tensors(
     item = {name: value for name, value in item.items() if name != "mask" or source.startswith("mask")}
     call = HostCall(function="same", settings={}, inputs={"value": source}, outputs=("out",))
     assert host_inputs((call,), item)["out"].tolist() == given
+
+
+def test_each_picture_has_its_own_crops() -> None:
+    given = {"pixel_values": np.zeros((3, 1, 4, 4)), "pixel_values_local": np.arange(3).reshape(3, 1, 1, 1),
+             "num_local_patches": np.array([2, 0, 1])}  # fmt: skip
+    found = [item["pixel_values_local"].ravel().tolist() for item in items(given)]
+    assert found == [[0, 1], [], [2]]
+    with pytest.raises(InputError, match=r"pixel_values_local has 3 crops where num_local_patches says \[2, 2, 1\]"):
+        list(items({**given, "num_local_patches": np.array([2, 2, 1])}))
