@@ -47,6 +47,11 @@ def encode(model: Model, engines: Mapping[str, Engine], tensors: Mapping[str, np
 
 def _features(encoder: Encoder, engine: Engine, tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
     given = {name: np.asarray(tensors[name]) for name in encoder.inputs if name in tensors}
+    if COUNTS in encoder.inputs and not np.all(given.get(COUNTS, 0)):
+        raise InputError(
+            f"a picture comes without crops ({COUNTS}): the graphs of this model take the view of all of a picture and "
+            "at least one crop of it"
+        )
     for name in encoder.inputs:
         if name == MASK and name not in given and given[encoder.inputs[0]].ndim == TILED:
             given[name] = np.ones((*given[encoder.inputs[0]].shape[:2], *given[encoder.inputs[0]].shape[3:]), bool)

@@ -245,3 +245,10 @@ def test_each_picture_has_its_own_crops() -> None:
     assert found == [[0, 1], [], [2]]
     with pytest.raises(InputError, match=r"pixel_values_local has 3 crops where num_local_patches says \[2, 2, 1\]"):
         list(items({**given, "num_local_patches": np.array([2, 2, 1])}))
+
+
+@pytest.mark.parametrize("counts", [{}, {"num_local_patches": np.array([2, 0])}])
+def test_a_picture_without_crops_is_refused_where_the_graph_takes_some(counts: Arrays) -> None:
+    names, crops = ("pixel_values", "pixel_values_local", "num_local_patches"), {"pixel_values_local": np.ones((2, 1))}
+    with pytest.raises(InputError, match="comes without crops"):
+        encoded({"pixel_values": np.ones((2, 1)), **crops, **counts}, Sums({}, {}), inputs=names)
