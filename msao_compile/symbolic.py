@@ -82,6 +82,11 @@ class Numbers:
         """The same numbers several times along each axis."""
         return Numbers(np.tile(self.numbers, counts), None if self.tensor is None else self.tensor.repeat(counts))
 
+    def expand(self, *sizes: int) -> Numbers:
+        """The same numbers along axes of length 1."""
+        shape = [own if size == -1 else size for own, size in zip(self.numbers.shape, sizes, strict=True)]
+        return Numbers(np.broadcast_to(self.numbers, shape), None if self.tensor is None else self.tensor.expand(sizes))
+
     def prod(self, dim: int | None = None, **_: Any) -> Any:
         """Product, of all or along an axis."""
         return _made(self.numbers.prod(axis=dim))

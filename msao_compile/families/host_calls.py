@@ -200,8 +200,8 @@ def _source(value: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str | No
         if given.shape == value.shape and torch.equal(given.to(value.dtype), value):
             return name
     for name, given in inputs.items():
-        if _is_lengths(name, given, value):
-            return f"{name}:lengths"
+        if piece := _piece(name, given, value):
+            return f"{name}:lengths" if piece == given.shape[1] else f"{name}:lengths {piece}"
         if _is_joined(given, value):
             return f"{name}:joined"
     for name, given in inputs.items():
@@ -214,14 +214,27 @@ def _source(value: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str | No
             padded = torch.nn.functional.pad(given, (1, 0), value=1)
             if torch.equal(padded.to(value.dtype), value):
                 return f"{name}:still"
+        if scale := _scale(given, value):
+            return f"{name}:times {' '.join(map(str, scale))}"
     return None
 
 
-def _is_lengths(name: str, given: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether `value` counts what a mask of media lets through, row by row."""
-    mask = name.endswith("_mask") and name != "attention_mask" and not given.is_floating_point()
-    fits = mask and value.ndim == 1 and given.ndim == 2 and len(given) == len(value)
-    return fits and torch.equal(given.sum(-1), value.to(torch.int64))
+def _piece(name: str, given: torch.Tensor, value: torch.Tensor) -> int:
+    """How long the pieces of each row are where `value` counts what a mask of media lets through in each; else 0."""
+    mask = name.endswith("_mask") and name != "attention_mask" and given.ndim == 2 and not given.is_floating_point()
+    if not mask or value.ndim != 1 or len(value) == 0 or given.numel() % len(value) or len(value) % len(given):
+        return 0
+    counted = given.reshape(len(value), -1).sum(-1)
+    return given.numel() // len(value) if torch.equal(counted, value.to(torch.int64)) else 0
+
+
+def _scale(given: torch.Tensor, value: torch.Tensor) -> list[int]:
+    """By what each column of a grid is multiplied to be `value`; empty where it is not."""
+    grid = given.ndim == 2 and given.shape[1] in (2, 3) and given.shape == value.shape
+    if not grid or given.is_floating_point() or value.is_floating_point() or not bool((given > 0).all()):
+        return []
+    scale = torch.div(value[0], given[0], rounding_mode="floor")
+    return scale.tolist() if torch.equal(given * scale, value) and bool((scale > 0).all()) else []
 
 
 def _is_joined(given: torch.Tensor, value: torch.Tensor) -> bool:

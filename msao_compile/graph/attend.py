@@ -96,7 +96,8 @@ class Setting:
         scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
         if self.watch is not None:
             self.watch.scales[-1].append((type(layer).__name__, scale))
-        extra = [rest.get(name) for name in ("softcap", "s_aux", "position_bias")]
+        sinks = rest.get("s_aux") if rest.get("sinks") is None else rest.get("sinks")
+        extra = [rest.get("softcap"), sinks, rest.get("position_bias")]
         simple = all(item is None for item in extra) and key.shape[-1] == value.shape[-1]
         states = self.states
         index = states.fresh.get(id(key)) if states is not None else None
@@ -251,7 +252,9 @@ def _plain(
     sinks: torch.Tensor | None,
     position_bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[B, S, N, D]; `sinks` [N] take part of the weight of each row, `softcap` bounds the scores."""
+    """[B, S, N, D]; `sinks`, [N] or one for each query [B, N, S, 1], take part of the weight of each row; `softcap`
+    bounds the scores.
+    """
     batch, heads, sequence, _ = query.shape
     groups = heads // key.shape[1]
     query = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)  # [B, K, groups x S, D]: no repeat of keys
@@ -266,7 +269,9 @@ def _plain(
     if sinks is None:
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     else:
-        column = sinks.reshape(1, key.shape[1], groups, 1, 1).expand(batch, -1, -1, sequence, 1)
+        if sinks.ndim == 1:
+            sinks = sinks.reshape(1, heads, 1, 1).expand(batch, -1, sequence, 1)
+        column = sinks.unflatten(1, (key.shape[1], groups))
         weights = torch.softmax(torch.cat([scores, column], -1), dim=-1)[..., :-1]
     output: torch.Tensor = torch.matmul(weights.flatten(2, 3), value).unflatten(2, (groups, sequence))
     return output.flatten(1, 2).transpose(1, 2)
@@ -320,6 +325,8 @@ def _rotary_or(original: Callable[..., Any], watch: Watch | None) -> Callable[..
             watch.halves &= all(torch.equal(table[..., :half], table[..., half:]) for table in (cos, sin))
             return original(q, k, cos, sin)
         tables = [cos[..., :half], sin[..., :half]]
+        if str(cos.shape[0]) == "1":  # one table for all rows; the node wants one for each
+            tables = [table.expand(q.shape[0], -1, -1) for table in tables]
         return _rotated(q, tables), _rotated(k, tables)
 
     return rotary

@@ -15,7 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
+from msao_compile.graph.experts import at_once
 from msao_compile.graph.recurrence import FUNCTIONS as RECURRENCES
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.selections import Picked, Places, Sites, mark, scatter_rows, site
@@ -70,6 +72,15 @@ class _OneItem(TorchFunctionMode):
         if name == "any" and isinstance(found, torch.Tensor) and found.ndim == 0:
             self.any.append(found)
         return found
+
+    def _on_tensor(self, data: Any, dtype: Any = None, **named: Any) -> Any:
+        """A small tensor of lengths is read again by its numbers, and so is a list of one number."""
+        leaves = pytree.tree_leaves(data) if torch.compiler.is_exporting() and isinstance(data, list) else []
+        if dtype not in (None, torch.int64) or not all(type(leaf) in (int, torch.SymInt) for leaf in leaves):
+            return NotImplemented
+        if any(isinstance(leaf, torch.SymInt) for leaf in leaves):
+            return Numbers(data, None)
+        return Numbers(data, torch.tensor(data, **named)) if len(leaves) == 1 else NotImplemented
 
     def _on_split(self, tensor: Any, *args: Any, **named: Any) -> Any:
         return (tensor,) if _is_one_part(tensor, *args, **named) else NotImplemented
@@ -142,13 +153,21 @@ class _OneItem(TorchFunctionMode):
         if not _is_row_mask(index) or not isinstance(value, torch.Tensor | Picked):
             return NotImplemented
         mask = index[0] if isinstance(index, tuple) else index
-        if isinstance(value, Picked) or value.ndim > 1:
+        by_row = mask.ndim == tensor.ndim > 1 and self._whole_rows(mask)
+        if isinstance(value, Picked) or value.ndim > 1 or by_row:
             tensor.copy_(scatter_rows(tensor, mask, value))
         elif mask.ndim == tensor.ndim - 1 and value.ndim == 1:
             tensor.copy_(torch.where(mask[..., None], value, tensor))
         else:
             return NotImplemented
         return True
+
+    def _whole_rows(self, mask: torch.Tensor) -> bool:
+        """Whether the mask of this line was the same along its last axis for the examples: it was made for rows."""
+        line = f"{site()} by row"
+        if self.sites.recording:
+            self.sites.note(line, bool((mask == mask[..., :1]).all()))
+        return self.sites.everything.get(line, False) and not self.sites.recording
 
     def _on_nonzero(self, tensor: Any, *_: Any, as_tuple: bool = False) -> Any:
         if not as_tuple or not torch.compiler.is_exporting():
@@ -256,6 +275,7 @@ def rewritten(model: nn.Module, sites: Sites) -> Iterator[None]:
         stack.enter_context(patch.dict(os.environ, NO_CHECKS))
         stack.enter_context(apply_patches("onnx"))
         stack.enter_context(use_experts_implementation(model, "batched_mm"))
+        stack.enter_context(at_once(model))
         stack.enter_context(patch.object(torch.Tensor, "masked_scatter", scatter_rows))
         tensors: tuple[Any, ...] = (torch.Tensor, FakeTensor, FunctionalTensor)
         stack.enter_context(patch.object(torch, "roll", _rolled(torch.roll)))

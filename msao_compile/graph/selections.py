@@ -76,7 +76,10 @@ class Picked:
     def view(self, *shape: Any) -> Any:
         """Rows are counted by the mask, however they lie; joined to longer ones they are really picked."""
         sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
-        return self if sizes[-1] in (-1, self.all.shape[-1]) else self.really().reshape(*shape)
+        if sizes[-1] not in (-1, self.all.shape[-1]):
+            return self.really().reshape(*shape)
+        by_row = len(sizes) > 1 and self.mask.ndim == self.all.ndim  # so far by element
+        return Picked(self.all, self.mask[..., 0]) if by_row else self
 
     reshape = view
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
+from msao_compile.errors import UnsupportedFamily
 from msao_compile.manifest.schema import StateUpdate
 
 
@@ -77,6 +78,17 @@ class _Layer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """No limit."""
         return -1
+
+    def update_index(self, *_: Any) -> torch.Tensor:
+        """Of attention that sees chosen blocks of keys alone.
+
+        Raises:
+            UnsupportedFamily: always; how many blocks there are to choose from changes with every token.
+        """
+        raise UnsupportedFamily(
+            f"layer {self.index} attends to blocks of keys that it chooses by an index of its own, and into how many "
+            "blocks the keys fall depends on a length in a way that one graph for every length does not have"
+        )
 
 
 class States(Cache):

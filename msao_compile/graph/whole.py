@@ -47,6 +47,8 @@ UNTRACEABLE = (
     ValueError,
 )
 """What torch raises over a model that it cannot trace."""
+BY_DATA = ("data is not allocated", "data-dependent")
+"""How torch says that a model reads what only a request has."""
 MANY_LAYERS = 512  # more than any model has; the cache of a decoder whose config does not say how many
 
 
@@ -309,6 +311,8 @@ def trace(
     except UNTRACEABLE as error:
         cause = error.__cause__ or error
         said = " ".join(str(cause).split())[:400]
+        if any(words in said for words in BY_DATA):
+            said = f"what it does there depends on numbers of a request and not on its lengths alone ({said[:120]})"
         raise StageError(f"torch.onnx could not export{_where(error)}: {said}") from error
     if made is None or made.model.opset_imports.get("") != opset:
         got = None if made is None else made.model.opset_imports.get("")

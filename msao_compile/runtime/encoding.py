@@ -17,6 +17,8 @@ from msao_compile.runtime.host.anyres import anyres_tiles
 TEXT_ENCODERS = ("text_encoder", "encoder")
 STRIP = "target_sizes"
 """Rows and columns of what lies side by side in one strip of patches."""
+COUNTS = "num_local_patches"
+"""How many crops each picture has beside the view of all of it."""
 COUNTED = "biu"
 """Kinds of whole numbers and of masks, which stand for one another."""
 MASK, TILED = "pixel_attention_mask", 5
@@ -45,6 +47,11 @@ def encode(model: Model, engines: Mapping[str, Engine], tensors: Mapping[str, np
 
 def _features(encoder: Encoder, engine: Engine, tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
     given = {name: np.asarray(tensors[name]) for name in encoder.inputs if name in tensors}
+    if COUNTS in encoder.inputs and not np.all(given.get(COUNTS, 0)):
+        raise InputError(
+            f"a picture comes without crops ({COUNTS}): the graphs of this model take the view of all of a picture and "
+            "at least one crop of it"
+        )
     for name in encoder.inputs:
         if name == MASK and name not in given and given[encoder.inputs[0]].ndim == TILED:
             given[name] = np.ones((*given[encoder.inputs[0]].shape[:2], *given[encoder.inputs[0]].shape[3:]), bool)
@@ -122,8 +129,11 @@ def _derived(source: str, item: Mapping[str, np.ndarray]) -> np.ndarray:
         frames = np.repeat(value, value[:, 0], axis=0)
         frames[:, 0] = 1
         return frames
-    if how == "lengths":  # of a mask: how much of each row is real
-        return np.asarray(value.sum(-1))
+    if how.startswith("times"):  # a grid of tokens as one of patches
+        return np.asarray(value * np.array(how.split()[1:], np.int64))
+    if how.startswith("lengths"):  # of a mask: how much of each row is real, or of each piece of it
+        piece = int(how.partition(" ")[2] or value.shape[-1])
+        return np.asarray(value.reshape(-1, piece).sum(-1))
     if how == "joined":  # one sound [bins, frames] without its padding
         mask = next((held for other, held in item.items() if other.endswith("_mask") and held.ndim == 2), None)
         real = value.shape[-1] if mask is None else int(mask[0].sum())
@@ -146,9 +156,28 @@ def items(given: Mapping[str, np.ndarray]) -> Iterator[Arrays]:
     if strip is not None:
         yield from _side_by_side(given, strip)
         return
+    crops = _crops(given)
+    ends = given[COUNTS].cumsum() if crops else np.zeros(0, np.int64)
     for index in range(len(main)):
         alone = {name: value[index : index + 1] if len(value) == len(main) else value for name, value in given.items()}
-        yield _without_padding(alone)
+        own = {name: given[name][ends[index] - given[COUNTS][index] : ends[index]] for name in crops}
+        yield _without_padding({**alone, **own})
+
+
+def _crops(given: Mapping[str, np.ndarray]) -> list[str]:
+    """Inputs that hold the crops of all pictures, as many for each as its count says.
+
+    Raises:
+        InputError: there are more or fewer than the counts say.
+    """
+    counts = given.get(COUNTS)
+    if counts is None:
+        return []
+    found = [name for name in given if name.endswith("_local")]
+    wrong = [name for name in found if counts.ndim != 1 or len(given[name]) != int(counts.sum())]
+    if wrong:
+        raise InputError(f"{wrong[0]} has {len(given[wrong[0]])} crops where {COUNTS} says {counts.tolist()}")
+    return found
 
 
 def _packed(given: Mapping[str, np.ndarray], grid: np.ndarray) -> Iterator[Arrays]:

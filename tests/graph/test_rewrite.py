@@ -264,3 +264,22 @@ def test_frequencies_that_follow_the_length_are_constant_in_a_trace() -> None:
             "longrope",
         ]
     assert [part.rope_type for part in model] == list(kinds)
+
+
+class _Counted(nn.Module):
+    """Writes lengths into a small tensor and reads them again, as towers do that hand their grid on."""
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        grid = torch.tensor([[1, picture.shape[0], picture.shape[1]]])
+        units = torch.tensor([2]).expand(len(grid))
+        [(_, high, wide)], [unit] = grid.tolist(), units.tolist()
+        return picture.reshape(high // unit, unit, wide // unit, unit).amax((1, 3)) + grid.sum()
+
+
+def test_lengths_written_into_a_tensor_are_read_as_lengths() -> None:
+    high, wide = 2 * torch.export.Dim("high"), 2 * torch.export.Dim("wide")
+    with rewritten(_Counted(), Sites()):
+        shapes = ({0: high, 1: wide},)
+        program = torch.export.export(_Counted(), (torch.rand(4, 6),), dynamic_shapes=shapes, strict=False)
+    picture = torch.rand(8, 2)
+    torch.testing.assert_close(program.module()(picture), _Counted()(picture))

@@ -49,3 +49,20 @@ def test_where_they_are_not_the_model_rotates_as_it_does() -> None:
         found = modeling_llama.apply_rotary_pos_emb(*parts)
     assert modeling_llama.apply_rotary_pos_emb is original
     assert torch.equal(found[0], original(*parts)[0])
+
+
+def test_one_table_for_all_rows_is_given_to_each_of_them() -> None:
+    query, key, cos, sin = _parts(True)
+    rows = query.repeat(3, 1, 1, 1), key.repeat(3, 1, 1, 1)
+
+    class Rotated(nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)[0]
+            return found
+
+    shapes = {"q": {0: torch.export.Dim("rows")}, "k": {0: torch.export.Dim("rows")}, "cos": None, "sin": None}
+    with attending(Setting("fused"), _model()), torch.no_grad():
+        program = torch.export.export(Rotated(), (*rows, cos, sin), dynamic_shapes=shapes, strict=False)
+    node, _ = [node for node in program.graph.nodes if "onnx_symbolic" in str(node.target)]
+    tokens, *tables = (found.meta["val"] for found in node.args[0])
+    assert [str(table.shape[0]) for table in tables] == [str(tokens.shape[0])] * 2

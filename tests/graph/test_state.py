@@ -39,3 +39,16 @@ def test_what_torch_cannot_trace_is_a_fault_of_the_stage() -> None:
 
     with pytest.raises(StageError, match="could not export"):
         trace(body, {}, {"x": torch.zeros(2)}, {}, "portable")
+
+
+def test_keys_chosen_by_blocks_are_refused() -> None:
+    with pytest.raises(UnsupportedFamily, match="layer 1 attends to blocks of keys that it chooses"):
+        States(2, 0, 3).layers[1].update_index(torch.zeros(1, 1, 3, 4))
+
+
+def test_what_depends_on_numbers_of_a_request_is_said_to() -> None:
+    def body(_: object, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return inputs["x"] if inputs["x"].sum() > 0 else -inputs["x"]
+
+    with pytest.raises(StageError, match="depends on numbers of a request and not on its lengths alone"):
+        trace(body, {}, {"x": torch.zeros(2)}, {}, "portable")

@@ -219,7 +219,13 @@ def test_a_call_reads_what_an_earlier_one_gave(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("source", "given"),
-    [("mask:lengths", [3, 1]), ("grid:first", [1, 2, 2]), ("sound:joined", [[0, 1, 2], [4, 5, 6]])],
+    [
+        ("mask:lengths", [3, 1]),
+        ("mask:lengths 2", [2, 1, 1, 0]),
+        ("grid:first", [1, 2, 2]),
+        ("grid:times 1 2 3", [[1, 4, 6], [1, 4, 12]]),
+        ("sound:joined", [[0, 1, 2], [4, 5, 6]]),
+    ],
 )
 def test_what_a_call_reads_is_made_of_the_processor_s_tensors(
     monkeypatch: pytest.MonkeyPatch, source: str, given: list[object]
@@ -230,3 +236,19 @@ def test_what_a_call_reads_is_made_of_the_processor_s_tensors(
     item = {name: value for name, value in item.items() if name != "mask" or source.startswith("mask")}
     call = HostCall(function="same", settings={}, inputs={"value": source}, outputs=("out",))
     assert host_inputs((call,), item)["out"].tolist() == given
+
+
+def test_each_picture_has_its_own_crops() -> None:
+    given = {"pixel_values": np.zeros((3, 1, 4, 4)), "pixel_values_local": np.arange(3).reshape(3, 1, 1, 1),
+             "num_local_patches": np.array([2, 0, 1])}  # fmt: skip
+    found = [item["pixel_values_local"].ravel().tolist() for item in items(given)]
+    assert found == [[0, 1], [], [2]]
+    with pytest.raises(InputError, match=r"pixel_values_local has 3 crops where num_local_patches says \[2, 2, 1\]"):
+        list(items({**given, "num_local_patches": np.array([2, 2, 1])}))
+
+
+@pytest.mark.parametrize("counts", [{}, {"num_local_patches": np.array([2, 0])}])
+def test_a_picture_without_crops_is_refused_where_the_graph_takes_some(counts: Arrays) -> None:
+    names, crops = ("pixel_values", "pixel_values_local", "num_local_patches"), {"pixel_values_local": np.ones((2, 1))}
+    with pytest.raises(InputError, match="comes without crops"):
+        encoded({"pixel_values": np.ones((2, 1)), **crops, **counts}, Sums({}, {}), inputs=names)
