@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from unittest.mock import patch
 
 from torch import nn
 
 from msao_compile.errors import UnsupportedFamily
+from msao_compile.families.examples import Medium
 from msao_compile.manifest.schema import ENCODERS
 from msao_compile.runtime.session import NOUNS
 from msao_compile.symbolic import NO_CHECKS
@@ -35,6 +36,20 @@ def refuse_other_ways(
             raise UnsupportedFamily(
                 f"{modality} alone goes through {other}, which a request with {beside} as well does not, and one graph "
                 f"has to serve both: leave out {components} ([export] exclude)"
+            )
+
+
+def refuse_heard_along(name: str, media: Iterable[Medium]) -> None:
+    """What is heard along with the text has a feature for each token, of the answer too.
+
+    Raises:
+        UnsupportedFamily: a medium is such a one.
+    """
+    for medium in media:
+        if medium.tokens and medium.placeholder is None:
+            raise UnsupportedFamily(
+                f"{name} takes a feature of its {medium.modality} with every token that it decodes, so that each step "
+                "of an answer needs more of it: media are encoded before an answer here, and not along with it"
             )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from msao_compile.errors import UnsupportedFamily
-from msao_compile.families.alone import refuse_other_ways
+from msao_compile.families.alone import refuse_heard_along, refuse_other_ways
 from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.examples.kinds import FAULTS
 from msao_compile.families.examples.request import run
@@ -69,6 +69,8 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
     calls_made = HostCalls(model)
     pairs = {modality: _pair(model, modality, calls_made, fixed) for modality in known}
     media = [(one, other) for one, other, _ in pairs.values()]
+    if tokens == "input_ids":
+        refuse_heard_along(type(model).__name__, [one for one, _ in media])
     examples = []
     for which, words in enumerate(WORDS):
         plain = request(model, [pair[which] for pair in media], words, _chance(which))

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from msao_compile.errors import UnsupportedFamily
-from msao_compile.families.alone import entered, refuse_other_ways
+from msao_compile.families.alone import entered, refuse_heard_along, refuse_other_ways
+from msao_compile.families.examples import Medium
 
 
 class Model(nn.Module):
@@ -51,3 +52,9 @@ def test_a_layer_of_a_stack_is_entered_as_one() -> None:
     model = Model(split=False)
     assert entered(model, partial(model, "image")) == ["tower", "layers.0", "layers.1"]
     assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+def test_a_feature_with_every_token_of_the_answer_is_refused() -> None:
+    refuse_heard_along("Model", [Medium("audio", {}, (4,), 7), Medium("image", {}, (), None)])
+    with pytest.raises(UnsupportedFamily, match="Model takes a feature of its audio with every token that it decodes"):
+        refuse_heard_along("Model", [Medium("audio", {}, (4,), None)])
