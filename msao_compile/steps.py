@@ -94,6 +94,12 @@ class Steps:
             check_positions(name, result(record)["position_limit"], capacity)
             role = self.recipe.models[name].role
             self.parts.append(ModelParts(name, role, result(record), capacity, files, held))
+        left_out = {component for parts in self.parts for component in parts.split["excluded"]}
+        if extra := sorted(set(self.recipe.export.exclude) - left_out):
+            raise RecipeError(
+                f"export.exclude: {extra[0]!r} is no encoder of pictures, clips or sounds of a model here, and nothing "
+                "else can be left out: take it from the list"
+            )
         return True
 
     def export(self) -> bool:

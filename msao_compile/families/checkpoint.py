@@ -57,6 +57,7 @@ class _Entry(BaseModel):
         return start <= stop and (self.dtype not in ITEM_BYTES or stop - start == needed)
 
 
+SINGLE = "model.safetensors"
 _HEADER = TypeAdapter(dict[str, _Entry])
 
 
@@ -91,14 +92,22 @@ def weight_files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not an index of weight files ({error}); download it again") from error
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = [path.name for path in folder.glob("*.safetensors")]
+        if names and names != [SINGLE]:
+            raise CheckpointError(
+                f"{folder}: holds {', '.join(sorted(names))} where transformers looks for {SINGLE} or {index.name}, "
+                "which tells what lies in which; copy it from the original"
+            )
     if not names:
-        raise CheckpointError(f"{folder}: no *.safetensors file; save the model with `safe_serialization`")
+        raise CheckpointError(
+            f"{folder}: no *.safetensors file; save the model with `safe_serialization`. `plan` needs a recipe and the "
+            "config.json alone"
+        )
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index}: names {name!r}, no file beside it; download the checkpoint again")
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: named by {index.name} but missing; download the checkpoint again")
+            raise CheckpointError(f"{folder / name}: no such file; download the checkpoint again")
     return [folder / name for name in names]
 
 
@@ -119,9 +128,18 @@ def read_sources(path: Path) -> dict[str, Source]:
     for key, entry in entries.items():
         start, stop = entry.data_offsets
         found[key] = Source(path.name, key, 8 + length + start, stop - start, entry.dtype, tuple(entry.shape))
-    needed = max((source.offset + source.size_bytes for source in found.values()), default=0)
-    if needed > size:
-        raise CheckpointError(f"{path}: truncated, {size} bytes where its header needs {needed}; copy the file again")
+    end = 8 + length
+    for source in sorted(found.values(), key=lambda source: (source.offset, source.size_bytes)):
+        if source.offset != end:
+            raise CheckpointError(
+                f"{path}: damaged safetensors header, tensor {source.key!r} begins at byte {source.offset} where the "
+                f"one before it ends at {end}; copy the file again"
+            )
+        end += source.size_bytes
+    if end != size:
+        raise CheckpointError(
+            f"{path}: truncated or damaged, {size} bytes where its header says {end}; copy the file again"
+        )
     return found
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from msao_compile.manifest.schema import HostCall
+from msao_compile.runtime.encoding import host_inputs
 from msao_compile.runtime.host import FUNCTIONS
 from msao_compile.runtime.host.anyres import anyres_index
 from msao_compile.runtime.host.vision import vision_frame_pairs
@@ -31,6 +33,8 @@ NOT_PASSED = ("kwargs", "config", "device")
 LENGTHS_ONLY = ("vision_merged_shape",)
 """Functions whose results are used as lengths: the graph gets a tensor that has them."""
 TILE_COUNTS = "image_size_to_num_patches"
+LARGER = (5, 7)
+"""How many times more rows and columns a larger grid has."""
 PACK, PAIR_FRAMES = "pack_image_features", "_temporal_slicing"
 """Methods, not functions, that loop over sizes."""
 
@@ -192,6 +196,26 @@ class _AllTiles:
 
     def __index__(self) -> int:
         return sys.maxsize
+
+
+def longer(calls: Sequence[HostCall], example: Mapping[str, torch.Tensor]) -> dict[str, frozenset[int]]:
+    """Axes of what the host computes that are longer for larger grids, also where those of the examples are alike: few
+    pictures have as many windows as two small ones.
+    """
+    grids = {
+        name: value.numpy() for name, value in example.items()
+        if value.ndim == 2 and value.shape[1] in (2, 3) and not value.is_floating_point()
+    }  # fmt: skip
+    larger = {name: value * np.array([1, *LARGER])[-value.shape[1] :] for name, value in grids.items()}
+    found: dict[str, frozenset[int]] = {}
+    for call in calls:
+        if all(source.partition(":")[0] in grids for source in call.inputs.values()):
+            small, large = host_inputs((call,), grids), host_inputs((call,), larger)
+            for name, value in small.items():
+                found[name] = frozenset(
+                    axis for axis in range(value.ndim) if value.shape[axis] != large[name].shape[axis]
+                )
+    return found
 
 
 def _source(value: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str | None:

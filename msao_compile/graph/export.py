@@ -188,7 +188,8 @@ def _dynamic(
     for name, value in one.items():
         if name in seen.states:
             continue
-        axes = [axis for axis in range(value.ndim) if value.shape[axis] != other[name].shape[axis]]
+        longer = subject.longer.get(name, ())
+        axes = [axis for axis in range(value.ndim) if value.shape[axis] != other[name].shape[axis] or axis in longer]
         named = subject.names.get(name, ())
         found[name] = {
             axis: sequence if axis < len(named) and named[axis] == "sequence_length" else torch.export.Dim.AUTO

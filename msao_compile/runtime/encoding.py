@@ -21,6 +21,8 @@ COUNTS = "num_local_patches"
 """How many crops each picture has beside the view of all of it."""
 COUNTED = "biu"
 """Kinds of whole numbers and of masks, which stand for one another."""
+SHOWN = 12
+"""So many numbers of an input are shown in a message."""
 MASK, TILED = "pixel_attention_mask", 5
 """Of a picture cut into tiles [pictures, tiles, colours, height, width]: which pixels are no padding, all where it is
 not told."""
@@ -113,7 +115,13 @@ def host_inputs(calls: tuple[HostCall, ...], item: Mapping[str, np.ndarray]) -> 
     found: Arrays = {}
     for call in calls:
         arrays = {name: _derived(source, {**item, **found}) for name, source in call.inputs.items()}
-        results = FUNCTIONS[call.function](**arrays, **call.settings)
+        try:
+            results = FUNCTIONS[call.function](**arrays, **call.settings)
+        except (ValueError, IndexError) as error:
+            said = ", ".join(f"{name} {value.tolist()}" for name, value in arrays.items() if value.size <= SHOWN)
+            raise InputError(
+                f"{call.function} has no answer for {said}: give what the model's processor makes"
+            ) from error
         if call.function == "vision_merged_shape":  # read as lengths: a tensor that has them
             results = (np.zeros([int(size) for size in results], np.float32),)
         found |= dict(zip(call.outputs, results, strict=False))

@@ -51,10 +51,13 @@ def forward(session: ModelSession, inputs: Mapping[str, np.ndarray]) -> Arrays:
 def compared(session: ModelSession, inputs: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
     """What encoders and the classifier over them give, each output of theirs by name."""
     found = session.encode(inputs, clock)
-    if "classifier" in session.engines:
+    classifier = session.engines.get("classifier")
+    if classifier is not None and {*classifier.inputs} <= {
+        *inputs,
+        *found,
+    }:  # of texts or pictures alone: their features
         with clock.module("classifier"):
-            engine = session.engines["classifier"]
-            found |= engine.run(feed(engine, {**inputs, **found}, (1, 0)))
+            found |= classifier.run(feed(classifier, {**inputs, **found}, (1, 0)))
     return found
 
 
@@ -216,6 +219,11 @@ def _checked(session: ModelSession, inputs: Mapping[str, Any]) -> Arrays:
     real = mask.astype(bool)
     if not real.any(-1).all():
         raise InputError(f"row {int(real.any(-1).argmin())} of the batch has no token: leave such rows out")
+    ends = np.diff(np.pad(real, ((0, 0), (1, 1))).astype(np.int8)) == -1
+    if (ends.sum(-1) > 1).any():
+        raise InputError(
+            "attention_mask has a hole between tokens: it may leave out the beginning or end of a row alone"
+        )
     known = session.facts.vocab_size
     if ((ids < 0) | (ids >= known))[real].any():
         raise InputError(f"{tokens} hold tokens outside the vocabulary of {known}")

@@ -17,7 +17,7 @@ from msao_compile.manifest.schema import DecoderFacts, Model
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, DecoderEngine, Engine, KVCache
 from msao_compile.runtime.encoding import encode
-from msao_compile.runtime.feed import feed
+from msao_compile.runtime.feed import CROSS, feed
 from msao_compile.runtime.host.rope import rope_index
 from msao_compile.runtime.preprocess import Preprocessor, decode, from_config
 from msao_compile.runtime.tokens import Tokenizer, expand, read_json
@@ -298,6 +298,12 @@ class ModelSession:
         every: bool = False,
     ) -> tuple[np.ndarray, Conversation]:
         """As `prefill`, from merged embeddings: what crosses the partition point after `embed_tokens`."""
+        read = [name for name in self.decoder.inputs if name.startswith(CROSS)]
+        if self.facts.tokens != "input_ids" and read and not any(name in known for name in read):
+            media = " or ".join(encoder.inputs[0] for encoder in self.model.encoders)
+            raise InputError(
+                f"model {self.model.name!r} answers what its encoder reads, which is not there: give {media}"
+            )
         length = known["inputs_embeds"].shape[1]
         talk = Conversation(self.decoder.new_cache(self.facts.kv_capacity), positions[1], self.later(known))
         rows = np.arange(0 if every else length - 1, length, dtype=np.int64)

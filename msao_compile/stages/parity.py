@@ -291,7 +291,7 @@ def _tokens(reference: Path, generate: np.ndarray, logits: np.ndarray) -> np.nda
     """The generated tokens of a reference, [batch, tokens], refused where they cannot belong to these logits."""
     batch, _, vocabulary = logits.shape
     found = generate[None] if generate.ndim == 1 else generate
-    if found.ndim != 2 or len(found) != batch or not np.issubdtype(found.dtype, np.integer):
+    if found.ndim != 2 or len(found) != batch or found.shape[1] == 0 or not np.issubdtype(found.dtype, np.integer):
         raise InputError(f"{reference}: generate is {found.dtype} {found.shape}; it should be int64 ({batch}, tokens)")
     if ((found < 0) | (found >= vocabulary)).any():
         raise InputError(f"{reference}: generate holds tokens outside the vocabulary of {vocabulary}")

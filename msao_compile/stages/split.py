@@ -18,6 +18,7 @@ from msao_compile.errors import ShapeSpecialised, StageError
 from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, refuse_not_finite
 from msao_compile.families.classes import request_classes
 from msao_compile.families.conversion import CONVERTED, write_converted
+from msao_compile.families.examples import modalities
 from msao_compile.families.light import light
 from msao_compile.families.registry import open_checked
 from msao_compile.families.subject import Description, describe, turned, with_rows
@@ -26,7 +27,7 @@ from msao_compile.graph.export import export
 from msao_compile.graph.rewrite import growing
 from msao_compile.graph.whole import Seen, Subject, look
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
-from msao_compile.manifest.schema import Dialect, Encoder, HostCall
+from msao_compile.manifest.schema import ENCODERS, Dialect, Encoder, HostCall
 
 logger = logging.getLogger(__name__)
 Traced = dict[Dialect, dict[str, dict[str, Any]]]
@@ -59,6 +60,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     first = next(iter(traced.values()))
     config = model.config
     return {
+        "excluded": [name for name in map(ENCODERS.get, modalities(model)) if name in arguments["exclude"]],
         "family": read_config(folder)["model_type"],
         "architecture": type(model).__name__,
         "hidden_size": _width(first),
@@ -305,6 +307,7 @@ def _looked(description: Description) -> Iterator[tuple[Subject, Seen]]:
             names=candidate.names,
             tokens=candidate.tokens,
             outputs=candidate.outputs,
+            longer=candidate.longer,
             bound=candidate.bound,
         )
         try:

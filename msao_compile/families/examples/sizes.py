@@ -8,7 +8,7 @@ from typing import Any
 from msao_compile.families.examples.kinds import Sight
 
 # Sides, in merged patches, of the pictures of variants 0, 1 and 2.
-SIDES = (((2, 3),), ((4, 2),), ((2, 3), (3, 2)))
+SIDES = (((2, 3),), ((6, 2),), ((2, 3), (3, 2)))
 
 
 def sides(sight: Sight, variant: int) -> tuple[tuple[int, int], ...]:
