@@ -93,7 +93,9 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{index}: not an index of weight files ({error}); download it again") from error
     else:
         names = [path.name for path in folder.glob("*.safetensors")]
-        if names and names != [SINGLE]:
+        if SINGLE in names:
+            names = [SINGLE]  # what lies beside it is the same in another layout
+        elif names:
             raise CheckpointError(
                 f"{folder}: holds {', '.join(sorted(names))} where transformers looks for {SINGLE} or {index.name}, "
                 "which tells what lies in which; copy it from the original"

@@ -170,3 +170,20 @@ def test_prompts_of_two_lengths_are_refused_with_both(session: ModelSession, fam
     pair = requests(session, family, (1, 1))
     with pytest.raises(InputError, match="prompts of 79 and 80 tokens are no batch"):
         session.prefill_batch([pair[0], Request(pair[1].ids[:-1], pair[1].tensors)], Clock())
+
+
+def test_a_hole_in_a_mask_is_refused(runtime: Runtime, family: str) -> None:
+    given = asked(family, 1, 0)
+    mask = np.ones_like(given["input_ids"])
+    mask[0, :1] = mask[0, -2:] = 0
+    if family == "llava":
+        runtime.forward({**given, "attention_mask": mask})
+    mask[0, 50] = 0
+    with pytest.raises(InputError, match="attention_mask has a hole between tokens"):
+        runtime.forward({**given, "attention_mask": mask})
+
+
+def test_a_grid_that_cannot_be_merged_is_refused_with_its_numbers(built: Callable[[str], Path]) -> None:
+    given = asked("qwen2_5_vl", 1, 0)
+    with pytest.raises(InputError, match=r"has no answer for .*\[\[1, 3, 8\]\]"):
+        load(built("qwen2_5_vl")).forward({**given, "image_grid_thw": np.array([[1, 3, 8]])})

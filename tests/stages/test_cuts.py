@@ -25,7 +25,7 @@ def session(built: Callable[[str], Path]) -> ModelSession:
 
 def asked(steps: np.ndarray = TEACHER) -> Asked:
     inputs = checkpoints.example("qwen2_5_vl")
-    return Asked(("image",), inputs, {}, {}, inputs, steps, np.zeros((0, 0), np.float32))
+    return Asked(("image",), 0, inputs, {}, {}, inputs, steps, np.zeros((0, 0), np.float32))
 
 
 def test_a_model_is_cut_after_its_encoders_and_after_its_embedding(session: ModelSession) -> None:

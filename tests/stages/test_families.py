@@ -59,7 +59,15 @@ def test_every_subject_passes_parity_in_both_dialects(family: str, folder: Path,
     verify(folder, manifest)
     rows = ParityEvidence.model_validate_json((folder / "evidence/parity.json").read_bytes()).rows
     last = ENCODERS[family][-1]
-    subjects = {*ENCODERS[family], "whole", "steps", "text", f"split after {last}", "split after embed_tokens"}
+    subjects = {
+        *ENCODERS[family],
+        "whole",
+        "steps",
+        "batch of 2",
+        "text",
+        f"split after {last}",
+        "split after embed_tokens",
+    }
     assert {(row.subject, row.dialect) for row in rows} == {
         (subject, dialect) for subject in subjects for dialect in ("fused", "portable")
     }

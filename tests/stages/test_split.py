@@ -230,6 +230,23 @@ def edit_index(name: object) -> Edit:
     return edit
 
 
+def overlap(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    held = path.read_bytes()
+    length = struct.unpack("<Q", held[:8])[0]
+    told = json.loads(held[8 : 8 + length])
+    pairs = [entry for entry in told.values() if "data_offsets" in entry]
+    alike = next(
+        (one, other)
+        for one in pairs
+        for other in pairs
+        if one["shape"] == other["shape"] and one["data_offsets"] < other["data_offsets"]
+    )
+    alike[1]["data_offsets"] = alike[0]["data_offsets"]
+    header = json.dumps(told).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + held[8 + length :])
+
+
 FAULTS: dict[str, tuple[Edit, str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json; point at"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
@@ -238,7 +255,18 @@ FAULTS: dict[str, tuple[Edit, str]] = {
         "config.json: no model_type",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"no \*.safetensors file"),
-    "truncated": (cut, r"model.safetensors: truncated, \d+ bytes where its header needs \d+"),
+    "truncated": (cut, r"model.safetensors: truncated or damaged, \d+ bytes where its header says \d+"),
+    "more than the header tells": (
+        lambda folder: (folder / "model.safetensors").write_bytes(
+            (folder / "model.safetensors").read_bytes() + b"more"
+        ),
+        r"model.safetensors: truncated or damaged, \d+ bytes where its header says \d+",
+    ),
+    "shards without an index": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors"),
+        "holds model-00001-of-00001.safetensors where transformers looks for model.safetensors",
+    ),
+    "tensors over one another": (overlap, r"begins at byte \d+ where the one before it ends at \d+"),
     "empty file": (
         lambda folder: (folder / "model.safetensors").write_bytes(b""),
         "truncated or damaged safetensors header",
@@ -269,7 +297,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
         lambda folder: (folder / "model.safetensors.index.json").write_text(
             '{"weight_map": {"a": "gone.safetensors"}}'
         ),
-        "gone.safetensors: named by model.safetensors.index.json but missing",
+        "gone.safetensors: no such file; download the checkpoint again",
     ),
     "damaged index": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
