@@ -132,15 +132,13 @@ def _exported(
 
 
 def _start_token(folder: Path, config: Any) -> int | None:
-    """The token that opens an answer, as transformers looks for it."""
+    """The token that opens an answer, as transformers looks for it: all that one file says comes before the next."""
     path = folder / "generation_config.json"
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    text = config.get_text_config(decoder=True)
-    for name in ("decoder_start_token_id", "bos_token_id"):
-        for found in (told.get(name), getattr(config, name, None), getattr(text, name, None)):
-            if isinstance(found, int):
-                return found
-    return None
+    names = ("decoder_start_token_id", "bos_token_id")
+    places = [{name: getattr(part, name, None) for name in names} for part in (config, config.get_text_config(True))]
+    found = (place.get(name) for place in (told, *places) for name in names)
+    return next((token for token in found if isinstance(token, int)), None)
 
 
 def _as_read(

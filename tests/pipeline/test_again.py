@@ -13,6 +13,7 @@ import pytest
 from building import Workshop, python, run, write_recipe
 
 from msao_compile import asks
+from msao_compile.errors import RecipeError
 from msao_compile.farm.job import Job, Result
 from msao_compile.pipeline import build, plan
 from msao_compile.runtime import load
@@ -55,6 +56,12 @@ def test_the_second_build_runs_nothing_and_leaves_the_same_deployment(
     assert mine.ran() == []
     assert (again.folder / "deployment.json").read_bytes() == (deployment / "deployment.json").read_bytes()
     verify(again.folder, again.deployment)
+
+
+def test_what_is_no_encoder_cannot_be_excluded(mine: Workshop, recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + 'exclude = ["decoder"]\n')
+    with pytest.raises(RecipeError, match=r"export.exclude: 'decoder' is no encoder of pictures, clips or sounds"):
+        mine.build(recipe)
 
 
 def test_a_build_that_runs_nothing_imports_neither_torch_nor_onnx(mine: Workshop, recipe: Path) -> None:
