@@ -52,10 +52,8 @@ def compared(session: ModelSession, inputs: Mapping[str, np.ndarray], clock: Clo
     """What encoders and the classifier over them give, each output of theirs by name."""
     found = session.encode(inputs, clock)
     classifier = session.engines.get("classifier")
-    if classifier is not None and {*classifier.inputs} <= {
-        *inputs,
-        *found,
-    }:  # of texts or pictures alone: their features
+    # Texts or pictures alone have features and nothing to be compared with.
+    if classifier is not None and {*classifier.inputs} <= {*inputs, *found}:
         with clock.module("classifier"):
             found |= classifier.run(feed(classifier, {**inputs, **found}, (1, 0)))
     return found
