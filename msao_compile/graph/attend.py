@@ -155,7 +155,7 @@ def _additive(mask: Mask | None) -> Mask | None:
 
 def _same_segment(boundaries: torch.Tensor, length: int) -> Mask:
     """Bias [1, 1, length, length] under which a token sees its own segment: its frame, its window, its picture."""
-    segment = (torch.arange(length)[:, None] >= boundaries[None, 1:]).sum(-1)
+    segment = (torch.arange(length)[:, None] >= boundaries[None]).sum(-1)  # counted from one: no length is cut to 1
     return torch.where(segment[:, None] == segment[None, :], 0.0, MASKED)[None, None]
 
 
