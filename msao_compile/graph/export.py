@@ -220,8 +220,8 @@ def _lengths(
         own = {axis: held for axis, held in enumerate(subject.names.get(name, ())) if held} or state
         for axis in dynamic.get(name, {}):
             size = value.shape[axis] if value.shape is not None else None
-            known_longer = axis in subject.longer.get(name, ()) and size is not None
-            if isinstance(size, int) or (known_longer and str(size.value).isdecimal()):  # torch may say "2" for 2
+            told = str(getattr(size, "value", "")) if axis in subject.longer.get(name, ()) else ""
+            if isinstance(size, int) or told.isdecimal():  # torch may say "2" for 2
                 raise ShapeSpecialised(f"input {name!r}: axis {axis} came out as {size} where it should vary")
             symbol = size.value if size is not None else None
             if symbol is None:
