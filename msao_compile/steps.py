@@ -191,7 +191,10 @@ class Steps:
             ]
         )  # fmt: skip
         for record in records:
-            self.rows += ParityEvidence.model_validate(result(record)).rows if record is not None else ()
+            if record is not None:
+                found = ParityEvidence.model_validate(result(record))
+                self.rows += found.rows
+                self.left_out |= found.left_out
         if not all(records):
             return self._later(("build", "measure"), "parity")
         refuse_failures(self._evidence())

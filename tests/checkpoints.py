@@ -20,6 +20,8 @@ CLASSES = {
     "smolvlm": "SmolVLMForConditionalGeneration",
     "llava": "LlavaForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "clip": "CLIPModel",
+    "whisper": "WhisperForConditionalGeneration",
 }
 SIDE_FILES = Path(__file__).resolve().parents[1] / "calibration" / "models" / "shapes-edge"
 VOCABULARY, IMAGE_TOKEN, VIDEO_TOKEN = 722, 4, 5  # the vocabulary of SIDE_FILES
@@ -37,6 +39,11 @@ QWEN_TOWER = {
     "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4,
     "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
     "tokens_per_second": 4, "initializer_range": 0.1,
+}  # fmt: skip
+WHISPER = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_mel_bins": 16, "max_source_positions": 20,
+    "max_target_positions": 64, "init_std": 0.1,
 }  # fmt: skip
 # transformers 5's own parameter names -> the names in the checkpoints that stand on the hub, longest prefix first
 HUB = {
@@ -58,7 +65,8 @@ def write(family: str, folder: Path, spelling: str = "saved") -> Path:
     with _seeded(family):
         model = getattr(transformers, CLASSES[family])(_config(family)).eval()
         _perturb(model)
-    model.generation_config.eos_token_id = None  # a random model must not stop by chance
+    if model.can_generate():
+        model.generation_config.eos_token_id = None  # a random model must not stop by chance
     if spelling == "saved":
         model.save_pretrained(folder)
     else:
@@ -84,6 +92,12 @@ def _config(family: str) -> Any:
             text_config={"model_type": "llama", **TEXT}, vision_config={"model_type": "clip_vision_model", **TOWER},
             image_token_index=IMAGE_TOKEN, tie_word_embeddings=False,
         )  # fmt: skip
+    if family == "clip":
+        text = {**TEXT, "projection_dim": 16}
+        return transformers.CLIPConfig(text_config=text, vision_config=TOWER, projection_dim=16)
+    if family == "whisper":
+        return transformers.WhisperConfig(**WHISPER, vocab_size=VOCABULARY, decoder_start_token_id=2, pad_token_id=0,
+                                          bos_token_id=1, eos_token_id=3)  # fmt: skip
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     return transformers.Qwen2_5_VLConfig(
         text_config={**TEXT, "rope_parameters": rope}, vision_config=QWEN_TOWER, image_token_id=IMAGE_TOKEN,
@@ -94,7 +108,7 @@ def _config(family: str) -> Any:
 @contextmanager
 def _seeded(family: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(FAMILIES.index(family))
+        torch.manual_seed([*CLASSES].index(family))
         yield
 
 

@@ -80,7 +80,7 @@ def started(
         CODE,
     )
     recipes = {}
-    for family in ("llava", "qwen2_5_vl"):
+    for family in ("llava", "qwen2_5_vl", "clip", "whisper"):
         models = {"edge": (checkpoint(family), "draft")}
         recipes[family] = write_recipe(made.folder / f"{family}.toml", models, weights="original")
     under_way = {

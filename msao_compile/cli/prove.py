@@ -32,6 +32,8 @@ HEADERS = (
     "bound",
 )
 NUMBERS = frozenset({6, 7, 8, 9})
+SETTINGS = (1, 3, 4, 5, 10)
+"""Columns that often say the same in every row."""
 
 
 def parity(
@@ -61,8 +63,10 @@ def parity(
         "deployment": str(deployment), "verdict": overall(rows), "rows": [row.model_dump() for row in rows],
         "left_out": evidence.left_out,
     }  # fmt: skip
-    talk.reply(facts, lambda: draw.table(HEADERS, [_cells(row) for row in rows], NUMBERS))
+    talk.reply(facts, lambda: _show(rows))
     refuse(rows, evidence.left_out)
+    for name, reason in evidence.left_out.items():
+        talk.say(f"not compared: {name}: {reason}")
     talk.say(summary(rows))
 
 
@@ -100,6 +104,20 @@ def summary(rows: tuple[ParityRow, ...]) -> str:
     counts = Counter(row.verdict for row in rows)
     parts = [f"{counts[verdict]} {verdict}" for verdict in ("PASS", "AMBIGUOUS", "FAIL") if counts[verdict]]
     return f"parity: {', '.join(parts)}"
+
+
+def _show(rows: tuple[ParityRow, ...]) -> None:
+    """The table; what is the same in every row stands once below it, so that a narrow terminal has room."""
+    cells = [_cells(row) for row in rows]
+    same = [index for index in SETTINGS if len({row[index] for row in cells}) == 1]
+    shown = [index for index in range(len(HEADERS)) if index not in same]
+    draw.table(
+        [HEADERS[index] for index in shown],
+        [[row[index] for index in shown] for row in cells],
+        {shown.index(index) for index in NUMBERS},
+    )
+    if same:
+        draw.line(f"in every row: {'; '.join(f'{HEADERS[index]} {cells[0][index]}' for index in same)}")
 
 
 def _cells(row: ParityRow) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from msao_compile.errors import UnsupportedFamily
 from msao_compile.manifest.schema import HostCall
 from msao_compile.runtime.encoding import host_inputs
 from msao_compile.runtime.host import FUNCTIONS
@@ -81,8 +82,8 @@ class HostCalls:
                         stack.enter_context(patch.object(file, name, partial(handle, known, function)))
                     elif name == TILE_COUNTS and handle == self._answer:
                         stack.enter_context(patch.object(file, name, self._tiles))
+            ways: dict[str, Callable[..., Any]] = {PACK: self._pack, PAIR_FRAMES: _pair_frames}
             for part in self.model.modules():
-                ways: dict[str, Callable[..., Any]] = {PACK: self._pack, PAIR_FRAMES: _pair_frames}
                 for name, ours in ways.items():
                     if hasattr(type(part), name):
                         stack.enter_context(patch.object(part, name, partial(ours, part, handle)))
@@ -198,24 +199,29 @@ class _AllTiles:
         return sys.maxsize
 
 
-def longer(calls: Sequence[HostCall], example: Mapping[str, torch.Tensor]) -> dict[str, frozenset[int]]:
-    """Axes of what the host computes that are longer for larger grids, also where those of the examples are alike: few
-    pictures have as many windows as two small ones.
+def refuse_alike(family: str, calls: Sequence[HostCall], examples: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    """A trace takes for a constant what has one length in both examples: what grows with the grid must have two.
+
+    Raises:
+        UnsupportedFamily: such as two pictures of one attention window each, where a larger one has several.
     """
+    one, other = examples
     grids = {
-        name: value.numpy() for name, value in example.items()
+        name: value.numpy() for name, value in one.items()
         if value.ndim == 2 and value.shape[1] in (2, 3) and not value.is_floating_point()
     }  # fmt: skip
     larger = {name: value * np.array([1, *LARGER])[-value.shape[1] :] for name, value in grids.items()}
-    found: dict[str, frozenset[int]] = {}
     for call in calls:
         if all(source.partition(":")[0] in grids for source in call.inputs.values()):
-            small, large = host_inputs((call,), grids), host_inputs((call,), larger)
-            for name, value in small.items():
-                found[name] = frozenset(
-                    axis for axis in range(value.ndim) if value.shape[axis] != large[name].shape[axis]
-                )
-    return found
+            for name, value in host_inputs((call,), larger).items():
+                shapes = zip(value.shape, one[name].shape, other[name].shape, strict=True)
+                if any(large != small and small == also for large, small, also in shapes):
+                    raise UnsupportedFamily(
+                        f"{family}: {call.function} gives {list(one[name].shape)} for both example pictures and "
+                        f"{list(value.shape)} for one {LARGER[0]} x {LARGER[1]} times as large: the examples are too "
+                        "small to tell what varies (settings: "
+                        f"{', '.join(f'{key} {value}' for key, value in call.settings.items())})"
+                    )
 
 
 def _source(value: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> str | None:

@@ -19,7 +19,7 @@ from msao_compile.families.alone import refuse_heard_along, refuse_other_ways
 from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.examples.kinds import FAULTS
 from msao_compile.families.examples.request import run
-from msao_compile.families.host_calls import HostCalls, longer
+from msao_compile.families.host_calls import HostCalls, refuse_alike
 from msao_compile.families.known_sizes import SIZED, KnownSize, known_sizes
 from msao_compile.families.shared_place import joined, shared_inputs
 from msao_compile.manifest.schema import ENCODERS, Encoder, HostCall
@@ -42,8 +42,7 @@ class Description:
 
     `examples` are the named inputs of one forward at two sizes; `names[input]` names its axes; `needs[input]` says what
     depends on it (`image`, `video`, `audio`, `ids`, `text`, `step`). `tokens` is the input whose positions are decoded,
-    None where nothing is. `longer` are axes that vary though they have one length in both examples. `bound(values)`
-    patches the model for one call and takes from `values` what is no argument.
+    None where nothing is. `bound(values)` patches the model for one call and takes from `values` what is no argument.
     """
 
     model: PreTrainedModel
@@ -54,7 +53,6 @@ class Description:
     outputs: tuple[str, ...]
     encoders: tuple[Encoder, ...]
     position: str | None
-    longer: dict[str, frozenset[int]]
     bound: Callable[[Tensors], contextlib.AbstractContextManager[Tensors]]
 
 
@@ -91,6 +89,7 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
             lambda: _forward(model, examples[0], shared),
             {pair[0].modality: partial(_forward, model, _only(model, pair[0], tokens)) for pair in media},
         )
+    refuse_alike(type(model).__name__, calls_made.calls, full)
     taken = _taken(calls_made.calls)
     sizes = [size for pair in media for size in known_sizes(pair, taken)]
     full = [_with_lengths(example, sizes) for example in full]
@@ -111,7 +110,6 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
         outputs=_outputs(model, examples[0]) if tokens is None else ("logits",),
         encoders=tuple(_encoder(one, each, made, owners) for one, _, each in pairs.values()),
         position=position,
-        longer=longer(calls_made.calls, full[0]),
         bound=lambda values: _bound(calls_made, sizes, shared, values),
     )
 

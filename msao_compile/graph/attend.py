@@ -86,10 +86,10 @@ class Setting:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: Mask | None = None,
+        attention_mask: Mask | None = None,
         **rest: Any,
     ) -> tuple[torch.Tensor, None]:
-        """The interface of transformers' attention functions; gives [B, S, N, D]."""
+        """The interface of transformers' attention functions, whose names a model may call by; gives [B, S, N, D]."""
         scaling = rest.get("scaling")
         if isinstance(scaling, torch.SymFloat):
             raise _scaled_by_length(type(layer).__name__)
@@ -102,11 +102,11 @@ class Setting:
         states = self.states
         index = states.fresh.get(id(key)) if states is not None else None
         if index is not None and self.watch is not None:
-            self.watch.note(index, mask, simple)
+            self.watch.note(index, attention_mask, simple)
         if index is not None and states is not None and index in states.raw:
-            return _grouped_query(states, index, (query, key, value), mask, scale), None
+            return _grouped_query(states, index, (query, key, value), attention_mask, scale), None
         lengths = rest.get("cu_seq_lens_q")
-        bias = _additive(mask if lengths is None else _same_segment(lengths, query.shape[2]))
+        bias = _additive(attention_mask if lengths is None else _same_segment(lengths, query.shape[2]))
         alike = str(query.shape[:2]) == str(key.shape[:2])  # one query for several rows is left to broadcasting
         if self.dialect == "fused" and index is None and simple and alike:
             return _multi_head(query, key, value, bias, scale), None

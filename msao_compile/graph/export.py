@@ -188,8 +188,7 @@ def _dynamic(
     for name, value in one.items():
         if name in seen.states:
             continue
-        longer = subject.longer.get(name, ())
-        axes = [axis for axis in range(value.ndim) if value.shape[axis] != other[name].shape[axis] or axis in longer]
+        axes = [axis for axis in range(value.ndim) if value.shape[axis] != other[name].shape[axis]]
         named = subject.names.get(name, ())
         found[name] = {
             axis: sequence if axis < len(named) and named[axis] == "sequence_length" else torch.export.Dim.AUTO
@@ -220,8 +219,7 @@ def _lengths(
         own = {axis: held for axis, held in enumerate(subject.names.get(name, ())) if held} or state
         for axis in dynamic.get(name, {}):
             size = value.shape[axis] if value.shape is not None else None
-            told = str(getattr(size, "value", "")) if axis in subject.longer.get(name, ()) else ""
-            if isinstance(size, int) or told.isdecimal():  # torch may say "2" for 2
+            if isinstance(size, int) or str(getattr(size, "value", "")).isdecimal():  # torch may say "2" for 2
                 raise ShapeSpecialised(f"input {name!r}: axis {axis} came out as {size} where it should vary")
             symbol = size.value if size is not None else None
             if symbol is None:

@@ -56,9 +56,9 @@ MANY_LAYERS = 512  # more than any model has; the cache of a decoder whose confi
 class Subject:
     """What to export: a model, the named inputs of one forward at two sizes, and how its own code is to be patched.
 
-    `names[input]` names the axes; an axis whose lengths differ between the examples is dynamic, and so are those in
-    `longer`. `tokens` names the input whose positions are decoded, None where nothing is. `bound(values)` is entered
-    around every call of the model and gives the values that are its arguments.
+    `names[input]` names the axes; an axis whose lengths differ between the examples is dynamic. `tokens` names the
+    input whose positions are decoded, None where nothing is. `bound(values)` is entered around every call of the model
+    and gives the values that are its arguments.
     """
 
     model: nn.Module
@@ -66,7 +66,6 @@ class Subject:
     names: Mapping[str, tuple[str, ...]]
     tokens: str | None
     outputs: tuple[str, ...]
-    longer: Mapping[str, frozenset[int]] = field(default_factory=dict)
     bound: Callable[[Tensors], AbstractContextManager[Tensors]] = contextlib.nullcontext
 
 

@@ -32,7 +32,7 @@ class ParityEvidence(Frozen):
     rows: tuple[ParityRow, ...]
     bounds: dict[str, float | None]
     left_out: dict[str, str] = Field(default_factory=dict)
-    """Models that were not compared, and why."""
+    """Models that were not compared, and why; by model and subject, comparisons that a model does not allow."""
 
 
 class Spread(Frozen):

@@ -37,20 +37,19 @@ def distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Distance:
     """
     count = 0
     max_abs, cosines, equal, ties = 0.0, [], [], []
-    for ours, original in pairs:
-        for one, other in _blocks(ours, original):
-            count += len(one)
-            if not (np.isfinite(one).all() and np.isfinite(other).all()):
-                return Distance(float(np.finfo(np.float64).max), -1.0, 0.0, False, count)
-            max_abs = max(max_abs, float(np.abs(one - other).max(initial=0.0)))
-            lengths = np.linalg.norm(one, axis=-1), np.linalg.norm(other, axis=-1)
-            norms = lengths[0] * lengths[1]
-            cosine = (one * other).sum(-1) / np.where(norms > 0, norms, 1.0)
-            cosines.append(np.where(norms > 0, cosine, lengths[0] == lengths[1]))  # two zero rows are equal, one is not
-            same = one.argmax(-1) == other.argmax(-1)
-            top = np.partition(other, -2, axis=-1)[:, -2:] if other.shape[-1] > 1 else other
-            equal.append(same)
-            ties.append(same | (top[:, -1] - top[:, 0] <= NEAR_TIE * other.std(-1)))
+    for one, other in (block for pair in pairs for block in _blocks(*pair)):
+        count += len(one)
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
+            return Distance(float(np.finfo(np.float64).max), -1.0, 0.0, False, count)
+        max_abs = max(max_abs, float(np.abs(one - other).max(initial=0.0)))
+        lengths = np.linalg.norm(one, axis=-1), np.linalg.norm(other, axis=-1)
+        norms = lengths[0] * lengths[1]
+        cosine = (one * other).sum(-1) / np.where(norms > 0, norms, 1.0)
+        cosines.append(np.where(norms > 0, cosine, lengths[0] == lengths[1]))  # two zero rows are equal, one is not
+        same = one.argmax(-1) == other.argmax(-1)
+        top = np.partition(other, -2, axis=-1)[:, -2:] if other.shape[-1] > 1 else other
+        equal.append(same)
+        ties.append(same | (top[:, -1] - top[:, 0] <= NEAR_TIE * other.std(-1)))
     agreement = float(np.concatenate(equal).mean())
     return Distance(max_abs, float(np.concatenate(cosines).min()), agreement, bool(np.concatenate(ties).all()), count)
 

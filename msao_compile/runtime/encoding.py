@@ -31,6 +31,8 @@ not told."""
 def encode(model: Model, engines: Mapping[str, Engine], tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
     """What the encoders make of a request's tensors, by name; empty for text alone: no encoder runs for it.
 
+    A text that comes without its mask has no padding.
+
     Raises:
         InputError: an array is missing or has another shape than the model takes.
     """
@@ -41,9 +43,10 @@ def encode(model: Model, engines: Mapping[str, Engine], tensors: Mapping[str, np
     for component in TEXT_ENCODERS:
         if component in engines and any(name in tensors for name in engines[component].inputs):
             engine = engines[component]
-            length = next(tensors[name].shape[-1] for name in engine.inputs if name in tensors)
+            shape = next(np.shape(tensors[name]) for name in engine.inputs if name in tensors)
+            known = {"attention_mask": np.ones(shape), "token_type_ids": np.zeros(shape), **tensors, **found}
             with clock.module(component):
-                found |= engine.run(feed(engine, {**tensors, **found}, (1, length)))
+                found |= engine.run(feed(engine, known, (1, shape[-1])))
     return found
 
 

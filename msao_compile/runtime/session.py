@@ -241,11 +241,12 @@ class ModelSession:
         lengths = sorted({len(request.ids) for request in requests})
         if len(lengths) > 1:
             raise InputError(f"prompts of {lengths[0]} and {lengths[-1]} tokens are no batch: give those of one length")
-        encoded = [self.encode(request.tensors, clock) for request in requests]
-        for request, features in zip(requests, encoded, strict=True):
-            self.check_placeholders(request, features)
-        pairs = zip(requests, encoded, strict=True)
-        held = self._joined([{**self.context(request.tensors), **features} for request, features in pairs])
+        rows: list[Arrays] = []
+        for request in requests:
+            encoded = self.encode(request.tensors, clock)
+            self.check_placeholders(request, encoded)
+            rows.append({**self.context(request.tensors), **encoded})
+        held = self._joined(rows)
         embeds = self.embed(np.stack([request.ids for request in requests]), held, clock)
         known, places = {**held, **embeds}, [self.positions(request) for request in requests]
         talk = Conversation(

@@ -47,6 +47,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     folder = Path(arguments["folder"])
     deployment = read_manifest(folder)
     rows: list[ParityRow] = []
+    left_out: dict[str, str] = {}
     with torch.inference_mode():
         checkpoint, exclude = Path(arguments["checkpoint"]), tuple(arguments["exclude"])
         original = Original(checkpoint, exclude, int(arguments["steps"]), PARITY_PROMPT_TOKENS)
@@ -57,7 +58,22 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
                 for subject, found in judge_of(original, session):
                     on_progress({"subject": subject, "dialect": dialect})
                     rows.append(_row(session.model.name, subject, dialect, found, arguments["bounds"]))
-    return ParityEvidence(rows=tuple(rows), bounds=arguments["bounds"]).model_dump(mode="json")
+            subjects = {row.subject for row in rows if row.dialect == dialect}
+            left_out |= {
+                f"{session.model.name} {subject}": why
+                for subject, why in _impossible(session)
+                if subject not in subjects
+            }
+    return ParityEvidence(rows=tuple(rows), bounds=arguments["bounds"], left_out=left_out).model_dump(mode="json")
+
+
+def _impossible(session: ModelSession) -> Iterator[tuple[str, str]]:
+    """Why a comparison is not made, by subject, where it is not."""
+    for encoder in session.model.encoders:
+        yield encoder.component, "transformers has no method that gives as many features; compared in the whole"
+    if session.model.decoder is not None:
+        yield TEXT_ONLY, "it answers nothing without a picture or a sound"
+        yield BATCH, "its graphs take one request at a time"
 
 
 def _once(encode: Callable[[Mapping[str, np.ndarray], Clock], Any]) -> Callable[..., Any]:
@@ -210,10 +226,15 @@ def check_deployment(folder: Path, reference: Path | None, model: str | None, ga
     if reference is not None:
         if model is None and len(known) > 1:
             raise InputError(f"{reference}: which model do these outputs belong to? name one of {', '.join(known)}")
-        rows = tuple(_reference_rows(folder, deployment, reference, (model or known[0], evidence.bounds)))
+        try:
+            rows = tuple(_reference_rows(folder, deployment, reference, (model or known[0], evidence.bounds)))
+        except (InputError, CapacityExceeded) as error:
+            raise type(error)(f"{reference}: {error}") from error
     else:
         rows = tuple(row for row in evidence.rows if model in (None, row.model))
-    evidence = evidence.model_copy(update={"rows": rows})
+    about = {} if reference is not None else evidence.left_out
+    left_out = {name: why for name, why in about.items() if model in (None, name.partition(" ")[0])}
+    evidence = evidence.model_copy(update={"rows": rows, "left_out": left_out})
     if gate:
         refuse_failures(evidence)
     return evidence
@@ -229,11 +250,11 @@ def _evidence(folder: Path, deployment: Deployment) -> ParityEvidence:
 
 def _read_reference(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise InputError(f"{path}: no such file; name an .npz with in.<name> arrays and logits")
+        raise InputError("no such file; name an .npz with in.<name> arrays and logits")
     try:
         return dict(np.load(path, allow_pickle=False))
     except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
-        raise InputError(f"{path}: not an .npz of plain arrays ({error})") from error
+        raise InputError(f"not an .npz of plain arrays ({error})") from error
 
 
 def _reference_rows(
@@ -243,7 +264,7 @@ def _reference_rows(
     held = _read_reference(reference)
     inputs = {name.removeprefix("in."): value for name, value in held.items() if name.startswith("in.")}
     if "logits" not in held or not inputs:
-        raise InputError(f"{reference}: holds no logits or no in.<name> arrays, so there is nothing to compare")
+        raise InputError("holds no logits or no in.<name> arrays, so there is nothing to compare")
     for dialect in sorted({engine.dialect for engine in deployment.engines if engine.status != "deferred"}):
         session = Engines(folder, deployment, verify=True, dialect=dialect).session(deployment.model(name))
         if session.model.decoder is None:
@@ -251,16 +272,14 @@ def _reference_rows(
             continue
         ours = forward(session, inputs)["logits"]
         if ours.shape != held["logits"].shape:
-            raise InputError(
-                f"{reference}: its logits have shape {held['logits'].shape} where its inputs give {ours.shape}"
-            )
+            raise InputError(f"its logits have shape {held['logits'].shape} where its inputs give {ours.shape}")
         own = session.facts.tokens == "input_ids"  # else the mask is of the text that an encoder reads
         mask = inputs.get("attention_mask") if own else None
         real = np.ones(ours.shape[:2], bool) if mask is None else np.asarray(mask).astype(bool)
         found = distance([(ours[real], held["logits"][real])])
         yield _row(name, "logits of the reference", dialect, found, bounds)
         if "generate" in held:
-            wanted = _tokens(reference, held["generate"], ours)
+            wanted = _tokens(held["generate"], ours)
             start = None if own else int(inputs[session.facts.tokens][0, 0])
             tokens = _aligned(greedy(session, inputs, wanted.shape[1]), wanted, start)
             one_hot = [np.eye(ours.shape[-1])[ids.reshape(-1)] for ids in (tokens, wanted)]
@@ -283,16 +302,16 @@ def _compared(
     for key in sorted(key for key in held if key.startswith("out.")):
         output = key.removeprefix("out.")
         if output not in ours:
-            raise InputError(f"the reference holds {key}, which this model does not give: it gives {', '.join(ours)}")
+            raise InputError(f"holds {key}, which this model does not give: it gives {', '.join(ours)}")
         yield _row(name, f"{output} of the reference", dialect, distance(_flat([(ours[output], held[key])])), bounds)
 
 
-def _tokens(reference: Path, generate: np.ndarray, logits: np.ndarray) -> np.ndarray:
+def _tokens(generate: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """The generated tokens of a reference, [batch, tokens], refused where they cannot belong to these logits."""
     batch, _, vocabulary = logits.shape
     found = generate[None] if generate.ndim == 1 else generate
     if found.ndim != 2 or len(found) != batch or found.shape[1] == 0 or not np.issubdtype(found.dtype, np.integer):
-        raise InputError(f"{reference}: generate is {found.dtype} {found.shape}; it should be int64 ({batch}, tokens)")
+        raise InputError(f"generate is {found.dtype} {found.shape}; it should be int64 ({batch}, tokens)")
     if ((found < 0) | (found >= vocabulary)).any():
-        raise InputError(f"{reference}: generate holds tokens outside the vocabulary of {vocabulary}")
+        raise InputError(f"generate holds tokens outside the vocabulary of {vocabulary}")
     return found

@@ -305,7 +305,6 @@ def _looked(description: Description) -> Iterator[tuple[Subject, Seen]]:
             names=candidate.names,
             tokens=candidate.tokens,
             outputs=candidate.outputs,
-            longer=candidate.longer,
             bound=candidate.bound,
         )
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -18,8 +20,10 @@ PASSED = tuple(row for row in ROWS if row.verdict == "PASS")
 UNSURE = tuple(row for row in ROWS if row.verdict != "FAIL")
 
 
-def given(monkeypatch: pytest.MonkeyPatch, rows: tuple[ParityRow, ...]) -> None:
-    evidence = ParityEvidence(rows=rows, bounds={})
+def given(
+    monkeypatch: pytest.MonkeyPatch, rows: tuple[ParityRow, ...], left_out: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    evidence = ParityEvidence(rows=rows, bounds={}, left_out=dict(left_out))
     monkeypatch.setattr("msao_compile.stages.parity.check_deployment", lambda *_, gate: evidence)
 
 
@@ -32,7 +36,18 @@ def test_a_pass_exits_0_with_the_counts(cli: Cli, monkeypatch: pytest.MonkeyPatc
     given(monkeypatch, UNSURE)
     ran = cli("parity", "d")
     assert (ran.code, ran.err) == (0, "parity: 18 PASS, 1 AMBIGUOUS\n")
-    assert ran.out.splitlines()[1].split()[:5] == ["PASS", "edge", "vision_encoder", "fused", "ort"]
+    assert ran.out.splitlines()[1].split()[:5] == ["PASS", "edge", "vision_encoder", "fused", "fp32"]
+
+
+def test_what_every_row_says_stands_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(
+        monkeypatch, tuple(row for row in PASSED if row.model == "edge" and row.dialect == "fused"), {"edge text": "no"}
+    )
+    ran = cli("parity", "d")
+    lines = ran.out.splitlines()
+    assert lines[0].split()[:2] == ["verdict", "subject"] and "model" not in lines[0] and "dialect" not in lines[0]
+    assert lines[-1].startswith("in every row: model edge; dialect fused; ")
+    assert ran.err.splitlines()[0] == "not compared: edge text: no"
 
 
 def test_a_failure_exits_5_and_still_gives_every_row(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

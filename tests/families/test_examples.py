@@ -16,6 +16,7 @@ from msao_compile.errors import InputError, UnsupportedFamily
 from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.examples.kinds import look, special_ids, tensors
 from msao_compile.families.examples.tiles import best_pinpoint
+from msao_compile.families.subject import describe
 
 VOCABULARY = 120
 PICTURE, CLIP, SOUND = 100, 101, 102
@@ -93,6 +94,20 @@ def qwen() -> transformers.PreTrainedModel:
         vision_end_token_id=104,
     )
     return built("Qwen2VLForConditionalGeneration", config)
+
+
+def windowed() -> transformers.PreTrainedModel:
+    """Windows of 8 x 8 merged patches; published checkpoints have 4 x 4."""
+    tower = {"depth": 1, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "intermediate_size": 32}
+    config = transformers.Qwen2_5_VLConfig(
+        vision_config={**tower, "out_hidden_size": 32, "window_size": 64, "fullatt_block_indexes": [0]},
+        text_config={**TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 2]}},
+        image_token_id=PICTURE,
+        video_token_id=CLIP,
+        vision_start_token_id=103,
+        vision_end_token_id=104,
+    )
+    return built("Qwen2_5_VLForConditionalGeneration", config)
 
 
 def idefics() -> transformers.PreTrainedModel:
@@ -210,6 +225,14 @@ def test_two_pictures_have_a_run_each_of_their_own_length() -> None:
         alone = [medium(model, "image", variant, np.random.default_rng(0)).tokens for variant in (0, 1)]
         assert medium(model, "image", 2, np.random.default_rng(0)).tokens == (*alone[0], *alone[1])
         assert alone[0] != alone[1]
+
+
+def test_a_picture_of_another_size_has_more_windows() -> None:
+    """A trace tells by that what varies."""
+    model = windowed()
+    asked = [describe(model).examples[which] for which in (0, 1)]
+    assert [len(example["image_grid_thw"]) for example in asked] == [1, 1]
+    assert [len(example["vision_window_index.2.1"]) for example in asked] == [2, 3]
 
 
 def test_a_picture_and_a_clip_share_a_request() -> None:

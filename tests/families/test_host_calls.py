@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from msao_compile.families.host_calls import _source, longer
+from msao_compile.errors import UnsupportedFamily
+from msao_compile.families.host_calls import _source, refuse_alike
 from msao_compile.manifest.schema import HostCall
+from msao_compile.runtime.encoding import host_inputs
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]])
 GIVEN = {"image_grid_thw": torch.tensor([[1, 2, 3]]), "input_features_mask": MASK}
@@ -28,18 +31,25 @@ def test_an_argument_is_known_by_its_numbers(value: list[object], source: str | 
     assert _source(torch.tensor(value), GIVEN) == source
 
 
-def test_axes_that_larger_grids_lengthen_are_known_from_small_ones() -> None:
-    """Both pictures have one window; larger ones have more."""
-    settings = {"spatial_merge_size": 2, "window_size": 128, "patch_size": 8}
-    call = HostCall(
-        function="vision_window_index",
-        settings=settings,
-        inputs={"grid_thw": "image_grid_thw"},
-        outputs=("index", "ends"),
-    )
-    cells = HostCall(
-        function="vision_cu_seqlens", settings={}, inputs={"grid_thw": "image_grid_thw"}, outputs=("segments",)
-    )
-    for grid in ([[1, 4, 6]], [[1, 6, 4]]):
-        found = longer([call, cells], {"image_grid_thw": torch.tensor(grid), "pixel_values": torch.zeros(24, 9)})
-        assert found == {"index": {0}, "ends": {0}, "segments": set()}
+WINDOWS = HostCall(
+    function="vision_window_index",
+    settings={"spatial_merge_size": 2, "window_size": 128, "patch_size": 8},
+    inputs={"grid_thw": "image_grid_thw"},
+    outputs=("index", "ends"),
+)
+SEGMENTS = HostCall(
+    function="vision_cu_seqlens", settings={}, inputs={"grid_thw": "image_grid_thw"}, outputs=("segments",)
+)
+
+
+def example(*grid: int) -> dict[str, torch.Tensor]:
+    given = {"image_grid_thw": np.array([grid])}
+    made = host_inputs((WINDOWS, SEGMENTS), given)
+    return {name: torch.from_numpy(value) for name, value in {**given, **made}.items()}
+
+
+def test_two_pictures_of_one_window_each_are_too_small() -> None:
+    """A trace of them would take the number of windows for a constant."""
+    with pytest.raises(UnsupportedFamily, match=r"vision_window_index gives \[2\] for both .* window_size 128"):
+        refuse_alike("F", [WINDOWS, SEGMENTS], [example(1, 4, 6), example(1, 12, 4)])
+    refuse_alike("F", [WINDOWS, SEGMENTS], [example(1, 4, 6), example(1, 20, 4)])

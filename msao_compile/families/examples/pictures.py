@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from msao_compile.families.examples.kinds import Sight, Trial, noise, whole
-from msao_compile.families.examples.sizes import SIDES, channels, merge, patch, sides, stated_side
+from msao_compile.families.examples.sizes import channels, merge, patch, sides, stated_side
 from msao_compile.families.examples.tiles import mosaic, plain, sized, tiles, views
 
 
@@ -49,7 +49,7 @@ def packed(sight: Sight, variant: int, chance: np.random.Generator, clip: bool =
     wanted: tuple[tuple[int, ...], ...] = (((2,),), ((3,), (4,)), ((2, 2),))[variant]
     times = (*wanted, (1, 1)) if clip else ((1, 1),)
     for unit, lengths in ((unit, lengths) for lengths in times for unit in dict.fromkeys((merge(sight), 2, 4))):
-        grid = whole([(time, high * unit, wide * unit) for time, (high, wide) in zip(lengths, SIDES[variant])])
+        grid = whole([(time, high * unit, wide * unit) for time, (high, wide) in zip(lengths, sides(sight, variant))])
         count = int(grid.prod(1).sum())
         if grid_key == "image_grid_hw":
             grid = grid[:, 1:]

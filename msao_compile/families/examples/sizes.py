@@ -7,13 +7,15 @@ from typing import Any
 
 from msao_compile.families.examples.kinds import Sight
 
-# Sides, in merged patches, of the pictures of variants 0, 1 and 2.
-SIDES = (((2, 3),), ((6, 2),), ((2, 3), (3, 2)))
-
 
 def sides(sight: Sight, variant: int) -> tuple[tuple[int, int], ...]:
-    """Sides of a variant's pictures, in merged patches: more of them where texts are compared with pictures."""
-    return SIDES[variant] * (3, 2, 2)[variant] if sight.dual else SIDES[variant]
+    """Height and width of a variant's pictures, in merged patches: more of them where texts are compared with pictures.
+
+    Variant 1 has two attention windows where variant 0 has one.
+    """
+    window = sight.number("window_size", default=0, of=sight.vision) // (patch(sight) * merge(sight))
+    chosen = (((2, 3),), ((max(6, window + 2), 2),), ((2, 3), (3, 2)))[variant]
+    return chosen * (3, 2, 2)[variant] if sight.dual else chosen
 
 
 def channels(sight: Sight) -> int:
