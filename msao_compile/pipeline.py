@@ -65,7 +65,9 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         deployment = steps.deployment()
         folder = options.out / runner.recipe.name
         steps.stock.deploy(folder, deployment)
-    return Built(folder, deployment, runner.ran, runner.reused, time.perf_counter() - started)
+        runner.inputs.settle()
+    copied = steps.stock.copied(folder, deployment)
+    return Built(folder, deployment, runner.ran, runner.reused, time.perf_counter() - started, copied)
 
 
 def _check_places(recipe: Recipe, options: Options, mode: int) -> None:

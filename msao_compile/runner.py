@@ -81,6 +81,8 @@ class Built:
     ran: int
     reused: int
     seconds: float
+    copied_bytes: int = 0
+    """Of checkpoint files that could not be linked into the deployment."""
 
 
 @dataclass(frozen=True)

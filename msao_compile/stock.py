@@ -21,6 +21,7 @@ class Stock:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.blobs: dict[str, Blob] = {}
+        self._shared: dict[str, Path] = {}
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file outside the store."""
@@ -44,6 +45,7 @@ class Stock:
             StageError: it changed in between.
         """
         blob = Blob(sha256=self.digest(path), size_bytes=path.stat().st_size)
+        self._shared[blob.sha256] = path
         if not self.runner.planning and not self.runner.store.holds(blob):
             self.runner.store.share_file(path, blob)
             if self.digest(path) != blob.sha256:  # read again only where its time, size or inode changed
@@ -71,6 +73,12 @@ class Stock:
     def deploy(self, folder: Path, manifest: Deployment) -> None:
         """Write a deployment folder from the objects kept here."""
         emit.write(folder, manifest, self.runner.store, self.blobs.values())
+
+    def copied(self, folder: Path, manifest: Deployment) -> int:
+        """Bytes of shared files that a deployment holds once more, on a file system without their links."""
+        data = {file for module in manifest.modules for graph in module.graphs for file in graph.data}
+        shared = [(folder / file.path, self._shared[file.sha256]) for file in data if file.sha256 in self._shared]
+        return sum(held.stat().st_size for held, original in shared if not held.samefile(original))
 
     def _keep(self, blob: Blob) -> Object:
         self.blobs[blob.sha256] = blob

@@ -198,4 +198,6 @@ class Whole(metaclass=_WholeMeta):
             return value
         if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
             return value.item()
+        if isinstance(value, torch.SymFloat):  # a length divided
+            return torch.sym_int(value)
         return builtins.int(value, *rest)

@@ -199,18 +199,22 @@ def built_summary(built: Built) -> str:
     parts.append(f"{units.size(weights['written_bytes'])} of weights in new files")
     if weights["in_place_bytes"]:
         parts[-1] += f" and {units.size(weights['in_place_bytes'])} in the checkpoint's own"
+    if built.copied_bytes:
+        parts[-1] += f" ({units.size(built.copied_bytes)} of them copied: --out or --store is on another file system)"
     return f"{', '.join(parts)}, {units.seconds(built.seconds)}"
 
 
 def _weights(built: Built) -> dict[str, int]:
-    """Bytes of weights in files that were written for modules, and in checkpoint files that graphs point into."""
+    """Bytes of weights in files that were written for modules, in checkpoint files that graphs point into, and how many
+    of these had to be copied.
+    """
     from msao_compile.stages.compose import DATA
 
     held = {file for module in built.deployment.modules for graph in module.graphs for file in graph.data}
     sizes = {True: 0, False: 0}
     for file in held:
         sizes[file.path.endswith(DATA)] += file.size_bytes
-    return {"written_bytes": sizes[True], "in_place_bytes": sizes[False]}
+    return {"written_bytes": sizes[True], "in_place_bytes": sizes[False], "copied_bytes": built.copied_bytes}
 
 
 def _proposed(checkpoint: Path, output: Path) -> dict[str, Any]:

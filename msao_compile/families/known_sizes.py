@@ -55,18 +55,18 @@ def _known(name: str, value: np.ndarray, numbers: list[tuple[int, int]], pair: t
     where: list[tuple[str, int]] = []
     outputs = tuple(f"{name}.{index}" for index in range(len(numbers)))
     for index, number in enumerate(numbers):
-        axis = _axis(number, pair) if number[0] != number[1] else None
+        axis = _axis(number, pair, where) if number[0] != number[1] else None
         where.append(axis or (outputs[index], 0))
     made = any(source in outputs for source, _ in where)
     call = HostCall(function="lengths", settings={}, inputs={"sizes": name}, outputs=outputs) if made else None
     return KnownSize(name, value.shape, tuple(where), call)
 
 
-def _axis(number: tuple[int, int], pair: tuple[Medium, Medium]) -> tuple[str, int] | None:
-    """The input and axis that have this length in both examples."""
+def _axis(number: tuple[int, int], pair: tuple[Medium, Medium], taken: list[tuple[str, int]]) -> tuple[str, int] | None:
+    """The input and axis that have this length in both examples and are none of `taken`: squares have two such."""
     for name, value in pair[0].inputs.items():
         other = pair[1].inputs[name]
         for axis in range(value.ndim) if value.dtype == np.float32 and value.ndim == other.ndim else ():
-            if (value.shape[axis], other.shape[axis]) == number:
+            if (value.shape[axis], other.shape[axis]) == number and (name, axis) not in taken:
                 return name, axis
     return None

@@ -71,11 +71,7 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
     media = [(one, other) for one, other, _ in pairs.values()]
     if tokens == "input_ids":
         refuse_heard_along(type(model).__name__, [one for one, _ in media])
-    examples = []
-    for which, words in enumerate(WORDS):
-        plain = request(model, [pair[which] for pair in media], words, _chance(which))
-        examples.append({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in plain.items()})
-    examples = [_with_positions(model, example, tokens) for example in examples]
+    examples = [_with_positions(model, example, tokens) for example in _unlike(model, media, tokens)]
     position = _position(model, examples[0])
     owners: dict[str, str] = {}
     for pair in media:
@@ -112,6 +108,19 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
         position=position,
         bound=lambda values: _bound(calls_made, sizes, shared, values),
     )
+
+
+def _unlike(model: PreTrainedModel, media: Sequence[tuple[Medium, Medium]], tokens: str | None) -> list[Tensors]:
+    """A request with each of the media; they differ in length, also where fewer features stand beside more words."""
+
+    def asked(which: int, words: int) -> Tensors:
+        plain = request(model, [pair[which] for pair in media], words, _chance(which))
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in plain.items()}
+
+    one, other = (asked(which, words) for which, words in enumerate(WORDS))
+    if tokens is not None and one[tokens].shape[-1] == other[tokens].shape[-1]:
+        other = asked(1, WORDS[1] + 1)
+    return [one, other]
 
 
 def _pair(model: PreTrainedModel, modality: str, calls: HostCalls, fixed: bool) -> tuple[Medium, Medium, bool]:
@@ -162,7 +171,8 @@ def _with_positions(model: PreTrainedModel, example: Tensors, tokens: str | None
     """Positions always come from outside, wherever the model takes them."""
     parameters = inspect.signature(model.forward).parameters
     open_ended = any(item.kind == item.VAR_KEYWORD for item in parameters.values())
-    if tokens != "input_ids" or not (open_ended or "position_ids" in parameters):
+    own = any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules())  # not counted from 0
+    if tokens != "input_ids" or own or not (open_ended or "position_ids" in parameters):
         return example
     batch, sequence = example[tokens].shape
     positions = torch.arange(sequence).expand(batch, sequence).contiguous()

@@ -27,6 +27,7 @@ from msao_compile.graph.layers import (
     trace_layer,
 )
 from msao_compile.graph.selections import Sites, mark
+from msao_compile.graph.state import StateTensor
 from msao_compile.graph.whole import (
     LAYER_DOMAIN,
     LOGITS_POSITIONS,
@@ -123,7 +124,8 @@ def _frame(
         for example in (one, other) if stubs else ():
             with contextlib.suppress(EveryLayerCalledError):
                 body({name: named[name] for name in own}, example)
-    lengths = _lengths(graph.graph, subject, dynamic, (one, other))
+    axes = {**subject.names, **{name: _state_axes(state) for name, state in seen.states.items()}}
+    lengths = _lengths(graph.graph, axes, dynamic, (one, other))
     names = ["logits", *(f"present{name.removeprefix('past_key_values')}" for name in outside)]
     for value, name in zip(graph.graph.outputs, names if subject.tokens else subject.outputs, strict=True):
         value.name = name
@@ -202,8 +204,17 @@ def _dynamic(
     return found
 
 
+def _state_axes(state: StateTensor) -> tuple[str, ...]:
+    """The names of a state tensor's axes."""
+    names = {0: "batch_size", state.axis: "past_sequence_length"}
+    return tuple(names.get(axis, "") for axis in range(len(state.shape)))
+
+
 def _lengths(
-    graph: ir.Graph, subject: Subject, dynamic: Mapping[str, Mapping[int, Any]], examples: tuple[Tensors, Tensors]
+    graph: ir.Graph,
+    names: Mapping[str, tuple[str, ...]],
+    dynamic: Mapping[str, Mapping[int, Any]],
+    examples: tuple[Tensors, Tensors],
 ) -> dict[str, str]:
     """The name of each symbol that an axis of an input has; two symbols share a name only where users know it.
 
@@ -215,8 +226,7 @@ def _lengths(
     bound: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for value in graph.inputs:
         name = str(value.name)
-        state = {0: "batch_size", 2: "past_sequence_length"} if name.startswith("past_key_values.") else {}
-        own = {axis: held for axis, held in enumerate(subject.names.get(name, ())) if held} or state
+        own = dict(enumerate(names.get(name, ())))
         for axis in dynamic.get(name, {}):
             size = value.shape[axis] if value.shape is not None else None
             if isinstance(size, int) or str(getattr(size, "value", "")).isdecimal():  # torch may say "2" for 2

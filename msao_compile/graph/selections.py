@@ -29,7 +29,8 @@ def mark(tensor: torch.Tensor, needs: str) -> torch.Tensor:
 def scatter_rows(embeds: torch.Tensor, mask: torch.Tensor, features: Any) -> torch.Tensor:
     """`embeds.masked_scatter(mask, features)` for masks that are the same along the last axis.
 
-    A gather of feature rows by a running count; works with no features at all, which is what text alone gives.
+    A gather of feature rows by a running count. A place beyond the features keeps its embedding: where there are none,
+    a placeholder that the model itself has written is a token as any other.
 
     Args:
         embeds: [..., H]. mask: [...], [..., 1] or [..., H], bool. features: [..., H], as many rows as the mask has
@@ -45,10 +46,12 @@ def scatter_rows(embeds: torch.Tensor, mask: torch.Tensor, features: Any) -> tor
     padded = torch.cat([flat, flat.new_zeros(1, width)])
     places = rows.reshape(-1)
     order = (torch.cumsum(places.to(torch.int64), 0) - 1).clamp(min=0)
-    if not torch.compiler.is_exporting():  # run on examples, one row's features may have to serve several rows
-        order = order.clamp(max=padded.shape[0] - 1)
-    picked = padded.index_select(0, order).reshape(*rows.shape, width)
-    return torch.where(rows[..., None], picked, embeds)
+    odd = flat[:, 0].isnan()
+    # Counted, and not asked for its length: that is known from the pixels and would be computed on the encoder's side.
+    count = (odd | ~odd).to(torch.int64).sum()
+    given = (order < count).reshape(rows.shape)
+    picked = padded.index_select(0, torch.minimum(order, count)).reshape(*rows.shape, width)
+    return torch.where((rows & given)[..., None], picked, embeds)
 
 
 class Picked:

@@ -32,6 +32,8 @@ STEP = ("attention_mask", "position_ids", "logits_positions", "input_ids")
 """What each step of a decoder is given anew; one that reads an encoder's text keeps that text's."""
 ROPE_INPUTS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "target_sizes", "target_sizes_videos",
                "use_audio_in_video")  # fmt: skip
+MARKS = "_embeds_position_mask"
+"""Ends the name of an input that says itself which tokens stand for features, whatever their ids are."""
 NOUNS = {"image": "picture", "video": "video", "audio": "sound"}
 
 
@@ -185,8 +187,9 @@ class ModelSession:
                 count = 0 if rows is None else rows.size // self.facts.hidden_size
                 wanted[encoder.placeholder] = wanted.get(encoder.placeholder, 0) + count
                 kinds[encoder.placeholder] = NOUNS[encoder.modality]
+        marks = [value for name, value in request.tensors.items() if name.endswith(MARKS)]
         for token, features in wanted.items():
-            places, kind = int((text == token).sum()), kinds[token]
+            places, kind = int(sum(map(np.count_nonzero, marks or [text == token]))), kinds[token]
             if places != features:
                 raise InputError(
                     f"the prompt holds {places} {kind} placeholder{'s'[: places != 1]} where the {kind}s give "

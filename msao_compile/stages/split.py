@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from msao_compile.errors import ShapeSpecialised, StageError
+from msao_compile.errors import CheckpointError, ShapeSpecialised, StageError
 from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, refuse_not_finite
 from msao_compile.families.classes import request_classes
 from msao_compile.families.conversion import CONVERTED, write_converted
@@ -131,14 +131,24 @@ def _exported(
     return traced, {dialect: [_state(seen, name, dialect) for name in seen.states] for dialect in traced}
 
 
-def _start_token(folder: Path, config: Any) -> int | None:
-    """The token that opens an answer, as transformers looks for it: all that one file says comes before the next."""
+def _start_token(folder: Path, config: Any) -> int:
+    """The token that opens an answer, as transformers looks for it: all that one file says comes before the next.
+
+    Raises:
+        CheckpointError: none of them says it.
+    """
     path = folder / "generation_config.json"
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = ("decoder_start_token_id", "bos_token_id")
     places = [{name: getattr(part, name, None) for name in names} for part in (config, config.get_text_config(True))]
     found = (place.get(name) for place in (told, *places) for name in names)
-    return next((token for token in found if isinstance(token, int)), None)
+    tokens = [token for token in found if isinstance(token, int)]
+    if not tokens:
+        raise CheckpointError(
+            f"{folder}: neither generation_config.json nor config.json says with which token an answer starts; add "
+            "decoder_start_token_id to generation_config.json"
+        )
+    return tokens[0]
 
 
 def _as_read(

@@ -16,6 +16,7 @@ from msao_compile.errors import InputError, UnsupportedFamily
 from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.examples.kinds import look, special_ids, tensors
 from msao_compile.families.examples.tiles import best_pinpoint
+from msao_compile.families.known_sizes import known_sizes
 from msao_compile.families.subject import describe
 
 VOCABULARY = 120
@@ -71,6 +72,17 @@ def llava(tower: str = "clip_vision_model", **more: Any) -> transformers.PreTrai
 
 def llava_pixtral() -> transformers.PreTrainedModel:
     return llava("pixtral", vision_feature_layer=-1, vision_feature_select_strategy="full")
+
+
+def few_patches() -> transformers.PreTrainedModel:
+    """Its pictures have one or four patches, which with 10 or 7 words are 11 tokens."""
+    config = transformers.Mistral3Config(
+        vision_config={"model_type": "pixtral", **TOWER, "image_size": 16, "patch_size": 4},
+        text_config={"model_type": "mistral", **TEXT},
+        image_token_id=PICTURE,
+        spatial_merge_size=2,
+    )
+    return built("Mistral3ForConditionalGeneration", config)
 
 
 def llava_next() -> transformers.PreTrainedModel:
@@ -225,6 +237,22 @@ def test_two_pictures_have_a_run_each_of_their_own_length() -> None:
         alone = [medium(model, "image", variant, np.random.default_rng(0)).tokens for variant in (0, 1)]
         assert medium(model, "image", 2, np.random.default_rng(0)).tokens == (*alone[0], *alone[1])
         assert alone[0] != alone[1]
+
+
+@pytest.mark.parametrize(
+    "build", [few_patches, *(build for build, _ in FAMILIES.values() if build not in (whisper, clip))]
+)
+def test_the_two_examples_have_unlike_lengths(build: Callable[[], transformers.PreTrainedModel]) -> None:
+    one, other = (example["input_ids"].shape[1] for example in describe(build()).examples)
+    assert one != other
+
+
+def test_squares_have_a_height_and_a_width() -> None:
+    """Their sizes are equal in both pictures, the axes that have them are two."""
+    made = [(np.zeros((1, 3, side, side), np.float32), np.array([[side, side]])) for side in (32, 16)]
+    one, other = (Medium("image", {"pixel_values": of, "image_sizes": size}, (1,), PICTURE) for of, size in made)
+    [found] = known_sizes((one, other), ())
+    assert found.where == (("pixel_values", 2), ("pixel_values", 3))
 
 
 def test_a_picture_of_another_size_has_more_windows() -> None:

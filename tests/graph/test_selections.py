@@ -39,3 +39,22 @@ def test_rows_of_one_kind_are_picked_and_put_back_as_rows(kinds: list[int], monk
             program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
         given = torch.rand(2, len(kinds), 4), torch.tensor([kinds, kinds[::-1]])
         torch.testing.assert_close(program.module()(*given), model(*given))
+
+
+class _Merge(nn.Module):
+    def forward(self, embeds: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return selections.scatter_rows(embeds, mask, features)
+
+
+@pytest.mark.parametrize("count", [0, 2, 3])
+def test_a_place_beyond_the_features_keeps_its_embedding(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does a placeholder that the model itself has written, in a step without features."""
+    monkeypatch.setattr(selections, "mark", lambda tensor, needs: tensor)
+    mask = torch.tensor([[True, False, True, True, False]])
+    shapes = ({1: torch.export.Dim("length")}, {1: torch.export.Dim("length")}, {0: torch.export.Dim("rows")})
+    example = torch.rand(1, 5, 4), mask, torch.rand(3, 4)
+    program = torch.export.export(_Merge(), example, dynamic_shapes=shapes, strict=False)
+    embeds, features = torch.rand(1, 5, 4), torch.rand(count, 4)
+    wanted = embeds.clone()
+    wanted[0, [0, 2, 3][:count]] = features
+    torch.testing.assert_close(program.module()(embeds, mask, features), wanted)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from building import python, run, write_recipe
 from safetensors.torch import load_file, save_file
-from transformers import BartConfig
+from transformers import BartConfig, T5Config
 
 from msao_compile.errors import CheckpointError
 from msao_compile.families.checkpoint import locate, read_tensor
@@ -380,3 +380,9 @@ def test_an_answer_starts_as_generate_starts_it(tmp_path: Path, told: dict[str, 
         (tmp_path / "generation_config.json").write_text(json.dumps(told))
     config = BartConfig(decoder_start_token_id=2, bos_token_id=4)
     assert split._start_token(tmp_path, config) == start
+
+
+def test_an_answer_that_nothing_says_how_to_start_is_refused(tmp_path: Path) -> None:
+    config = T5Config(decoder_start_token_id=None, bos_token_id=None)
+    with pytest.raises(CheckpointError, match="with which token an answer starts; add decoder_start_token_id to"):
+        split._start_token(tmp_path, config)

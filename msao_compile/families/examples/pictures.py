@@ -49,7 +49,10 @@ def packed(sight: Sight, variant: int, chance: np.random.Generator, clip: bool =
     wanted: tuple[tuple[int, ...], ...] = (((2,),), ((3,), (4,)), ((2, 2),))[variant]
     times = (*wanted, (1, 1)) if clip else ((1, 1),)
     for unit, lengths in ((unit, lengths) for lengths in times for unit in dict.fromkeys((merge(sight), 2, 4))):
-        grid = whole([(time, high * unit, wide * unit) for time, (high, wide) in zip(lengths, sides(sight, variant))])
+        shown = [(time, side) for time, side in zip(lengths, sides(sight, variant))]
+        if clip:  # one frame on its side, so that it is told apart from a picture
+            shown = [(time, side[::-1] if time == 1 else side) for time, side in shown]
+        grid = whole([(time, high * unit, wide * unit) for time, (high, wide) in shown])
         count = int(grid.prod(1).sum())
         if grid_key == "image_grid_hw":
             grid = grid[:, 1:]
