@@ -11,6 +11,7 @@ from typing import cast
 import checkpoints
 import numpy as np
 import pytest
+import torch
 
 from msao_compile.errors import CapacityExceeded, DeploymentError, InputError, PictureError, PromptError, StageError
 from msao_compile.manifest.schema import Graph
@@ -342,3 +343,27 @@ def test_places_are_counted_in_the_text_that_an_encoder_reads() -> None:
 def test_a_folder_that_is_no_path_is_refused(folder: object) -> None:
     with pytest.raises(InputError, match="give the path of its folder"):
         load(folder)
+
+
+def test_places_are_counted_where_a_mask_tells_them() -> None:
+    """Kosmos takes any ids there."""
+    encoder = SimpleNamespace(modality="image", placeholder=7)
+    facts = SimpleNamespace(tokens="input_ids", hidden_size=2)
+    session = cast(ModelSession, SimpleNamespace(model=SimpleNamespace(encoders=[encoder]), facts=facts))
+    asked = Request(np.array([1, 2, 3]), {"image_embeds_position_mask": np.array([[0, 1, 1]])})
+    ModelSession.check_placeholders(session, asked, {"image_features": np.zeros((2, 2))})
+    with pytest.raises(InputError, match="holds 2 picture placeholders where the pictures give 1 feature"):
+        ModelSession.check_placeholders(session, asked, {"image_features": np.zeros((1, 2))})
+
+
+def test_a_placeholder_that_the_model_writes_is_a_token_as_any_other(
+    session: ModelSession, checkpoint: Callable[[str], Path]
+) -> None:
+    """Also several at once, as a draft may hold them."""
+    written = np.array([checkpoints.IMAGE_TOKEN, 20, checkpoints.IMAGE_TOKEN])
+    _, talk = session.prefill(Request(PROMPT, {}), {}, Clock())
+    found = session.extend(written, talk, Clock())
+    with torch.no_grad():
+        original = checkpoints.original(checkpoint("idefics3"))
+        wanted = original(input_ids=torch.from_numpy(np.concatenate([PROMPT, written])[None])).logits[0, -3:]
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
