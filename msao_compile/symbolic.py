@@ -156,6 +156,10 @@ def plain(values: Any) -> Any:
     return pytree.tree_map(one, values, is_leaf=lambda leaf: isinstance(leaf, Numbers | slice))
 
 
+DATA = "msao_data"
+"""Written on a tensor without data: the one that has it."""
+
+
 class Unknown:
     """A number that depends on data, in a list of one: it passes every check, and nothing can be made of its size.
 

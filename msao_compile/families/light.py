@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from msao_compile.symbolic import DATA
+
 LARGE = 20_000_000
 """Parameters above which computing examples would take longer than all the rest."""
 
@@ -70,7 +72,7 @@ class _Light:
 
 def _bare(tensor: torch.Tensor) -> torch.Tensor:
     bare = tensor.to("meta")
-    vars(bare).update(vars(tensor))  # what is written on a tensor, such as a mask's kind, goes with it
+    vars(bare).update({**vars(tensor), DATA: tensor})  # what is written on one, such as a mask's kind, goes with it
     return bare
 
 

@@ -22,6 +22,7 @@ from msao_compile.errors import StageError
 from msao_compile.graph.selections import Sites
 from msao_compile.graph.state import States
 from msao_compile.manifest.schema import Dialect
+from msao_compile.symbolic import DATA
 
 NAME, PACKED_NAME = "msao", "flash_msao"  # transformers packs pictures into one call only for names with "flash"
 MASKED = -3.0e38  # close to the smallest float32: softmax of it is exactly zero, and no inf appears
@@ -322,7 +323,8 @@ def _rotary_or(original: Callable[..., Any], watch: Watch | None) -> Callable[..
             return original(q, k, cos, sin, *rest, **named)
         half = cos.shape[-1] // 2
         if watch is not None:
-            watch.halves &= all(torch.equal(table[..., :half], table[..., half:]) for table in (cos, sin))
+            real = [getattr(table, DATA, table) for table in (cos, sin)]  # of a layer that is not computed
+            watch.halves &= all(torch.equal(table[..., :half], table[..., half:]) for table in real)
             return original(q, k, cos, sin)
         tables = [cos[..., :half], sin[..., :half]]
         if str(cos.shape[0]) == "1":  # one table for all rows; the node wants one for each

@@ -11,7 +11,7 @@ import torch
 from msao_compile.families import light
 from msao_compile.families.registry import open_checked
 from msao_compile.families.subject import describe
-from msao_compile.stages.split import runnable
+from msao_compile.stages.split import _looked, runnable
 
 
 def test_the_examples_of_a_model_whose_layers_are_not_computed_are_the_same(
@@ -32,6 +32,22 @@ def test_the_examples_of_a_model_whose_layers_are_not_computed_are_the_same(
             name: value.shape for name, value in other.items()
         }
     assert (looked.encoders, looked.needs, looked.names) == (computed.encoders, computed.needs, computed.names)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_what_a_trace_wants_to_know_of_a_large_model_computes_none_of_its_layers(
+    family: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for the rotary tables, whose halves are compared: a look at 3 B parameters took minutes."""
+    model = runnable(open_checked(checkpoint(family)))
+    monkeypatch.setattr(light, "LARGE", 0)
+    [layers] = [part for name, part in model.named_modules() if name.endswith("language_model.layers")]
+    kinds: list[str] = []
+    for layer in layers:
+        layer.mlp.register_forward_pre_hook(lambda _, args: kinds.append(args[0].device.type))
+    with light.light(model):
+        seen = [found for _, found in _looked(describe(model))]
+    assert set(kinds) == {"meta"} and all(found.rotary for found in seen)
 
 
 def test_zeros_stand_for_what_has_no_data_and_nothing_else_is_changed() -> None:
