@@ -7,8 +7,9 @@ numbers are plain ones or symbolic lengths, and everything made of them is compu
 from __future__ import annotations
 
 import builtins
+import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,13 @@ def plain(values: Any) -> Any:
         return leaf
 
     return pytree.tree_map(one, values, is_leaf=lambda leaf: isinstance(leaf, Numbers | slice))
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that take no memory until somebody writes to them, unlike torch's."""
+    count = math.prod(shape)
+    held = np.zeros((count + 1) * dtype.itemsize, np.uint8)  # one more: torch views nothing empty as another kind
+    return torch.from_numpy(held).view(dtype)[:count].reshape(tuple(shape))
 
 
 DATA = "msao_data"

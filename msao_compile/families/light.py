@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from msao_compile.symbolic import DATA
+from msao_compile.symbolic import DATA, zeros
 
 LARGE = 20_000_000
 """Parameters above which computing examples would take longer than all the rest."""
@@ -77,11 +76,8 @@ def _bare(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _zeros(like: torch.Tensor) -> torch.Tensor:
-    """Zeros in the place of a tensor without data: NumPy's take no memory until somebody writes to them."""
-    if not like.is_meta:
-        return like
-    kind = torch.empty(0, dtype=like.dtype).numpy().dtype
-    return torch.from_numpy(np.zeros(tuple(like.shape), kind))
+    """Zeros in the place of a tensor without data."""
+    return zeros(like.shape, like.dtype) if like.is_meta else like
 
 
 @contextlib.contextmanager

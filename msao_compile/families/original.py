@@ -19,6 +19,7 @@ from msao_compile.errors import UnsupportedFamily
 from msao_compile.families.examples import medium, modalities, request
 from msao_compile.families.light import light
 from msao_compile.families.registry import open_checked
+from msao_compile.families.side_files import start_token
 from msao_compile.manifest.schema import ENCODERS
 
 
@@ -48,6 +49,8 @@ class Original:
         self.prompt_tokens = prompt_tokens
         kind = type(open_checked(folder, trusted=True))  # the pipeline has refused what may not be opened
         self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        config = self.model.config
+        self.start = start_token(folder, config) if config.is_encoder_decoder else None
         known = [name for name in modalities(self.model) if ENCODERS[name] not in exclude]
         self.steps = steps
         self.asked = list(self._requests(known))
@@ -112,7 +115,7 @@ class Original:
         settings = GenerationConfig(
             max_new_tokens=len(teacher) + 1, do_sample=False, eos_token_id=None, pad_token_id=0,
             output_logits=True, return_dict_in_generate=True,
-            decoder_start_token_id=_start(self.model),
+            decoder_start_token_id=self.start,
         )  # fmt: skip
         found = self.model.generate(**tensors, generation_config=settings, prefix_allowed_tokens_fn=allowed)
         taken = prefixes[-1][len(prefixes[-1]) - len(teacher) :].numpy()
@@ -171,13 +174,3 @@ def _features_of(model: Any) -> Iterator[dict[str, Features]]:
 
 def _torch(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-
-
-def _start(model: Any) -> int | None:
-    """The token that opens an answer of a decoder that reads an encoder."""
-    for config in (model.generation_config, model.config, model.config.get_text_config(decoder=True)):
-        for name in ("decoder_start_token_id", "bos_token_id"):
-            found = getattr(config, name, None)
-            if isinstance(found, int):
-                return found
-    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from msao_compile.errors import CheckpointError, InputError
 from msao_compile.families.agreement import readable, refuse_strangers
@@ -24,6 +25,25 @@ def side_files(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.is_file() and path.name.startswith(WANTED) and os.path.splitext(path.name)[1] in SUFFIXES
     )
+
+
+def start_token(folder: Path, config: Any) -> int:
+    """The token that opens an answer, as transformers looks for it: all that one file says comes before the next.
+
+    Raises:
+        CheckpointError: none of them says it.
+    """
+    told = readable(folder / "generation_config.json")
+    names = ("decoder_start_token_id", "bos_token_id")
+    places = [{name: getattr(part, name, None) for name in names} for part in (config, config.get_text_config(True))]
+    found = (place.get(name) for place in (told, *places) for name in names)
+    tokens = [token for token in found if isinstance(token, int)]
+    if not tokens:
+        raise CheckpointError(
+            f"{folder}: neither generation_config.json nor config.json says with which token an answer starts; add "
+            "decoder_start_token_id to generation_config.json"
+        )
+    return tokens[0]
 
 
 def lacks(folder: Path) -> str:

@@ -30,6 +30,7 @@ from msao_compile.graph.whole import (
     states_for,
     trace,
 )
+from msao_compile.symbolic import zeros
 
 _IGNORED = {"layer_idx", "training", "layer_id", "idx"}
 
@@ -51,10 +52,13 @@ class Stub:
         self.calls.append(Call(*shapes_of(args, kwargs), True, self.tail))
         if self.stops():
             raise EveryLayerCalledError
-        output = torch.onnx.ops.symbolic(
+        output = self._node(tensors, first) if torch.compiler.is_exporting() else zeros(first.shape, first.dtype)
+        return output if self.tail is None else (output, *self.tail)
+
+    def _node(self, tensors: list[torch.Tensor], first: torch.Tensor) -> torch.Tensor:
+        return torch.onnx.ops.symbolic(
             f"{LAYER_DOMAIN}::Layer", tensors, {"path": self.path}, dtype=first.dtype, shape=first.shape, version=1
         )
-        return output if self.tail is None else (output, *self.tail)
 
 
 def flatten_call(args: Any, kwargs: Any) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
@@ -140,7 +144,7 @@ def trace_layer(
     its state. Returns the graph, the parameters' names and the state's names.
     """
     shapes, _, rebuild = flatten_call(stub.calls[0].args, stub.calls[0].kwargs)
-    tensors = [torch.zeros(shape.shape, dtype=shape.dtype) for shape in shapes]
+    tensors = [zeros(shape.shape, shape.dtype) for shape in shapes]
     others, _, _ = flatten_call(stub.calls[1].args, stub.calls[1].kwargs)
     own = seen.asks.get(stub.path, ())
     states = {name: state for name, state in seen.states.items() if state.layer in own}

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from msao_compile.errors import UnsupportedFamily
 from msao_compile.manifest.schema import StateUpdate
+from msao_compile.symbolic import zeros
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class StateTensor:
         shape[0] = batch
         if self.axis is not None:
             shape[self.axis] = past
-        return torch.zeros(shape, dtype=self.dtype)
+        return zeros(shape, self.dtype)
 
 
 class _Layer(CacheLayerMixin):

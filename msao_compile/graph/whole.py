@@ -31,6 +31,7 @@ from msao_compile.graph.rewrite import rewritten
 from msao_compile.graph.selections import Sites
 from msao_compile.graph.state import EncoderDecoderStates, States, StateTensor
 from msao_compile.manifest.schema import Dialect
+from msao_compile.symbolic import zeros
 
 logger = logging.getLogger(__name__)
 LAYER_DOMAIN = "msao.layer"
@@ -109,10 +110,8 @@ class Seen:
 
 
 def empty_like(parameter: torch.Tensor) -> torch.Tensor:
-    """Untouched memory of the same shape: virtual address space, no resident bytes."""
-    if parameter.is_floating_point():
-        return torch.empty(parameter.shape, dtype=torch.float32)
-    return torch.zeros(parameter.shape, dtype=parameter.dtype)  # indices: what stands in memory may be out of bounds
+    """A parameter of the same shape to trace with."""
+    return zeros(parameter.shape, torch.float32 if parameter.is_floating_point() else parameter.dtype)
 
 
 def states_for(model: Any, past: int, sequence: int, given: Tensors | None, raw: frozenset[int]) -> Cache:

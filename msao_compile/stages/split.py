@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Set
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from msao_compile.errors import CheckpointError, ShapeSpecialised, StageError
+from msao_compile.errors import ShapeSpecialised, StageError
 from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, refuse_not_finite
 from msao_compile.families.classes import request_classes
 from msao_compile.families.conversion import CONVERTED, write_converted
 from msao_compile.families.examples import modalities
 from msao_compile.families.light import light
 from msao_compile.families.registry import open_checked
+from msao_compile.families.side_files import start_token
 from msao_compile.families.subject import Description, describe, turned, with_rows
 from msao_compile.graph.ends import digest, name_ends, spec, weights, write_archive
 from msao_compile.graph.export import export
@@ -28,6 +28,7 @@ from msao_compile.graph.rewrite import growing
 from msao_compile.graph.whole import Seen, Subject, look
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import ENCODERS, Dialect, Encoder, HostCall
+from msao_compile.symbolic import zeros
 
 logger = logging.getLogger(__name__)
 Traced = dict[Dialect, dict[str, dict[str, Any]]]
@@ -73,7 +74,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         ],
         "tokens": description.tokens,
         "position": description.position,
-        "start_token": _start_token(folder, config) if description.tokens == "decoder_input_ids" else None,
+        "start_token": start_token(folder, config) if description.tokens == "decoder_input_ids" else None,
         "facts": _facts(description),
         "classes": classes,
     }
@@ -129,26 +130,6 @@ def _exported(
         traced[dialect] = {component: _described(part) for component, part in parts.items()}
         write_archive(parts, Path(output))
     return traced, {dialect: [_state(seen, name, dialect) for name in seen.states] for dialect in traced}
-
-
-def _start_token(folder: Path, config: Any) -> int:
-    """The token that opens an answer, as transformers looks for it: all that one file says comes before the next.
-
-    Raises:
-        CheckpointError: none of them says it.
-    """
-    path = folder / "generation_config.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    names = ("decoder_start_token_id", "bos_token_id")
-    places = [{name: getattr(part, name, None) for name in names} for part in (config, config.get_text_config(True))]
-    found = (place.get(name) for place in (told, *places) for name in names)
-    tokens = [token for token in found if isinstance(token, int)]
-    if not tokens:
-        raise CheckpointError(
-            f"{folder}: neither generation_config.json nor config.json says with which token an answer starts; add "
-            "decoder_start_token_id to generation_config.json"
-        )
-    return tokens[0]
 
 
 def _as_read(
@@ -287,11 +268,11 @@ def _tensors(
 def runnable(model: Any) -> Any:
     """The skeleton with weights that can be computed with and cost nothing: all are views of one buffer of zeros."""
     largest = max((value.numel() for value in model.state_dict().values()), default=1)
-    zeros = torch.from_numpy(np.zeros(largest, np.float32))  # unlike torch's, these take no memory until written
+    held = zeros((largest,), torch.float32)
     for part in model.modules():
         for name, value in list(part._parameters.items()):
             if value is not None and value.is_meta:
-                view = zeros[: value.numel()].view(value.shape)
+                view = held[: value.numel()].view(value.shape)
                 part._parameters[name] = torch.nn.Parameter(view, requires_grad=False)
         for name, value in list(part._buffers.items()):
             if value is not None and value.is_meta:

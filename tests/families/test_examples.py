@@ -75,14 +75,14 @@ def llava_pixtral() -> transformers.PreTrainedModel:
 
 
 def few_patches() -> transformers.PreTrainedModel:
-    """Its pictures have one or four patches, which with 10 or 7 words are 11 tokens."""
-    config = transformers.Mistral3Config(
-        vision_config={"model_type": "pixtral", **TOWER, "image_size": 16, "patch_size": 4},
-        text_config={"model_type": "mistral", **TEXT},
+    """Its pictures have four features or one, which beside 7 or 10 words are equally many tokens."""
+    config = transformers.LightOnOcrConfig(
+        vision_config={"model_type": "pixtral", **TOWER, "image_size": 32, "patch_size": 8},
+        text_config={"model_type": "qwen3", **TEXT},
         image_token_id=PICTURE,
         spatial_merge_size=2,
     )
-    return built("Mistral3ForConditionalGeneration", config)
+    return built("LightOnOcrForConditionalGeneration", config)
 
 
 def llava_next() -> transformers.PreTrainedModel:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from building import Workshop, run, write_recipe
+from transformers import BartConfig, T5Config
 
 from msao_compile.cli.app import main
 from msao_compile.errors import CheckpointError
-from msao_compile.families.side_files import lacks
+from msao_compile.families.side_files import lacks, start_token
 
 
 @pytest.fixture
@@ -91,3 +92,25 @@ def test_a_template_that_is_missing_ends_no_build_at_measuring(mine: Path, works
     done = run("build", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert done.returncode == 0, done.stderr
     assert "warning" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("told", "start"),
+    [
+        (None, 2),
+        ({"bos_token_id": 1}, 1),
+        ({"bos_token_id": 1, "decoder_start_token_id": 7}, 7),
+    ],
+)
+def test_an_answer_starts_as_generate_starts_it(tmp_path: Path, told: dict[str, int] | None, start: int) -> None:
+    """What generation_config.json says of the opening token comes before all that config.json says."""
+    if told is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(told))
+    config = BartConfig(decoder_start_token_id=2, bos_token_id=4)
+    assert start_token(tmp_path, config) == start
+
+
+def test_an_answer_that_nothing_says_how_to_start_is_refused(tmp_path: Path) -> None:
+    config = T5Config(decoder_start_token_id=None, bos_token_id=None)
+    with pytest.raises(CheckpointError, match="with which token an answer starts; add decoder_start_token_id to"):
+        start_token(tmp_path, config)

@@ -16,7 +16,6 @@ import pytest
 import torch
 from building import python, run, write_recipe
 from safetensors.torch import load_file, save_file
-from transformers import BartConfig, T5Config
 
 from msao_compile.errors import CheckpointError
 from msao_compile.families.checkpoint import locate, read_tensor
@@ -364,25 +363,3 @@ def test_loading_weights_needs_no_torch(checkpoint: Callable[..., Path], tmp_pat
     done = python(code, json.dumps(arguments))
     assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert (tmp_path / "data").stat().st_size == arguments["size_bytes"] > 0
-
-
-@pytest.mark.parametrize(
-    ("told", "start"),
-    [
-        (None, 2),
-        ({"bos_token_id": 1}, 1),
-        ({"bos_token_id": 1, "decoder_start_token_id": 7}, 7),
-    ],
-)
-def test_an_answer_starts_as_generate_starts_it(tmp_path: Path, told: dict[str, int] | None, start: int) -> None:
-    """What generation_config.json says of the opening token comes before all that config.json says."""
-    if told is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(told))
-    config = BartConfig(decoder_start_token_id=2, bos_token_id=4)
-    assert split._start_token(tmp_path, config) == start
-
-
-def test_an_answer_that_nothing_says_how_to_start_is_refused(tmp_path: Path) -> None:
-    config = T5Config(decoder_start_token_id=None, bos_token_id=None)
-    with pytest.raises(CheckpointError, match="with which token an answer starts; add decoder_start_token_id to"):
-        split._start_token(tmp_path, config)
