@@ -38,6 +38,7 @@ from msao_compile.stock import Stock, result
 from msao_compile.store.record import Record
 
 logger = logging.getLogger(__name__)
+UNREAD_SHARE = 0.1
 PARITY_COPIES = 3.6
 """Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
 OPEN_COPIES = 2.0
@@ -91,7 +92,8 @@ class Steps:
             outputs = [*map(asks.archive_name, self.every_dialect), CONVERTED]
             archives = {name: self.stock.output(record, name) for name in outputs}
             held = {name: blob for name, blob in archives.items() if blob is not None}
-            check_positions(name, result(record)["position_limit"], capacity)
+            check_positions(name, result(record), capacity)
+            warn_unread(name, result(record))
             role = self.recipe.models[name].role
             self.parts.append(ModelParts(name, role, result(record), capacity, files, held))
         left_out = {component for parts in self.parts for component in parts.split["excluded"]}
@@ -312,17 +314,42 @@ class Steps:
         return ask
 
 
-def check_positions(name: str, limit: int | None, capacity: int) -> None:
-    """A model whose rotary frequencies follow the length is traced with those of short ones, up to `limit` positions.
+def check_positions(name: str, split: Mapping[str, Any], capacity: int) -> None:
+    """Warn of a KV cache longer than the model was made for.
+
+    A model whose rotary frequencies follow the length is traced with those of short ones, up to `position_limit`.
 
     Raises:
         RecipeError: the KV cache would hold more.
     """
+    limit, trained = split["position_limit"], split["trained_positions"]
     if limit is not None and capacity > limit:
         raise RecipeError(
             f"shapes.decoder.kv_capacity: {capacity} where the rotary frequencies of {name} are constant up to {limit} "
             f"positions only (rope_type dynamic); set at most {limit}"
         )
+    if trained is not None and capacity > trained:
+        logger.warning(
+            "shapes.decoder.kv_capacity: %d where %s was made for %d positions; what it answers beyond them is not to "
+            "be trusted, set at most %d", capacity, name, trained, trained,
+        )  # fmt: skip
+
+
+def warn_unread(name: str, split: Mapping[str, Any]) -> None:
+    """Say what of a checkpoint the deployment will not have: a whole part of it, or more than `UNREAD_SHARE`.
+
+    Less is usual: towers whose last layers nobody reads.
+    """
+    unread = split["unread"]
+    whole = [place for place, counts in unread.items() if counts["params"] == counts["of"]]
+    left = sum(counts["params"] for counts in unread.values())
+    every = left + sum(component["params"] for component in split["components"])
+    if whole or left > UNREAD_SHARE * every:
+        among = " and ".join(whole) or max(unread, key=lambda place: int(unread[place]["params"]))
+        logger.warning(
+            "%s: no graph reads %d of its %d parameters, among them %s%s: no picture, clip, sound or text reaches them",
+            name, left, every, "all of " if whole else "some of ", among,
+        )  # fmt: skip
 
 
 def _targets(runner: Runner) -> dict[str, TargetChoice]:

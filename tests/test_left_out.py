@@ -12,7 +12,7 @@ from building import Workshop, run, write_recipe
 from msao_compile.errors import RecipeError
 from msao_compile.recipe import room
 from msao_compile.runtime.loader import read_manifest
-from msao_compile.steps import check_positions
+from msao_compile.steps import check_positions, warn_unread
 
 
 def test_a_job_that_needs_more_than_there_is_says_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,9 +43,29 @@ def test_what_does_not_fit_is_deferred_and_never_a_pass(
 
 
 def test_a_cache_that_is_longer_than_the_frequencies_stay_constant_is_refused() -> None:
-    check_positions("m", None, 1_000_000)
-    check_positions("m", 32_768, 32_768)
+    check_positions("m", {"position_limit": None, "trained_positions": None}, 1_000_000)
+    told = {"position_limit": 32_768, "trained_positions": 131_072}
+    check_positions("m", told, 32_768)
     with pytest.raises(
         RecipeError, match="kv_capacity: 32769 where the rotary frequencies of m are constant up to 32768"
     ):
-        check_positions("m", 32_768, 32_769)
+        check_positions("m", told, 32_769)
+
+
+def test_a_cache_that_is_longer_than_the_model_was_made_for_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    told = {"position_limit": None, "trained_positions": 448}
+    check_positions("m", told, 448)
+    assert not caplog.messages
+    check_positions("m", told, 449)
+    assert "kv_capacity: 449 where m was made for 448 positions" in caplog.text
+
+
+def test_a_part_that_no_graph_reads_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    components = [{"params": 900}, {"params": 60}]
+    warn_unread("m", {"components": components, "unread": {}})
+    warn_unread("m", {"components": components, "unread": {"model.tower": {"params": 40, "of": 400}}})
+    assert not caplog.messages  # a tower whose last layer nobody asks for
+    warn_unread("m", {"components": components, "unread": {"model.protein": {"params": 40, "of": 40}}})
+    assert "m: no graph reads 40 of its 1000 parameters, among them all of model.protein: no picture" in caplog.text
+    warn_unread("m", {"components": components, "unread": {"model.tower": {"params": 140, "of": 400}}})
+    assert "m: no graph reads 140 of its 1100 parameters, among them some of model.tower" in caplog.text

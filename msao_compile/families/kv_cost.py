@@ -13,6 +13,13 @@ WINDOWED = ("sliding_attention", "chunked_attention")
 WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
+def trained_positions(config: PretrainedConfig) -> int | None:
+    """How many positions the decoder was made for, None where its config does not say."""
+    text = config.get_text_config(decoder=True)
+    said = (getattr(text, name, None) for name in ("max_position_embeddings", "max_target_positions"))
+    return next((count for count in said if isinstance(count, int)), None)
+
+
 @dataclass(frozen=True)
 class KVCost:
     """Elements that the cache of one sequence holds; bytes are these times the size of one.

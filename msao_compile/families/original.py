@@ -20,6 +20,7 @@ from msao_compile.families.examples import medium, modalities, request
 from msao_compile.families.light import light
 from msao_compile.families.registry import open_checked
 from msao_compile.families.side_files import start_token
+from msao_compile.families.subject import decoded
 from msao_compile.manifest.schema import ENCODERS
 
 
@@ -47,9 +48,11 @@ class Original:
 
     def __init__(self, folder: Path, exclude: tuple[str, ...], steps: int, prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
-        kind = type(open_checked(folder, trusted=True))  # the pipeline has refused what may not be opened
-        self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        config = self.model.config
+        skeleton = open_checked(folder, trusted=True)  # the pipeline has refused what may not be opened
+        kind, config = type(skeleton), skeleton.config
+        self.model = kind.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         self.start = start_token(folder, config) if config.is_encoder_decoder else None
         known = [name for name in modalities(self.model) if ENCODERS[name] not in exclude]
         self.steps = steps
@@ -85,7 +88,7 @@ class Original:
         features: Mapping[str, Features],
     ) -> Asked:
         found = self.model(**_torch(inputs))
-        if "logits" not in found:
+        if decoded(self.model) is None:
             outputs = {name: value.numpy() for name, value in found.items() if hasattr(value, "numpy")}
             nothing = np.zeros((0, 0), np.float32)
             return Asked(modalities, variant, inputs, outputs, {}, {}, np.zeros(0, np.int64), nothing)

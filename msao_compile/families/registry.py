@@ -63,8 +63,7 @@ def open_skeleton(folder: Path, config: Mapping[str, Any], name: str | None) -> 
     thinker = getattr(settings, "thinker_config", None)
     if thinker is not None:  # of an Omni model the thinker alone reads pictures and sounds and writes text
         settings, architecture = thinker, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(thinker)]
-    is_model = isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)
-    if not is_model or architecture.config_class is not type(settings):
+    if not _belong_together(architecture, type(settings)):
         called = f"architecture {name!r}" if name else "architectures names no class, which"
         raise CheckpointError(
             f"{folder / 'config.json'}: {called} is not a {config['model_type']} model of transformers "
@@ -72,6 +71,16 @@ def open_skeleton(folder: Path, config: Mapping[str, Any], name: str | None) -> 
         )
     with _translated(folder / "config.json"):
         return skeleton(settings, architecture)
+
+
+def _belong_together(architecture: Any, settings: type) -> bool:
+    """Whether a model class takes this kind of config: its own one, or one that an auto class pairs it with."""
+    import transformers
+
+    if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
+        return False
+    tables = (getattr(getattr(transformers, name, None), "_model_mapping", {}) for name in AUTO_CLASSES)
+    return architecture.config_class is settings or any(table.get(settings, None) is architecture for table in tables)
 
 
 def _open_remote(folder: Path, config: Mapping[str, Any], name: str | None) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from transformers import GenerationMixin
 
 from msao_compile.errors import UnsupportedFamily
 from msao_compile.families.alone import refuse_heard_along, refuse_other_ways
@@ -65,7 +66,7 @@ def describe(model: PreTrainedModel, exclude: tuple[str, ...] = (), fixed: bool 
         UnsupportedFamily: no example of what it takes could be made; the message lists what was tried.
     """
     known = [modality for modality in modalities(model) if ENCODERS[modality] not in exclude]
-    tokens = _decoded(model)
+    tokens = decoded(model)
     calls_made = HostCalls(model)
     pairs = {modality: _pair(model, modality, calls_made, fixed) for modality in known}
     media = [(one, other) for one, other, _ in pairs.values()]
@@ -158,13 +159,19 @@ def _chance(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def _decoded(model: PreTrainedModel) -> str | None:
+def decoded(model: PreTrainedModel) -> str | None:
     """The input whose positions are decoded one after another."""
     parameters = inspect.signature(model.forward).parameters
     if model.config.is_encoder_decoder and "decoder_input_ids" in parameters:
         return "decoder_input_ids"
-    generates = model.can_generate() or model.get_output_embeddings() is not None
-    return "input_ids" if generates and "input_ids" in parameters else None
+    if "input_ids" not in parameters:
+        return None
+    kind = type(model)
+    if issubclass(kind, GenerationMixin) or not kind.__module__.startswith("transformers."):
+        return "input_ids" if model.can_generate() or model.get_output_embeddings() is not None else None
+    if hasattr(kind, "generate"):
+        raise UnsupportedFamily(f"{kind.__name__} has a way of its own to write, and not one token after another")
+    return None
 
 
 def _with_positions(model: PreTrainedModel, example: Tensors, tokens: str | None) -> Tensors:
@@ -203,12 +210,18 @@ def _position(model: PreTrainedModel, example: Tensors) -> str | None:
         return None
     if _rope_owner(model) is None:
         return "rope"
-    kind = model.config.model_type
+    kind = rope_kind(model)
     if kind not in VARIANTS:
         raise UnsupportedFamily(
             f"{kind}: positions of several axes (get_rope_index) of an unknown kind; known are {', '.join(VARIANTS)}"
         )
     return VARIANTS[kind][0]
+
+
+def rope_kind(model: PreTrainedModel) -> str:
+    """The family whose positions these are: the config's, or else the one whose modeling file the model is from."""
+    kind = str(model.config.model_type)
+    return kind if kind in VARIANTS else type(_rope_owner(model)).__module__.split(".")[-2:][0]
 
 
 def turned(description: Description) -> Description:

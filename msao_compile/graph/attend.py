@@ -94,12 +94,15 @@ class Setting:
         scaling = rest.get("scaling")
         if isinstance(scaling, torch.SymFloat):
             raise _scaled_by_length(type(layer).__name__)
+        if rest.get("block_indices") is not None:
+            raise StageError(f"{type(layer).__name__} attends to blocks of keys of its choice, as no graph here can")
         scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
         if self.watch is not None:
             self.watch.scales[-1].append((type(layer).__name__, scale))
         sinks = rest.get("s_aux") if rest.get("sinks") is None else rest.get("sinks")
         extra = [rest.get("softcap"), sinks, rest.get("position_bias")]
-        simple = all(item is None for item in extra) and key.shape[-1] == value.shape[-1]
+        chosen = rest.get("indices")
+        simple = all(item is None for item in (*extra, chosen)) and key.shape[-1] == value.shape[-1]
         states = self.states
         index = states.fresh.get(id(key)) if states is not None else None
         if index is not None and self.watch is not None:
@@ -108,6 +111,9 @@ class Setting:
             return _grouped_query(states, index, (query, key, value), attention_mask, scale), None
         lengths = rest.get("cu_seq_lens_q")
         bias = _additive(attention_mask if lengths is None else _same_segment(lengths, query.shape[2]))
+        if chosen is not None:
+            only = _only(chosen, key.shape[2])
+            bias = only if bias is None else torch.minimum(bias, only)  # a sum of both would be no finite number
         alike = str(query.shape[:2]) == str(key.shape[:2])  # one query for several rows is left to broadcasting
         if self.dialect == "fused" and index is None and simple and alike:
             return _multi_head(query, key, value, bias, scale), None
@@ -152,6 +158,12 @@ def causal_mask(fused: bool, attention_mask_BT: torch.Tensor, sequence: int) -> 
 
 def _additive(mask: Mask | None) -> Mask | None:
     return torch.where(mask, 0.0, MASKED) if mask is not None and mask.dtype == torch.bool else mask
+
+
+def _only(chosen: torch.Tensor, total: int) -> Mask:
+    """Bias [B, 1, S, total] under which a token sees the positions chosen for it, [B, S, as many as there are]."""
+    hidden = torch.full((*chosen.shape[:2], total), MASKED)
+    return hidden.scatter(-1, chosen.to(torch.int64), 0.0)[:, None]
 
 
 def _same_segment(boundaries: torch.Tensor, length: int) -> Mask:

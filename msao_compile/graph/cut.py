@@ -29,7 +29,8 @@ NAME = r"[A-Za-z_]\w*"
 MERGE = "merge"
 """Of a mark: features meet the tokens here, whichever tokens they are."""
 
-_OPERATORS = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.FloorDiv: "Div"}
+_OPERATORS = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.FloorDiv: "Div", ast.Mod: "Mod"}
+_FUNCTIONS = {"Min": "Min", "Max": "Max", "PythonMod": "Mod"}
 
 Needs = frozenset[str]
 
@@ -356,7 +357,14 @@ class _Builder:
         if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
             return self._constant(tree.value)
         if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
-            return self._node(_OPERATORS[type(tree.op)], [self._evaluate(tree.left), self._evaluate(tree.right)])
+            left, right = self._evaluate(tree.left), self._evaluate(tree.right)
+            if isinstance(tree.op, ast.FloorDiv):  # a node rounds towards zero
+                left = self._node("Sub", [left, self._node("Mod", [left, right])])
+            return self._node(_OPERATORS[type(tree.op)], [left, right])
+        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+            return self._node("Neg", [self._evaluate(tree.operand)])
+        if isinstance(tree, ast.Call) and ast.unparse(tree.func) in _FUNCTIONS:
+            return self._node(_FUNCTIONS[ast.unparse(tree.func)], [self._evaluate(part) for part in tree.args])
         if not isinstance(tree, ast.Name) or not self._has(tree.id):
             raise KeyError(ast.unparse(tree))
         return self._length(ir.SymbolicDim(tree.id))

@@ -46,6 +46,7 @@ PAST = 11  # positions known already in the first example of a trace; unlike eve
 MASK = "attention_mask"
 SHARED = ("batch_size", "sequence_length", "past_sequence_length", "total_sequence_length", "text_sequence_length")
 """Lengths that are one for all inputs of a request; another name stands for one symbol."""
+CHANCE = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 LIMIT = re.compile(r"Suggested fixes: sequence_length = Dim\('sequence_length', (min|max)=(\d+)\)")
 
 
@@ -62,6 +63,7 @@ def export(subject: Subject, seen: Seen, dialect: Dialect, needs: Mapping[str, s
     _fill(whole, subject, seen, setting, stubs)
     _weights_to_initializers(whole.graph, set(subject.model.state_dict()))
     _clean(whole)
+    _refuse_chance(whole.graph)
     _name_lengths(whole.graph, lengths)
     return cut(whole, {**needs, **dict.fromkeys(seen.states, STEP), LOGITS_POSITIONS: STEP})
 
@@ -309,6 +311,12 @@ def _weights_to_initializers(graph: ir.Graph, names: set[str]) -> None:
         graph.inputs.remove(value)
         if value.uses():
             graph.initializers[str(value.name)] = value
+
+
+def _refuse_chance(graph: ir.Graph) -> None:
+    drawn = next((node.op_type for node in graph if node.op_type in CHANCE), None)
+    if drawn is not None:
+        raise StageError(f"the model draws random numbers ({drawn}): no two runs of it would give the same")
 
 
 def _clean(model: ir.Model) -> None:

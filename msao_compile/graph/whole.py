@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +51,8 @@ UNTRACEABLE = (
 """What torch raises over a model that it cannot trace."""
 BY_DATA = ("data is not allocated", "data-dependent")
 """How torch says that a model reads what only a request has."""
+GUARD = re.compile(r"Constraints violated .*? generated guard (.*?)(?:\.? - Not all values|\. Suggested fixes|$)")
+"""How torch says that a model branches on a length."""
 MANY_LAYERS = 512  # more than any model has; the cache of a decoder whose config does not say how many
 
 
@@ -310,6 +313,9 @@ def trace(
     except UNTRACEABLE as error:
         cause = error.__cause__ or error
         said = " ".join(str(cause).split())[:400]
+        guard = GUARD.search(said)
+        if guard is not None and "sequence_length = Dim(" not in said:
+            said = f"it goes another way where a length does not satisfy {guard[1][:160]}, and one graph has one way"
         if any(words in said for words in BY_DATA):
             said = f"what it does there depends on numbers of a request and not on its lengths alone ({said[:120]})"
         raise StageError(f"torch.onnx could not export{_where(error)}: {said}") from error

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from msao_compile.errors import CapacityExceeded, DeploymentError, InputError
+from msao_compile.errors import CapacityExceeded, DeploymentError, InputError, StageError
 from msao_compile.manifest.evidence import ParityEvidence, ParityRow
 from msao_compile.manifest.schema import Deployment, Dialect
 from msao_compile.recipe.schema import PARITY_PROMPT_TOKENS
@@ -108,13 +108,24 @@ def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: Bo
     )
 
 
+def _given(session: ModelSession, asked: Asked, name: str) -> np.ndarray:
+    """An output of a model that decodes nothing."""
+    found = forward(session, asked.inputs)
+    if name not in found:
+        kinds = " and ".join((*asked.modalities, "text"))
+        raise StageError(f"a request of {kinds} gives no {name}: what makes it reads more than such a request has")
+    return found[name]
+
+
 def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, Distance]]:
     """Every comparison of one model: encoders, the whole pass, steps one by one, text alone, and each cut."""
     yield from _encoders(original, session)
     every = fitting(original.asked, session)
+    if session.model.decoder is None:  # what compares texts with media gives nothing for texts alone
+        every = [asked for asked in every if asked.modalities] or every
     names = {name: f"out.{name}" for name in every[0].outputs}
     for name in names if session.model.decoder is None else ("logits",):
-        pairs = [(forward(session, asked.inputs)[name], asked.outputs[name]) for asked in every]
+        pairs = [(_given(session, asked, name), asked.outputs[name]) for asked in every]
         yield "whole" if len(names) == 1 else f"whole {name}", distance(_flat(pairs))
     if session.model.decoder is None:
         return

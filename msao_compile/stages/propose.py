@@ -13,6 +13,7 @@ from typing import Any
 from msao_compile.errors import UnsupportedFamily
 from msao_compile.families.checkpoint import locate, read_config
 from msao_compile.families.examples import modalities
+from msao_compile.families.kv_cost import trained_positions
 from msao_compile.families.outline import outline
 from msao_compile.families.refusals import names_remote_code
 from msao_compile.families.registry import open_checked
@@ -39,7 +40,7 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
     except UnsupportedFamily as error:
         return _unopened(checkpoint, recipe, str(error))
     sources = locate(checkpoint, model).sources
-    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or KV_CAPACITY)
+    longest = trained_positions(model.config) or KV_CAPACITY
     modules = [
         {
             "component": part.component,

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,27 @@ import numpy as np
 import torch
 
 from msao_compile.errors import ShapeSpecialised, StageError
-from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, refuse_not_finite
+from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, read_tensor, refuse_not_finite
 from msao_compile.families.classes import request_classes
 from msao_compile.families.conversion import CONVERTED, write_converted
 from msao_compile.families.examples import modalities
+from msao_compile.families.kv_cost import trained_positions
 from msao_compile.families.light import light
+from msao_compile.families.outline import OTHER, outline
 from msao_compile.families.registry import open_checked
 from msao_compile.families.side_files import start_token
-from msao_compile.families.subject import Description, describe, turned, with_rows
+from msao_compile.families.subject import Description, describe, rope_kind, turned, with_rows
 from msao_compile.graph.ends import digest, name_ends, spec, weights, write_archive
 from msao_compile.graph.export import export
 from msao_compile.graph.rewrite import growing
-from msao_compile.graph.whole import Seen, Subject, look
+from msao_compile.graph.whole import UNTRACEABLE, Seen, Subject, look
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import ENCODERS, Dialect, Encoder, HostCall
 from msao_compile.symbolic import zeros
 
 logger = logging.getLogger(__name__)
+PLACE_NAMES = 2
+"""Of a parameter's path, as many names as tell parts of a model apart."""
 Traced = dict[Dialect, dict[str, dict[str, Any]]]
 
 
@@ -49,15 +53,16 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     """
     folder = Path(arguments["checkpoint"])
     model = open_checked(folder, bool(arguments.get("trusted")))
+    folders = (folder, Path(arguments["converted"]).parent)
     located = locate(folder, model)
     write_converted(folder, model, located.groups, located.sources, Path(arguments["converted"]))
     model = runnable(model)
+    _read_whole_numbers(folders, model, located.sources)
     on_progress({"doing": "run on examples"})
     with light(model):
         description, traced, states = _taken_apart(model, arguments, on_progress)
         classes = request_classes(model, [entry.modality for entry in description.encoders])
     on_progress({"doing": "read the weights"})
-    folders = (folder, Path(arguments["converted"]).parent)
     first = next(iter(traced.values()))
     config = model.config
     return {
@@ -67,6 +72,8 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         "hidden_size": _width(first),
         "vocab_size": _vocabulary(first),
         "position_limit": min((part.original_max_seq_len for part in growing(model)), default=None),
+        "trained_positions": trained_positions(config) if description.tokens is not None else None,
+        "unread": _unread(model, located.sources, traced, arguments["exclude"]),
         "components": _components(folders, model, located.sources, traced),
         "states": states,
         "encoders": [
@@ -184,12 +191,30 @@ def _facts(description: Description) -> dict[str, Any]:
     if description.position in (None, "rope"):
         return {}
     found = {}
-    for name, path in VARIANTS[description.model.config.model_type][1].items():
+    for name, path in VARIANTS[rope_kind(description.model)][1].items():
         value: Any = description.model.config
         for part in path.split("."):
             value = value[part] if isinstance(value, dict) else getattr(value, part, None)
         found[name] = value
     return found
+
+
+def _unread(
+    model: Any, sources: Mapping[str, Source], traced: Traced, exclude: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Parameters that no graph reads, by the part of the model that they are in, and of how many there.
+
+    Not those of components that are left out, or that answer no request.
+    """
+    used = {sources[name] for parts in traced.values() for part in parts.values() for name in part["weights"]}
+    found: dict[str, dict[str, int]] = {}
+    for part in outline(model):
+        for name in part.parameters if part.component not in {*exclude, OTHER} else ():
+            place = ".".join(name.split(".")[:PLACE_NAMES])
+            counts = found.setdefault(place, {"params": 0, "of": 0})
+            counts["of"] += math.prod(sources[name].shape)
+            counts["params"] += math.prod(sources[name].shape) if sources[name] not in used else 0
+    return {place: counts for place, counts in found.items() if counts["params"]}
 
 
 def _components(
@@ -242,7 +267,7 @@ def _tensors(
     found: list[dict[str, Any]] = []
     for name in names:
         source = sources[name]
-        folder = folders[source.file == CONVERTED]
+        folder = _folder(folders, source)
         digest, kind = hashlib.sha256(), np.dtype(np.float32)
         for values in read_pieces(folder, vars(source)):
             if name in trained:  # a buffer may well say that a range has no end
@@ -281,6 +306,18 @@ def runnable(model: Any) -> Any:
     return model.eval()
 
 
+def _read_whole_numbers(folders: tuple[Path, Path], model: Any, sources: Mapping[str, Source]) -> None:
+    """Give the model its tables of whole numbers: by zeros in their place it may divide."""
+    for name, value in model.named_buffers():
+        source = sources.get(name)
+        if source is not None and not value.is_floating_point():
+            value.copy_(torch.from_numpy(read_tensor(_folder(folders, source), vars(source)).copy()))
+
+
+def _folder(folders: tuple[Path, Path], source: Source) -> Path:
+    return folders[source.file == CONVERTED]
+
+
 def _looked(description: Description) -> Iterator[tuple[Subject, Seen]]:
     """The model run at two sizes: with several rows where it can, else with one.
 
@@ -300,7 +337,7 @@ def _looked(description: Description) -> Iterator[tuple[Subject, Seen]]:
         )
         try:
             seen = look(subject)
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        except UNTRACEABLE as error:
             faults.append(error)
             continue
         yield subject, seen

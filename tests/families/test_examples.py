@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.examples.kinds import look, special_ids, tensors
 from msao_compile.families.examples.tiles import best_pinpoint
 from msao_compile.families.known_sizes import known_sizes
-from msao_compile.families.subject import describe
+from msao_compile.families.subject import decoded, describe
 
 VOCABULARY = 120
 PICTURE, CLIP, SOUND = 100, 101, 102
@@ -332,3 +333,22 @@ def test_an_unknown_kind_is_refused_with_everything_that_was_tried() -> None:
     assert "get_image_features(pixel_values)" in said and "forward(input_ids, pixel_values)" in said
     assert "[1, 3, 16, 16]: ValueError: seven axes, not 4" in said
     assert "[1, 1, 3, 16, 16]: ValueError: seven axes, not 5" in said
+
+
+def test_a_model_that_writes_in_a_way_of_its_own_is_refused_and_one_that_writes_nothing_is_not_decoded() -> None:
+    class Blocks:
+        config = SimpleNamespace(is_encoder_decoder=False)
+
+        def forward(self, input_ids: torch.Tensor) -> None:
+            raise NotImplementedError
+
+    class Diffusing(Blocks):
+        def generate(self) -> None:
+            raise NotImplementedError
+
+    for kind in (Blocks, Diffusing):
+        kind.__module__ = "transformers.models.blocks.modeling_blocks"
+    assert decoded(Blocks()) is None
+    with pytest.raises(UnsupportedFamily, match="Diffusing has a way of its own to write"):
+        decoded(Diffusing())
+    assert decoded(qwen()) == "input_ids" and decoded(whisper()) == "decoder_input_ids" and decoded(clip()) is None

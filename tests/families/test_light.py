@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from msao_compile.families import light
+from msao_compile.families.checkpoint import read_sources
 from msao_compile.families.registry import open_checked
 from msao_compile.families.subject import describe
-from msao_compile.stages.split import _looked, runnable
+from msao_compile.stages.split import _looked, _read_whole_numbers, runnable
 
 
 def test_the_examples_of_a_model_whose_layers_are_not_computed_are_the_same(
@@ -56,3 +59,20 @@ def test_zeros_stand_for_what_has_no_data_and_nothing_else_is_changed() -> None:
         assert (made.shape, made.dtype, made.device.type) == ((2, 3), kind, "cpu") and not made.any()
     given = torch.ones(3)
     assert light._zeros(given) is given
+
+
+def test_tables_of_whole_numbers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    """By zeros in their place a model may divide."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("sizes", torch.tensor([5, 7]))
+            self.register_buffer("scale", torch.tensor([0.5]))
+
+    save_file(Table().state_dict(), tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        bare = Table()
+    model = runnable(bare)
+    _read_whole_numbers((tmp_path, tmp_path), model, read_sources(tmp_path / "model.safetensors"))
+    assert (model.sizes.tolist(), model.scale.tolist()) == ([5, 7], [0.0])

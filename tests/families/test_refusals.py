@@ -171,6 +171,19 @@ def test_code_that_is_no_python_is_refused(moon: Path) -> None:
         open_skeleton(moon, read_config(moon), None)
 
 
+def test_a_class_of_another_family_opens_where_transformers_pairs_it_with_the_config(tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"model_type": "qwen2", **small, "num_key_value_heads": 2, "vocab_size": 32}
+    config = {"model_type": "pp_chart2table", "text_config": text, "image_token_id": 30}
+    for name in ("GotOcr2ForConditionalGeneration", "LlavaForConditionalGeneration"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+        if name.startswith("GotOcr2"):
+            assert type(open_checked(tmp_path)).__name__ == name
+        else:
+            with pytest.raises(CheckpointError, match="'LlavaForConditionalGeneration' is not a pp_chart2table model"):
+                open_checked(tmp_path)
+
+
 def test_a_family_that_transformers_lacks_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFamily, match="model_type 'moon' is none of transformers"):
         open_skeleton(tmp_path, {"model_type": "moon"}, None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from transformers.models.inkling2.modeling_inkling2 import eager_attention_forward
 
-from msao_compile.graph.attend import Setting
+from msao_compile.errors import StageError
+from msao_compile.graph.attend import MASKED, Setting
 
 
 def test_a_sink_of_each_query_takes_its_part() -> None:
@@ -32,3 +34,24 @@ def test_a_mask_given_by_its_name_counts() -> None:
         nn.Identity(), query=query, key=key, value=value, attention_mask=mask, scaling=0.3
     )
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_token_sees_the_positions_chosen_for_it_alone() -> None:
+    """DeepSeek's sparse attention gives its choice to any function but torch's own."""
+    chance = torch.Generator().manual_seed(0)
+    query, key, value = (torch.rand(2, 4, 3, 8, generator=chance) for _ in range(3))
+    key, value = torch.cat([key, key + 1], 2), torch.cat([value, value - 1], 2)
+    causal = torch.zeros(2, 1, 3, 6).masked_fill(torch.ones(3, 6).triu(4).bool(), MASKED)
+    chosen = torch.rand(2, 3, 6, generator=chance).topk(4).indices.to(torch.int32)
+    hidden = torch.ones(2, 3, 6, dtype=torch.bool).scatter(-1, chosen.long(), False)[:, None]
+    for mask in (causal, None):
+        scores = query @ key.mT * 0.3 + (0.0 if mask is None else mask)
+        wanted = torch.softmax(scores.masked_fill(hidden, MASKED), -1) @ value
+        found, _ = Setting("fused").attention(nn.Identity(), query, key, value, mask, scaling=0.3, indices=chosen)
+        torch.testing.assert_close(found, wanted.transpose(1, 2))
+
+
+def test_blocks_that_a_layer_chooses_are_refused() -> None:
+    parts = [torch.rand(1, 2, 3, 8)] * 3
+    with pytest.raises(StageError, match="Identity attends to blocks of keys of its choice"):
+        Setting("portable").attention(nn.Identity(), *parts, block_indices=torch.zeros(1, 3, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -9,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from msao_compile.errors import StageError
-from msao_compile.graph.cut import cut
+from msao_compile.graph.cut import Part, _Builder, cut
 from msao_compile.runtime.backends.ort import _give_threads
 
 WHOLE = """<ir_version: 10, opset_import: ["" : 20]>
@@ -79,6 +81,28 @@ def test_a_module_takes_what_crosses_and_nothing_else() -> None:
 def test_a_length_is_read_off_what_reaches_a_module() -> None:
     nodes = [node.op_type for node in cut(_whole(), NEEDS)["decoder"].graph]
     assert "Shape" in nodes
+
+
+@pytest.mark.parametrize(
+    ("length", "count"),
+    [
+        ("Min(Min(20, rows // 8) + 2, rows)", lambda rows: min(min(20, rows // 8) + 2, rows)),
+        ("Max(3, rows % 4)", lambda rows: max(3, rows % 4)),
+        ("rows + PythonMod(-rows, 8)", lambda rows: rows + -rows % 8),
+        ("4 - (-rows) // 8", lambda rows: 4 - -rows // 8),
+    ],
+)
+def test_lengths_are_reckoned_as_python_does(length: str, count: Callable[[int], int]) -> None:
+    builder = _Builder(_whole(), Part("decoder"))
+    taken = builder._take(ir.Value(name="x", shape=ir.Shape(["rows"]), type=ir.TensorType(ir.DataType.FLOAT)))
+    found = builder._length(ir.SymbolicDim(length))
+    graph = ir.Graph([taken], [found], nodes=builder.nodes, initializers=tuple(builder.initializers.values()),
+                     opset_imports={"": 20}, name="lengths")  # fmt: skip
+    for rows in (1, 7, 8, 30, 200):
+        [value] = _run(ir.Model(graph, ir_version=10), {"x": np.zeros(rows, np.float32)}).values()
+        assert value.tolist() == [count(rows)]
+    with pytest.raises(KeyError):
+        builder._length(ir.SymbolicDim("TruncToInt(rows)"))
 
 
 def test_names_of_nodes_are_unique() -> None:

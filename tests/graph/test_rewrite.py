@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.nemotron_h.modeling_nemotron_h import mamba2_chunk_scan, mamba2_selective_state_update
 from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4MultimodalAudioModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
 from msao_compile.errors import StageError
 from msao_compile.graph.attend import Setting, Watch
-from msao_compile.graph.recurrence import gated_delta_rule
+from msao_compile.graph.recurrence import gated_delta_rule, mamba2
 from msao_compile.graph.resize import interpolated
 from msao_compile.graph.rewrite import METHODS, growing, rewritten
 from msao_compile.graph.selections import Picked, Sites, scatter_rows
@@ -61,6 +62,37 @@ def test_the_delta_rule_is_that_of_transformers(sequence: int, alike: bool, chan
         found = gated_delta_rule(query, key, value, use_qk_l2norm_in_kernel=True, **named)
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sequence", [1, 15, 16, 37, 130])
+@pytest.mark.parametrize("limit", [(0.0, float("inf")), (0.1, 0.6)])
+def test_mamba2_is_that_of_transformers(sequence: int, limit: tuple[float, float], chance: torch.Generator) -> None:
+    hidden, steps = (torch.randn(2, sequence, 4, *more, generator=chance) for more in ((6,), ()))
+    written, read = (torch.randn(2, sequence, 2, 8, generator=chance) for _ in range(2))
+    skip, bias, decay = (torch.rand(4, generator=chance) for _ in range(3))
+    for state in (None, torch.randn(2, 4, 6, 8, generator=chance)):
+        named = {"D": skip, "dt_bias": bias, "dt_softplus": True, "dt_limit": limit, "initial_states": state}
+        given = (hidden, steps, -decay, written, read, 16)
+        if sequence == 1 and state is not None and limit[0]:
+            continue  # below
+        wanted = mamba2_chunk_scan(*given, **named, return_final_states=True)
+        for one, other in zip(mamba2(*given, **named, return_final_states=True), wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    plain = (hidden, steps.abs(), *given[2:])
+    torch.testing.assert_close(mamba2(*plain), mamba2_chunk_scan(*plain), atol=1e-5, rtol=1e-5)
+
+
+def test_one_step_of_mamba2_is_that_of_transformers(chance: torch.Generator) -> None:
+    """Which bounds no single step."""
+    hidden, step = torch.randn(2, 1, 4, 6, generator=chance), torch.randn(2, 1, 4, generator=chance) - 3
+    written, read = (torch.randn(2, 1, 2, 8, generator=chance) for _ in range(2))
+    decay, state = -torch.rand(4, generator=chance), torch.randn(2, 4, 6, 8, generator=chance)
+    more = {"dt_softplus": True, "initial_states": state, "return_final_states": True}
+    found, left = mamba2(hidden, step, decay, written, read, 16, dt_limit=(0.5, float("inf")), **more)
+    wide = step.transpose(1, 2).expand(-1, -1, 6), decay[:, None, None].expand(-1, 6, 8)
+    wanted = mamba2_selective_state_update(state, hidden[:, 0], *wide, written[:, 0], read[:, 0], dt_softplus=True)
+    torch.testing.assert_close(found[:, 0], wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(left, state, atol=1e-5, rtol=1e-5)  # it writes the new one there
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

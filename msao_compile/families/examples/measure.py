@@ -27,6 +27,7 @@ from msao_compile.families.examples.kinds import (
 from msao_compile.families.examples.pictures import pictures
 from msao_compile.families.examples.request import Medium, compose, media_only, run
 from msao_compile.families.examples.sounds import sounds
+from msao_compile.manifest.schema import ENCODERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,7 +91,8 @@ def medium(model: PreTrainedModel, modality: Modality, variant: int, chance: np.
     named = f"get_{modality}_features({', '.join(method[1])})" if method else f"no get_{modality}_features"
     raise UnsupportedFamily(
         f"No example {modality} input of {type(model).__name__} ran. It has {named} and forward("
-        f"{', '.join(sight.forward)}). Tried: {'; '.join(dict.fromkeys(faults)) or 'nothing'}."
+        f"{', '.join(sight.forward)}). Tried: {'; '.join(dict.fromkeys(faults)) or 'nothing'}. To build the rest, "
+        f"leave it out: [export] exclude = ['{ENCODERS[modality]}']."
     )
 
 
