@@ -220,8 +220,8 @@ def _position(model: PreTrainedModel, example: Tensors) -> str | None:
 
 def rope_kind(model: PreTrainedModel) -> str:
     """The family whose positions these are: the config's, or else the one whose modeling file the model is from."""
-    kind = str(model.config.model_type)
-    return kind if kind in VARIANTS else type(_rope_owner(model)).__module__.split(".")[-2:][0]
+    kind, home = str(model.config.model_type), type(_rope_owner(model)).__module__.split(".")[-2:][0]
+    return home if kind not in VARIANTS and home in VARIANTS else kind
 
 
 def turned(description: Description) -> Description:
