@@ -160,7 +160,11 @@ def _chance(seed: int) -> np.random.Generator:
 
 
 def decoded(model: PreTrainedModel) -> str | None:
-    """The input whose positions are decoded one after another."""
+    """The input whose positions are decoded one after another, None where nothing is.
+
+    Raises:
+        UnsupportedFamily: the model writes, and in another way.
+    """
     parameters = inspect.signature(model.forward).parameters
     if model.config.is_encoder_decoder and "decoder_input_ids" in parameters:
         return "decoder_input_ids"
