@@ -18,7 +18,7 @@ from msao_compile.families.examples import Medium, medium, modalities, request
 from msao_compile.families.examples.kinds import look, special_ids, tensors
 from msao_compile.families.examples.tiles import best_pinpoint
 from msao_compile.families.known_sizes import known_sizes
-from msao_compile.families.subject import decoded, describe
+from msao_compile.families.subject import decoded, describe, rope_kind
 
 VOCABULARY = 120
 PICTURE, CLIP, SOUND = 100, 101, 102
@@ -333,6 +333,16 @@ def test_an_unknown_kind_is_refused_with_everything_that_was_tried() -> None:
     assert "get_image_features(pixel_values)" in said and "forward(input_ids, pixel_values)" in said
     assert "[1, 3, 16, 16]: ValueError: seven axes, not 4" in said
     assert "[1, 1, 3, 16, 16]: ValueError: seven axes, not 5" in said
+    assert said.endswith("leave it out: [export] exclude = ['vision_encoder'].")
+
+
+def test_positions_of_a_config_that_another_family_serves_are_that_family_s() -> None:
+    model = qwen()
+    assert rope_kind(model) == "qwen2_vl"
+    model.config.model_type = "qwen2_5_vl"
+    assert rope_kind(model) == "qwen2_5_vl"
+    model.config.model_type = "moon"
+    assert rope_kind(model) == "qwen2_vl"
 
 
 def test_a_model_that_writes_in_a_way_of_its_own_is_refused_and_one_that_writes_nothing_is_not_decoded() -> None:
