@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from msao_compile.stock import Stock, result
 from msao_compile.store.record import Record
 
 logger = logging.getLogger(__name__)
-UNREAD_SHARE = 0.1
 PARITY_COPIES = 3.6
 """Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
 OPEN_COPIES = 2.0
@@ -93,15 +93,9 @@ class Steps:
             archives = {name: self.stock.output(record, name) for name in outputs}
             held = {name: blob for name, blob in archives.items() if blob is not None}
             check_positions(name, result(record), capacity)
-            warn_unread(name, result(record))
             role = self.recipe.models[name].role
             self.parts.append(ModelParts(name, role, result(record), capacity, files, held))
-        left_out = {component for parts in self.parts for component in parts.split["excluded"]}
-        if extra := sorted(set(self.recipe.export.exclude) - left_out):
-            raise RecipeError(
-                f"export.exclude: {extra[0]!r} is no encoder of pictures, clips or sounds of a model here, and nothing "
-                "else can be left out: take it from the list"
-            )
+        check_excluded(self.recipe.export.exclude, [parts.split for parts in self.parts])
         return True
 
     def export(self) -> bool:
@@ -335,21 +329,23 @@ def check_positions(name: str, split: Mapping[str, Any], capacity: int) -> None:
         )  # fmt: skip
 
 
-def warn_unread(name: str, split: Mapping[str, Any]) -> None:
-    """Say what of a checkpoint the deployment will not have: a whole part of it, or more than `UNREAD_SHARE`.
+def check_excluded(exclude: Sequence[str], splits: Sequence[Mapping[str, Any]]) -> None:
+    """Every name of a recipe's export.exclude leaves something out; one that graphs need is warned of and stays.
 
-    Less is usual: towers whose last layers nobody reads.
+    Raises:
+        RecipeError: no model has what a name says.
     """
-    unread = split["unread"]
-    whole = [place for place, counts in unread.items() if counts["params"] == counts["of"]]
-    left = sum(counts["params"] for counts in unread.values())
-    every = left + sum(component["params"] for component in split["components"])
-    if whole or left > UNREAD_SHARE * every:
-        among = " and ".join(whole) or max(unread, key=lambda place: int(unread[place]["params"]))
-        logger.warning(
-            "%s: no graph reads %d of its %d parameters, among them %s%s: no picture, clip, sound or text reaches them",
-            name, left, every, "all of " if whole else "some of ", among,
-        )  # fmt: skip
+    known = sorted({encoder["component"] for split in splits for encoder in split["encoders"]})
+    for name in exclude:
+        if any(name in split["excluded"] for split in splits):
+            continue
+        if not any(name in split["kept"] for split in splits):
+            near = difflib.get_close_matches(name, known, n=1)
+            raise RecipeError(
+                f"export.exclude: {name!r} is no encoder of pictures, clips or sounds of a model here, nor a part of "
+                "one that no graph reads: " + (f"did you mean '{near[0]}'?" if near else "take it from the list")
+            )
+        logger.warning("export.exclude: graphs read %s, so it is not left out; take it from the list", name)
 
 
 def _targets(runner: Runner) -> dict[str, TargetChoice]:

@@ -12,7 +12,7 @@ from building import Workshop, run, write_recipe
 from msao_compile.errors import RecipeError
 from msao_compile.recipe import room
 from msao_compile.runtime.loader import read_manifest
-from msao_compile.steps import check_positions, warn_unread
+from msao_compile.steps import check_excluded, check_positions
 
 
 def test_a_job_that_needs_more_than_there_is_says_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,12 +60,16 @@ def test_a_cache_that_is_longer_than_the_model_was_made_for_is_warned_of(caplog:
     assert "kv_capacity: 449 where m was made for 448 positions" in caplog.text
 
 
-def test_a_part_that_no_graph_reads_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    components = [{"params": 900}, {"params": 60}]
-    warn_unread("m", {"components": components, "unread": {}})
-    warn_unread("m", {"components": components, "unread": {"model.tower": {"params": 40, "of": 400}}})
-    assert not caplog.messages  # a tower whose last layer nobody asks for
-    warn_unread("m", {"components": components, "unread": {"model.protein": {"params": 40, "of": 40}}})
-    assert "m: no graph reads 40 of its 1000 parameters, among them all of model.protein: no picture" in caplog.text
-    warn_unread("m", {"components": components, "unread": {"model.tower": {"params": 140, "of": 400}}})
-    assert "m: no graph reads 140 of its 1100 parameters, among them some of model.tower" in caplog.text
+def test_every_excluded_name_leaves_something_out(caplog: pytest.LogCaptureFixture) -> None:
+    splits = [
+        {"excluded": ["video_encoder"], "kept": [], "encoders": [{"component": "vision_encoder"}]},
+        {"excluded": ["talker"], "kept": ["model.norm"], "encoders": [{"component": "audio_encoder"}]},
+    ]
+    check_excluded(("video_encoder", "talker"), splits)
+    assert not caplog.messages
+    check_excluded(("model.norm",), splits)
+    assert "export.exclude: graphs read model.norm, so it is not left out" in caplog.text
+    with pytest.raises(RecipeError, match=r"'vison_encoder' is no encoder .*: did you mean 'vision_encoder'\?$"):
+        check_excluded(("vison_encoder",), splits)
+    with pytest.raises(RecipeError, match=r"'talkers' is no encoder .*: take it from the list$"):
+        check_excluded(("talkers",), splits)

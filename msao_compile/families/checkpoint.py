@@ -243,17 +243,26 @@ def _compute_buffers(module: nn.Module, owner: Any) -> None:
 
 @dataclass(frozen=True)
 class Located:
-    """Where each parameter lies, and the conversions that make those of which the checkpoint has another form."""
+    """Where each parameter lies, the conversions that make those of which the checkpoint has another form, and by key
+    the tensors that the model has no place for.
+    """
 
     sources: dict[str, Source]
     groups: dict[str, Group]
+    unexpected: dict[str, Source]
+
+    @property
+    def keys(self) -> set[str]:
+        """What files call the tensors that the model has a place for."""
+        made = {source.key for group in self.groups.values() for _, source in group.tensors}
+        return made | {source.key for source in self.sources.values() if source.file != CONVERTED}
 
 
 def locate(folder: Path, model: PreTrainedModel) -> Located:
     """Where each of the model's parameters lies, both spellings of keys understood through transformers' own renaming.
 
     Raises:
-        CheckpointError: a parameter is missing, a key is unexpected, or a shape differs.
+        CheckpointError: a parameter is missing, or a shape differs.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -264,28 +273,28 @@ def locate(folder: Path, model: PreTrainedModel) -> Located:
     expected = model.state_dict()
     found: dict[str, Source] = {}
     groups: dict[str, Group] = {}
-    unexpected = []
-    thinker = "thinker_config" in read_config(folder)
+    unexpected: dict[str, Source] = {}
+    thinker = "thinker." if "thinker_config" in read_config(folder) else ""
     for path in weight_files(folder):
         for whole, source in read_sources(path).items():
-            if thinker and not whole.startswith("thinker."):  # an Omni model's speaking half is no part of this model
-                continue
-            key = whole.removeprefix("thinker.") if thinker else whole
+            key = whole.removeprefix(thinker)
             name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
             if name not in expected and key in expected:
                 name, pattern = key, None
             converter = next((entry for entry in converters if pattern in entry.source_patterns), None)
-            if pattern is not None and converter is not None:
+            if not whole.startswith(thinker):  # an Omni model's speaking half is no part of this model
+                unexpected[whole] = source
+            elif pattern is not None and converter is not None:
                 groups.setdefault(name, Group(converter, name)).tensors.append((pattern, source))
             elif name in expected:
                 found[name] = source
             else:
-                unexpected.append(key)
+                unexpected[whole] = source
     _spread_tied(model, found)
     if groups:
         _place_converted(expected, found)
-    _check_complete(folder, {name: tuple(value.shape) for name, value in expected.items()}, found, unexpected)
-    return Located(found, groups)
+    _check_complete(folder, {name: tuple(value.shape) for name, value in expected.items()}, found)
+    return Located(found, groups, unexpected)
 
 
 def _place_converted(expected: Mapping[str, Any], found: dict[str, Source]) -> None:
@@ -308,19 +317,12 @@ def _spread_tied(model: PreTrainedModel, found: dict[str, Source]) -> None:
             found.update({name: held for name in group if name not in found})
 
 
-def _check_complete(
-    folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, Source], unexpected: list[str]
-) -> None:
+def _check_complete(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, Source]) -> None:
     missing = sorted(set(expected) - set(found))
     if missing:
         raise CheckpointError(
             f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} in all); "
             "download the checkpoint again or use the matching config.json"
-        )
-    if unexpected:
-        raise CheckpointError(
-            f"{folder}: tensor {sorted(unexpected)[0]!r} is not part of the model ({len(unexpected)} "
-            "in all); use the config.json that belongs to these weights"
         )
     for name, shape in expected.items():
         if found[name].shape != shape:

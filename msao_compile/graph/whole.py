@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache
 from msao_compile.errors import StageError, UnsupportedFamily
 from msao_compile.graph.attend import Setting, Watch, attending
 from msao_compile.graph.opsets import OPSETS
+from msao_compile.graph.quick import quick
 from msao_compile.graph.rewrite import rewritten
 from msao_compile.graph.selections import Sites
 from msao_compile.graph.state import EncoderDecoderStates, States, StateTensor
@@ -297,7 +298,7 @@ def trace(
     named = {"parameters": parameters, "inputs": inputs}
     shapes = {"parameters": dict.fromkeys(parameters), "inputs": {key: dynamic.get(key) for key in inputs}}
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quick():
             warnings.simplefilter("ignore")
             program = export(_Functional(body).eval(), (), kwargs=named, dynamic_shapes=shapes, strict=False)
             apply_fx_node_fixes("onnx", program.graph_module)

@@ -30,6 +30,7 @@ Component = Literal[
 ]
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
+PART = re.compile(r"[A-Za-z_]\w*(?:\.(?:\w+|\*))*", re.ASCII)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 REVISION = re.compile(r"[0-9a-f]{40}")
 
@@ -58,6 +59,12 @@ def _name(value: str) -> str:
 def _revision(value: str) -> str:
     if REVISION.fullmatch(value) is None:
         raise refuse(f"must be a commit of 40 lower-case hexadecimal digits, not '{value}'")
+    return value
+
+
+def _part(value: str) -> str:
+    if PART.fullmatch(value) is None:
+        raise refuse(f"must be a component or the dotted name of a part of a model, not '{value}'")
     return value
 
 
@@ -231,7 +238,9 @@ class RuntimeChoice(Part):
 class ExportChoice(Part):
     """What of a checkpoint is exported."""
 
-    exclude: tuple[Component, ...] = ()
+    exclude: tuple[Annotated[str, AfterValidator(_part)], ...] = ()
+    """Encoders by component ("video_encoder"), and parts that no graph can have by the names of their tensors
+    ("model.protein_encoder", "talker"): a build that cannot export something and does not find it here fails."""
     weights: Literal["original", "module"] = "original"
     """Where graphs find them: in the checkpoint's files where those have their bytes, or in a file of each module."""
 

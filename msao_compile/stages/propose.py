@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from msao_compile.errors import UnsupportedFamily
 from msao_compile.families.checkpoint import locate, read_config
 from msao_compile.families.examples import modalities
 from msao_compile.families.kv_cost import trained_positions
+from msao_compile.families.left_out import ignored, listed, refuse_surplus, surplus, unanswered
 from msao_compile.families.outline import outline
 from msao_compile.families.refusals import names_remote_code
 from msao_compile.families.registry import open_checked
@@ -39,12 +40,15 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
         model = open_checked(checkpoint)
     except UnsupportedFamily as error:
         return _unopened(checkpoint, recipe, str(error))
-    sources = locate(checkpoint, model).sources
+    located = locate(checkpoint, model)
+    extra = surplus(model, located)
+    left = {**unanswered(model), **extra}
+    refuse_surplus(checkpoint, extra, ignored(model, extra))
     longest = trained_positions(model.config) or KV_CAPACITY
     modules = [
         {
             "component": part.component,
-            "bytes": sum(sources[name].size_bytes for name in part.parameters),
+            "bytes": sum(located.sources[name].size_bytes for name in part.parameters),
             "params": part.params,
             "found_by": part.found_by,
         }
@@ -56,8 +60,8 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "layers": int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0) or 0),
         "modules": modules,
-        "unsupported": unsupported(checkpoint, model),
-        "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(KV_CAPACITY, longest), "family": family}),
+        "unsupported": [*left_out(checkpoint, left), *unsupported(checkpoint, model)],
+        "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(KV_CAPACITY, longest), "family": family}, [*left]),
     }
 
 
@@ -83,17 +87,19 @@ def _unopened(checkpoint: Path, recipe: Path | None, reason: str) -> dict[str, A
     }
 
 
+def left_out(checkpoint: Path, left: Mapping[str, int]) -> list[str]:
+    """What the proposed recipe leaves out by name, if anything."""
+    if not left:
+        return []
+    return [
+        f"{checkpoint}: {listed(left)} answer no request that is known here; the recipe leaves them out by name "
+        "([export] exclude)"
+    ]
+
+
 def unsupported(checkpoint: Path, model: Any) -> list[str]:
     """What of a checkpoint no route answers, in sentences that say what to do about it."""
-    from msao_compile.families.outline import OTHER
-
     found = []
-    left = [part for part in outline(model) if part.component == OTHER]
-    if left:
-        found.append(
-            f"{checkpoint}: {left[0].params} parameters ({left[0].found_by}) answer no request that is known here; "
-            "they are left out of the deployment"
-        )
     kinds = [name for name in modalities(model) if name != "image"]
     if kinds:
         found.append(
@@ -105,9 +111,10 @@ def unsupported(checkpoint: Path, model: Any) -> list[str]:
     return found
 
 
-def _recipe(checkpoint: Path, recipe: Path | None, known: Mapping[str, Any]) -> str:
+def _recipe(checkpoint: Path, recipe: Path | None, known: Mapping[str, Any], left: Sequence[str] = ()) -> str:
     beside = (recipe.parent if recipe is not None else Path.cwd()).resolve()
     place = os.path.relpath(checkpoint.resolve(), beside)
+    export = f"\n[export]\nexclude = {json.dumps(list(left))}\n" if left else ""
     return f"""# A {known["family"]} checkpoint on this machine's CPU; see `msao-compile schema recipe` for every field.
 recipe = 1
 name = "{_name(checkpoint.resolve().name)}"
@@ -134,7 +141,7 @@ steps = 8
 
 [runtime]
 threads = {os.cpu_count() or 1}
-"""
+{export}"""
 
 
 def _name(folder: str) -> str:

@@ -19,8 +19,8 @@ from msao_compile.families.classes import request_classes
 from msao_compile.families.conversion import CONVERTED, write_converted
 from msao_compile.families.examples import modalities
 from msao_compile.families.kv_cost import trained_positions
+from msao_compile.families.left_out import is_named, refuse_surplus, refuse_unread, surplus, unread
 from msao_compile.families.light import light
-from msao_compile.families.outline import OTHER, outline
 from msao_compile.families.registry import open_checked
 from msao_compile.families.side_files import start_token
 from msao_compile.families.subject import Description, describe, rope_kind, turned, with_rows
@@ -33,8 +33,6 @@ from msao_compile.manifest.schema import ENCODERS, Dialect, Encoder, HostCall
 from msao_compile.symbolic import zeros
 
 logger = logging.getLogger(__name__)
-PLACE_NAMES = 2
-"""Of a parameter's path, as many names as tell parts of a model apart."""
 Traced = dict[Dialect, dict[str, dict[str, Any]]]
 
 
@@ -49,12 +47,14 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
 
     Raises:
         CheckpointError: a file is damaged or does not belong to the config. UnsupportedFamily: nothing of what the
-            model takes could be tried. StageError: a module cannot be traced.
+            model takes could be tried. StageError: a module cannot be traced, or a part of the model is in none.
     """
-    folder = Path(arguments["checkpoint"])
+    folder, exclude = Path(arguments["checkpoint"]), arguments["exclude"]
     model = open_checked(folder, bool(arguments.get("trusted")))
     folders = (folder, Path(arguments["converted"]).parent)
     located = locate(folder, model)
+    extra = surplus(model, located)
+    refuse_surplus(folder, extra, exclude)
     write_converted(folder, model, located.groups, located.sources, Path(arguments["converted"]))
     model = runnable(model)
     _read_whole_numbers(folders, model, located.sources)
@@ -62,18 +62,21 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     with light(model):
         description, traced, states = _taken_apart(model, arguments, on_progress)
         classes = request_classes(model, [entry.modality for entry in description.encoders])
+    used = {located.sources[name] for parts in traced.values() for part in parts.values() for name in part["weights"]}
+    left = unread(model, located.sources, used, exclude)
+    refuse_unread(type(model).__name__, left, exclude)
     on_progress({"doing": "read the weights"})
     first = next(iter(traced.values()))
     config = model.config
     return {
-        "excluded": [name for name in map(ENCODERS.get, modalities(model)) if name in arguments["exclude"]],
+        "excluded": _excluded(model, exclude, [*extra, *left]),
         "family": read_config(folder)["model_type"],
         "architecture": type(model).__name__,
         "hidden_size": _width(first),
         "vocab_size": _vocabulary(first),
         "position_limit": min((part.original_max_seq_len for part in growing(model)), default=None),
         "trained_positions": trained_positions(config) if description.tokens is not None else None,
-        "unread": _unread(model, located.sources, traced, arguments["exclude"]),
+        "kept": [name for name in exclude if any(name == path for path, _ in model.named_modules())],
         "components": _components(folders, model, located.sources, traced),
         "states": states,
         "encoders": [
@@ -199,22 +202,10 @@ def _facts(description: Description) -> dict[str, Any]:
     return found
 
 
-def _unread(
-    model: Any, sources: Mapping[str, Source], traced: Traced, exclude: Sequence[str]
-) -> dict[str, dict[str, int]]:
-    """Parameters that no graph reads, by the part of the model that they are in, and of how many there.
-
-    Not those of components that are left out, or that answer no request.
-    """
-    used = {sources[name] for parts in traced.values() for part in parts.values() for name in part["weights"]}
-    found: dict[str, dict[str, int]] = {}
-    for part in outline(model):
-        for name in part.parameters if part.component not in {*exclude, OTHER} else ():
-            place = ".".join(name.split(".")[:PLACE_NAMES])
-            counts = found.setdefault(place, {"params": 0, "of": 0})
-            counts["of"] += math.prod(sources[name].shape)
-            counts["params"] += math.prod(sources[name].shape) if sources[name] not in used else 0
-    return {place: counts for place, counts in found.items() if counts["params"]}
+def _excluded(model: Any, exclude: Sequence[str], left: Sequence[str]) -> list[str]:
+    """Those of the recipe's names that leave something of this model out."""
+    encoders = [ENCODERS[modality] for modality in modalities(model)]
+    return [name for name in exclude if name in encoders or any(is_named(part, [name]) for part in left)]
 
 
 def _components(

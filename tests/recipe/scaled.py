@@ -86,4 +86,6 @@ def make(config: dict[str, Any], folder: Path) -> None:
     for key, tensor in model.state_dict().items():
         kept.setdefault(tensor.data_ptr(), key)  # of tied weights one is written
     state = model.state_dict()
-    save_file({prefix + key: state[key].contiguous() for key in kept.values()}, folder / "model.safetensors")
+    spoken = {"talker.thinker_to_talker_proj.bias": torch.ones(4), "token2wav.bias": torch.ones(2)} if prefix else {}
+    own = {prefix + key: state[key].contiguous() for key in kept.values()}
+    save_file({**own, **spoken}, folder / "model.safetensors")

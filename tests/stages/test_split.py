@@ -14,16 +14,20 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
+import transformers
 from building import python, run, write_recipe
 from safetensors.torch import load_file, save_file
 
-from msao_compile.errors import CheckpointError
+from msao_compile.errors import CheckpointError, StageError
 from msao_compile.families.checkpoint import locate, read_tensor
 from msao_compile.families.registry import open_checked
 from msao_compile.manifest.digest import sha256_bytes
 from msao_compile.places import Places
+from msao_compile.recipe.read import read_recipe
 from msao_compile.stages import load, split
 from msao_compile.stages.compose import ModelParts
+from msao_compile.stages.propose import propose
+from tests.families.test_outline import janus
 
 Edit = Callable[[Path], None]
 NAMES = ("vision_encoder", "embed_tokens", "decoder")
@@ -48,10 +52,10 @@ def remembered(traces: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split, "_traced", traced)
 
 
-def taken_apart(folder: Path) -> dict[str, Any]:
+def taken_apart(folder: Path, *exclude: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as room:
         places = {"outputs": {"portable": f"{room}/graphs.zip"}, "converted": f"{room}/converted.safetensors"}
-        return split.run({"checkpoint": str(folder), "exclude": [], **places}, lambda record: None)
+        return split.run({"checkpoint": str(folder), "exclude": list(exclude), **places}, lambda record: None)
 
 
 def components(folder: Path) -> dict[str, dict[str, Any]]:
@@ -281,7 +285,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "unexpected tensor": (
         edit_weights(lambda tensors: tensors.update({"surprise": torch.zeros(2)})),
-        r"tensor 'surprise' is not part of the model \(1 in all\); use the config.json",
+        r"2 parameters in surprise are not part of the model; use the config.json",
     ),
     "wrong shape": (
         edit_weights(lambda tensors: tensors.update({"language_model.model.norm.weight": torch.zeros(31)})),
@@ -333,6 +337,26 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "infinite": (edit_norm(float("-inf")), r"model.safetensors: tensor '.*norm.weight' holds values .* not finite"),
     "unsupported family": (edit_config(model_type="moon"), "model_type 'moon' is none of transformers"),
 }
+
+
+def test_what_is_in_no_graph_fails_a_build_until_it_is_left_out_by_name(tmp_path: Path) -> None:
+    config = janus()
+    config.image_token_id = 5
+    transformers.JanusForConditionalGeneration(config).save_pretrained(tmp_path)
+    painting = ["model.vqmodel", "model.generation_embeddings", "model.generation_aligner", "model.generation_head"]
+    with pytest.raises(StageError, match=r"Janus.*: no graph reads \d+ parameters in model.vqmodel, model.gen"):
+        taken_apart(tmp_path)
+    found = taken_apart(tmp_path, *painting)
+    assert (found["excluded"], found["kept"]) == (painting, painting)
+    assert [part["component"] for part in found["components"]] == list(NAMES)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(propose(tmp_path, recipe)["recipe_toml"], encoding="utf-8")
+    assert read_recipe(recipe).export.exclude == tuple(painting)
+
+
+def test_what_the_model_has_no_place_for_is_left_out_by_name(mine: Path) -> None:
+    edit_weights(lambda tensors: tensors.update({"value_head.weight": torch.zeros(2)}))(mine)
+    assert taken_apart(mine, "value_head")["excluded"] == ["value_head"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
