@@ -64,7 +64,7 @@ def surplus(model: PreTrainedModel, located: Located) -> dict[str, int]:
     it. What the model computes by itself is no part.
     """
     shared = {path for key in located.keys for path in _paths(key)}
-    computed = _computed(model, located.unexpected.keys())
+    computed = _computed(model, located.unexpected)
     found: dict[str, int] = {}
     for key, source in located.unexpected.items():
         if key not in computed:
@@ -122,11 +122,18 @@ def _paths(name: str) -> list[str]:
     return [".".join(names[: count + 1]) for count in range(len(names))]
 
 
-def _computed(model: PreTrainedModel, keys: Collection[str]) -> set[str]:
-    """Tensors that older versions saved, of modules that the model has or under the name of one of its buffers."""
-    silent = ignored(model, keys)
+def _computed(model: PreTrainedModel, unexpected: Mapping[str, Source]) -> set[str]:
+    """Tensors that older versions saved: of modules that the model has, known to transformers or of one number, such
+    as what stood for minus infinity; or known to transformers and under the name of one of the model's buffers.
+    """
+    silent = ignored(model, unexpected.keys())
     modules = {path for path, _ in model.named_modules()}
     modules |= {path.removeprefix(f"{model.base_model_prefix}.") for path in modules}
     buffers = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
-    places = {key: key.rpartition(".") for key in silent}
-    return {key for key, (around, _, name) in places.items() if around in modules or name in buffers}
+    found = set()
+    for key, source in unexpected.items():
+        around, _, name = key.rpartition(".")
+        own = around in modules and (key in silent or math.prod(source.shape) == 1)
+        if own or (key in silent and name in buffers):
+            found.add(key)
+    return found

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from msao_compile.symbolic import DATA, zeros
 
+COMPUTED = object()
+"""Known of a layer that has to be computed to tell what it gives."""
 LARGE = 20_000_000
 """Parameters above which computing examples would take longer than all the rest."""
 
@@ -21,20 +23,35 @@ LARGE = 20_000_000
 def light(model: nn.Module) -> Iterator[None]:
     """Inside this block every layer of a repeated stack of a large model answers with zeros of the right shapes.
 
-    A layer runs on the meta device, where nothing is computed; one that reads its data runs as it is.
+    A layer runs on the meta device, where nothing is computed. One that reads its data runs as it is, but for its
+    products with weights: they are zeros too, as are those outside of layers, such as the logits of a large vocabulary.
     """
     large = sum(value.numel() for value in model.parameters()) >= LARGE
-    layers = [
-        layer
-        for part in model.modules()
-        if large and isinstance(part, nn.ModuleList) and len(part) > 1
-        for layer in part
-    ]
+    parts = list(model.modules()) if large else []
+    layers = [layer for part in parts if isinstance(part, nn.ModuleList) and len(part) > 1 for layer in part]
+    configs = {id(part.config): part.config for part in parts if hasattr(getattr(part, "config", None), "use_cache")}
     known: dict[Any, Any] = {}
     with contextlib.ExitStack() as stack:
+        for config in configs.values():  # a state that nobody asked for would make every layer unlike the last
+            stack.enter_context(patch.object(config, "use_cache", False))
+        for part in parts:
+            if type(part) is nn.Linear:
+                stack.enter_context(patch.dict(vars(part), {"forward": _Product(part)}))
         for layer in layers:
             stack.enter_context(patch.dict(vars(layer), {"forward": _Light(layer, known)}))
         yield
+
+
+class _Product:
+    """Answers for one linear module."""
+
+    def __init__(self, part: nn.Linear) -> None:
+        self.forward, self.width = part.forward, part.out_features
+
+    def __call__(self, value: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting() or value.is_meta:
+            return self.forward(value)
+        return zeros((*value.shape[:-1], self.width), value.dtype)
 
 
 class _Light:
@@ -49,17 +66,21 @@ class _Light:
         if torch.compiler.is_exporting() or any(leaf.is_meta for leaf in tensors):
             return self.forward(*args, **kwargs)
         key = self._key(args, kwargs)
-        output = self.known.get(key)
-        if output is None:
-            try:
-                with _on_meta(self.layer):
-                    given, named = pytree.tree_map_only(torch.Tensor, _bare, (args, kwargs))
-                    output = self.forward(*given, **named)
-            except RuntimeError:  # it looks at its data, or reaches for tensors elsewhere: then it is computed
-                return self.forward(*args, **kwargs)
-            if key is not None:
-                self.known[key] = output
+        output = self.known[key] if key in self.known else self._looked(args, kwargs)
+        if key is not None:
+            self.known[key] = output
+        if output is COMPUTED:
+            return self.forward(*args, **kwargs)
         return pytree.tree_map_only(torch.Tensor, _zeros, output)
+
+    def _looked(self, args: Any, kwargs: Any) -> Any:
+        """What the layer gives where nothing is computed; `COMPUTED` where it looks at data or reaches elsewhere."""
+        try:
+            with _on_meta(self.layer):
+                given, named = pytree.tree_map_only(torch.Tensor, _bare, (args, kwargs))
+                return self.forward(*given, **named)
+        except RuntimeError:
+            return COMPUTED
 
     def _key(self, args: Any, kwargs: Any) -> Any:
         """None where an argument is more than a tensor or a plain value: a state that the layer may write to."""

@@ -47,6 +47,7 @@ def open_skeleton(folder: Path, config: Mapping[str, Any], name: str | None) -> 
 
     Raises:
         CheckpointError: no model can be made of the config. UnsupportedFamily: transformers has no such family.
+            MissingTool: it is made with a library that is absent.
     """
     import transformers
 
@@ -70,7 +71,11 @@ def open_skeleton(folder: Path, config: Mapping[str, Any], name: str | None) -> 
             f"{transformers.__version__}; set architectures to the class that was saved"
         )
     with _translated(folder / "config.json"):
-        return skeleton(settings, architecture)
+        try:
+            return skeleton(settings, architecture)
+        except ImportError as error:  # such as timm, of which some families take their tower
+            said = " ".join(str(error).split())[:SAID_CHARACTERS]
+            raise MissingTool(f"{folder / 'config.json'}: this model needs more than is installed: {said}") from error
 
 
 def _belong_together(architecture: Any, settings: type) -> bool:

@@ -19,12 +19,15 @@ from msao_compile.graph.cut import NAME, STEP, cut
 from msao_compile.graph.layers import (
     EveryLayerCalledError,
     Stub,
+    all_called,
     as_function,
     placed,
+    refuse_fixed,
     signature,
     stubbed,
     stubs_for,
     trace_layer,
+    varying,
 )
 from msao_compile.graph.selections import Sites, mark
 from msao_compile.graph.state import StateTensor
@@ -93,7 +96,7 @@ def _frame(
 ) -> tuple[ir.Model, dict[str, str]]:
     """The whole model with a stub node for each stubbed layer, and the names of its lengths by symbol.
 
-    The stubs then know two calls each.
+    The stubs then know the calls of two runs.
     """
     hidden = tuple(f"{path}." for path in stubs)
     named = subject.model.state_dict(keep_vars=True)  # what a checkpoint holds: parameters, and buffers that are kept
@@ -119,10 +122,11 @@ def _frame(
             limit = {found[1]: int(found[2])}  # such as a table of positions that ends
             dynamic = _dynamic(subject, seen, (one, other), limit)
             logger.info("the sequence has a limit: %s", limit)
+            _forget_calls(stubs)
             graph = trace(body, own, one, dynamic, setting.dialect)
+        _forget_calls(stubs)  # those of the trace held symbolic tensors; the next ones are concrete
         for stub in stubs.values():
-            stub.stops = lambda: len({len(other.calls) for other in stubs.values()}) == 1
-            stub.calls.clear()  # those of the trace held symbolic tensors; the next ones are concrete
+            stub.stops = lambda: all_called(stubs.values())
         for example in (one, other) if stubs else ():
             with contextlib.suppress(EveryLayerCalledError):
                 body({name: named[name] for name in own}, example)
@@ -132,6 +136,11 @@ def _frame(
     for value, name in zip(graph.graph.outputs, names if subject.tokens else subject.outputs, strict=True):
         value.name = name
     return graph, lengths
+
+
+def _forget_calls(stubs: Mapping[str, Stub]) -> None:
+    for stub in stubs.values():
+        stub.calls.clear()
 
 
 class _Holder(nn.Module):
@@ -229,11 +238,10 @@ def _lengths(
     for value in graph.inputs:
         name = str(value.name)
         own = dict(enumerate(names.get(name, ())))
+        refuse_fixed(value, dynamic.get(name, {}))
         for axis in dynamic.get(name, {}):
             size = value.shape[axis] if value.shape is not None else None
-            if isinstance(size, int) or str(getattr(size, "value", "")).isdecimal():  # torch may say "2" for 2
-                raise ShapeSpecialised(f"input {name!r}: axis {axis} came out as {size} where it should vary")
-            symbol = size.value if size is not None else None
+            symbol = size.value if isinstance(size, ir.SymbolicDim) else None
             if symbol is None:
                 continue
             for known, example in zip(bound, examples, strict=True):
@@ -261,14 +269,15 @@ def _renamed(length: str, names: Mapping[str, str]) -> str:
 def _fill(whole: ir.Model, subject: Subject, seen: Seen, setting: Setting, stubs: Mapping[str, Stub]) -> None:
     """Replace every stub node by a call of its traced layer with that layer's own weights and state."""
     graph = whole.graph
-    traced: dict[str, tuple[ir.Function, list[str], list[str]]] = {}
+    traced: dict[tuple[str, tuple[Any, ...]], tuple[ir.Function, list[str], list[str]]] = {}
     for node in [node for node in graph if node.domain == LAYER_DOMAIN]:
-        stub = stubs[node.attributes["path"].as_string()]
+        stub, place = stubs[node.attributes["path"].as_string()], node.attributes["call"].as_int()
         own = tuple(name for name, state in seen.states.items() if state.layer in seen.asks.get(stub.path, ()))
         kinds = tuple((seen.states[name].kind, seen.states[name].shape[1:]) for name in own)
-        key = signature(stub.layer, stub.calls[0], kinds)
+        one, other = stub.examples(place)
+        key = signature(stub.layer, one, kinds), varying(one, other)
         if key not in traced:
-            model, names, states = trace_layer(subject, seen, stub, setting, PAST)
+            model, names, states = trace_layer(subject, seen, stub, place, setting, PAST)
             traced[key] = (as_function(model, f"Layer{len(traced)}"), names, states)
         _instantiate(whole, node, traced[key], stub, own)
     logger.debug("%d distinct layers traced for %d", len(traced), len(stubs))
@@ -285,14 +294,14 @@ def _instantiate(
     if len(function.inputs) != len(weights) + len(tensors) + len(states):
         raise StageError(f"layer {stub.path}: traced with {len(function.inputs)} inputs where it is called with others")
     given = [*weights, *tensors, *states]
-    function = placed(function, stub.path, given)
+    place = node.attributes["call"].as_int()
+    name = stub.path if place == 0 else f"{stub.path}.{place}"
+    function = placed(function, name, given)
     whole.functions[function.identifier()] = function
-    called = ir.Node(
-        LAYER_DOMAIN, function.name, given, overload=stub.path, num_outputs=1 + len(states), name=stub.path
-    )
-    called.outputs[0].name = f"{stub.path}.output"
-    for name, value, past in zip(own, called.outputs[1:], states, strict=True):
-        value.name = f"present{name.removeprefix('past_key_values')}"
+    called = ir.Node(LAYER_DOMAIN, function.name, given, overload=name, num_outputs=1 + len(states), name=name)
+    called.outputs[0].name = f"{name}.output"
+    for state, value, past in zip(own, called.outputs[1:], states, strict=True):
+        value.name = f"present{state.removeprefix('past_key_values')}"
         value.type = past.type
         graph.outputs.append(value)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [called], node.outputs, called.outputs[:1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from transformers.cache_utils import Cache
 
-from msao_compile.errors import StageError
+from msao_compile.errors import ShapeSpecialised, StageError
 from msao_compile.graph.attend import Setting
 from msao_compile.graph.cut import NAME, symbols
 from msao_compile.graph.whole import (
@@ -40,25 +40,39 @@ class EveryLayerCalledError(Exception):
 
 
 class Stub:
-    """Stands for one layer's forward and remembers what it was called with."""
+    """Stands for one layer's forward and remembers what it was called with; `once` is what one run calls it with."""
 
-    def __init__(self, path: str, layer: nn.Module, tail: tuple[None, ...] | None) -> None:
-        self.path, self.layer, self.tail = path, layer, tail
+    def __init__(self, path: str, layer: nn.Module, once: Sequence[Call]) -> None:
+        self.path, self.layer, self.once = path, layer, once
         self.calls: list[Call] = []
         self.stops: Callable[[], bool] = lambda: False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tensors, first, _ = flatten_call(args, kwargs)
-        self.calls.append(Call(*shapes_of(args, kwargs), True, self.tail))
+        place = len(self.calls) % len(self.once)
+        tail = self.once[place].tail
+        self.calls.append(Call(*shapes_of(args, kwargs), True, tail))
         if self.stops():
             raise EveryLayerCalledError
-        output = self._node(tensors, first) if torch.compiler.is_exporting() else zeros(first.shape, first.dtype)
-        return output if self.tail is None else (output, *self.tail)
+        known = torch.compiler.is_exporting()
+        output = self._node(tensors, first, place) if known else zeros(first.shape, first.dtype)
+        return output if tail is None else (output, *tail)
 
-    def _node(self, tensors: list[torch.Tensor], first: torch.Tensor) -> torch.Tensor:
+    def _node(self, tensors: list[torch.Tensor], first: torch.Tensor, place: int) -> torch.Tensor:
+        told: dict[str, Any] = {"path": self.path, "call": place}
         return torch.onnx.ops.symbolic(
-            f"{LAYER_DOMAIN}::Layer", tensors, {"path": self.path}, dtype=first.dtype, shape=first.shape, version=1
+            f"{LAYER_DOMAIN}::Layer", tensors, told, dtype=first.dtype, shape=first.shape, version=1
         )
+
+    def examples(self, place: int) -> tuple[Call, Call]:
+        """One call of a run as each of two runs made it."""
+        return self.calls[place], self.calls[len(self.once) + place]
+
+
+def all_called(stubs: Iterable[Stub]) -> bool:
+    """Whether the stubs have been called for whole runs, and all for as many."""
+    runs = {divmod(len(stub.calls), len(stub.once)) for stub in stubs}
+    return len(runs) == 1 and runs.pop()[1] == 0
 
 
 def flatten_call(args: Any, kwargs: Any) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
@@ -94,10 +108,13 @@ def stubs_for(subject: Subject, seen: Seen) -> dict[str, Stub]:
     found: dict[str, Stub] = {}
     for layers in seen.stacks(subject.model).values():
         parts = {path: subject.model.get_submodule(path) for path in layers}
-        signatures = {signature(part, seen.calls[path][0][0], _kinds(seen, path)) for path, part in parts.items()}
+        signatures = {
+            tuple(signature(part, call, _kinds(seen, path)) for call in seen.calls[path][0])
+            for path, part in parts.items()
+        }
         nested = any(path.startswith(f"{other}.") for path in layers for other in found)
         if len(signatures) < len(layers) and not nested:
-            found |= {path: Stub(path, part, seen.calls[path][0][0].tail) for path, part in parts.items()}
+            found |= {path: Stub(path, part, seen.calls[path][0]) for path, part in parts.items()}
     return found
 
 
@@ -129,6 +146,18 @@ def signature(layer: nn.Module, call: Call, state: tuple[Any, ...]) -> str:
     return repr((facts, buffers, given, str(tree), state))
 
 
+def varying(one: Call, other: Call) -> tuple[Any, ...]:
+    """Of each axis of a call's tensors its size where both examples have it, else which of the lengths it is."""
+    pairs: dict[tuple[int, int], str] = {}
+    first, second = (flatten_call(call.args, call.kwargs)[0] for call in (one, other))
+    return tuple(
+        tuple(size if size == than else pairs.setdefault((size, than), f"s{len(pairs)}") for size, than in both)
+        for both in (
+            tuple(zip(tensor.shape, like.shape, strict=True)) for tensor, like in zip(first, second, strict=True)
+        )
+    )
+
+
 def _shape_of(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         return leaf.ndim, str(leaf.dtype)
@@ -136,16 +165,17 @@ def _shape_of(leaf: Any) -> Any:
 
 
 def trace_layer(
-    subject: Subject, seen: Seen, stub: Stub, setting: Setting, past: int
+    subject: Subject, seen: Seen, stub: Stub, place: int, setting: Setting, past: int
 ) -> tuple[ir.Model, list[str], list[str]]:
-    """Trace one layer with the calls its stub remembered: an axis that differs between them is dynamic.
+    """Trace one layer as it is called at one place of a run: an axis that differs between two runs is dynamic.
 
     Graph inputs: the layer's parameters, then its tensors in call order, then its state. Outputs: what it answers, then
     its state. Returns the graph, the parameters' names and the state's names.
     """
-    shapes, _, rebuild = flatten_call(stub.calls[0].args, stub.calls[0].kwargs)
+    one, other = stub.examples(place)
+    shapes, _, rebuild = flatten_call(one.args, one.kwargs)
     tensors = [zeros(shape.shape, shape.dtype) for shape in shapes]
-    others, _, _ = flatten_call(stub.calls[1].args, stub.calls[1].kwargs)
+    others, _, _ = flatten_call(other.args, other.kwargs)
     own = seen.asks.get(stub.path, ())
     states = {name: state for name, state in seen.states.items() if state.layer in own}
     batch = subject.examples[0][subject.tokens].shape[0] if subject.tokens is not None else 1
@@ -166,8 +196,8 @@ def trace_layer(
 
     inputs = {f"t{index}": tensor for index, tensor in enumerate(tensors)}
     dynamic: dict[str, Any] = {
-        name: {axis: torch.export.Dim.AUTO for axis in range(tensor.ndim) if tensor.shape[axis] != other.shape[axis]}
-        for (name, tensor), other in zip(inputs.items(), others, strict=True)
+        name: {axis: torch.export.Dim.AUTO for axis in range(tensor.ndim) if tensor.shape[axis] != like.shape[axis]}
+        for (name, tensor), like in zip(inputs.items(), others, strict=True)
     }
     for name, state in states.items():
         inputs[name] = state.example(batch, past)
@@ -177,7 +207,20 @@ def trace_layer(
     parameters = {name: empty_like(value) for name, value in stub.layer.state_dict(keep_vars=True).items()}
     with prepared(subject, setting):
         model = trace(body, parameters, inputs, dynamic, setting.dialect)
+    for value in model.graph.inputs[len(parameters) : len(parameters) + len(tensors)]:
+        refuse_fixed(value, dynamic[str(value.name)], f" of layer {stub.path}")
     return model, list(parameters), list(states)
+
+
+def refuse_fixed(value: ir.Value, varying: Iterable[int], where: str = "") -> None:
+    """
+    Raises:
+        ShapeSpecialised: an axis of an input that varies came out of a trace as a number.
+    """
+    for axis in varying:
+        size = value.shape[axis] if value.shape is not None else None
+        if isinstance(size, int) or str(getattr(size, "value", "")).isdecimal():  # torch may say "2" for 2
+            raise ShapeSpecialised(f"input {value.name!r}{where}: axis {axis} came out as {size} where it should vary")
 
 
 def as_function(model: ir.Model, name: str) -> ir.Function:
@@ -193,8 +236,8 @@ def as_function(model: ir.Model, name: str) -> ir.Function:
     return ir.Function(LAYER_DOMAIN, name, graph=graph, attributes=[])
 
 
-def placed(function: ir.Function, path: str, given: Sequence[ir.Value]) -> ir.Function:
-    """The function as it is called at `path`: its lengths are those of the tensors that it is given there.
+def placed(function: ir.Function, called: str, given: Sequence[ir.Value]) -> ir.Function:
+    """The function as it is called under a name of its own: its lengths are those of the tensors it is given there.
 
     A length made of one that the trace around the call does not know has no name.
     """
@@ -209,7 +252,7 @@ def placed(function: ir.Function, path: str, given: Sequence[ir.Value]) -> ir.Fu
             if output.shape is not None:
                 sizes = [size if isinstance(size, int) else _outside(size.value, lengths) for size in output.shape]
                 output.shape = ir.Shape(sizes)
-    return ir.Function(copy.domain, copy.name, path, graph=copy.graph, attributes=list(copy.attributes.values()))
+    return ir.Function(copy.domain, copy.name, called, graph=copy.graph, attributes=list(copy.attributes.values()))
 
 
 def _outside(length: str | None, lengths: Mapping[str, int | str | None]) -> int | str | None:

@@ -54,6 +54,8 @@ BY_DATA = ("data is not allocated", "data-dependent")
 """How torch says that a model reads what only a request has."""
 GUARD = re.compile(r"Constraints violated .*? generated guard (.*?)(?:\.? - Not all values|\. Suggested fixes|$)")
 """How torch says that a model branches on a length."""
+MANY_CALLS = 4
+"""Of a layer in one run: it serves as many media."""
 MANY_LAYERS = 512  # more than any model has; the cache of a decoder whose config does not say how many
 
 
@@ -100,7 +102,10 @@ class Seen:
     everything: dict[str, bool] = field(default_factory=dict)
 
     def stacks(self, model: nn.Module) -> dict[str, list[str]]:
-        """Paths of lists whose layers were called once each, took a tensor first and gave one like it."""
+        """Paths of lists whose layers took a tensor first and gave one like it, in each call of a run.
+
+        A tower's layers are called for pictures and again for clips; one with state is called once.
+        """
         found: dict[str, list[str]] = {}
         for path, part in model.named_modules():
             layers = [f"{path}.{index}" for index in range(len(part))] if isinstance(part, nn.ModuleList) else []
@@ -109,8 +114,10 @@ class Seen:
         return found
 
     def _is_simple(self, layer: str) -> bool:
-        runs = self.calls.get(layer, [])
-        return len(runs) == 2 and all(len(calls) == 1 and calls[0].simple for calls in runs)
+        counts = [len(calls) for calls in self.calls.get(layer, [])]
+        most = 1 if self.asks.get(layer) else MANY_CALLS
+        alike = len(counts) == 2 and counts[0] == counts[1] and 1 <= counts[0] <= most
+        return alike and all(call.simple for calls in self.calls[layer] for call in calls)
 
 
 def empty_like(parameter: torch.Tensor) -> torch.Tensor:

@@ -310,10 +310,14 @@ def _compared(
     """The outputs of a model that decodes nothing, each `out.<name>` of the reference."""
     name, dialect, bounds = about
     ours = forward(session, inputs)
+    if "logits" in ours:  # a head that gives all of its answer at once
+        held = {"out.logits": held["logits"], **held}
     for key in sorted(key for key in held if key.startswith("out.")):
         output = key.removeprefix("out.")
         if output not in ours:
             raise InputError(f"holds {key}, which this model does not give: it gives {', '.join(ours)}")
+        if ours[output].shape != held[key].shape:
+            raise InputError(f"its {output} have shape {held[key].shape} where its inputs give {ours[output].shape}")
         yield _row(name, f"{output} of the reference", dialect, distance(_flat([(ours[output], held[key])])), bounds)
 
 

@@ -19,7 +19,13 @@ from msao_compile.families.outline import outline
 from msao_compile.families.refusals import names_remote_code
 from msao_compile.families.registry import open_checked
 from msao_compile.families.structure import structure
+from msao_compile.families.trial import tried
 from msao_compile.recipe.schema import KV_CAPACITY
+
+STEPS = 8
+"""Decode steps that a proposed recipe compares."""
+PAGE = 64
+"""A KV cache's capacity is a multiple of this."""
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
@@ -42,7 +48,6 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
         return _unopened(checkpoint, recipe, str(error))
     located = locate(checkpoint, model)
     extra = surplus(model, located)
-    left = {**unanswered(model), **extra}
     refuse_surplus(checkpoint, extra, ignored(model, extra))
     longest = trained_positions(model.config) or KV_CAPACITY
     modules = [
@@ -55,14 +60,25 @@ def propose(checkpoint: Path, recipe: Path | None = None) -> dict[str, Any]:
         for part in outline(model)
     ]
     family = str(read_config(checkpoint)["model_type"])
+    said, found = unsupported(checkpoint, model), tried(model, checkpoint, located.sources)
+    if found.fault is not None:
+        said.insert(0, f"{checkpoint}: as it is it cannot be built: {found.fault}")
+    left = {**(found.unread if found.fault is None else unanswered(model)), **extra}
+    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    known = {"family": family, "capacity": max(min(KV_CAPACITY, longest), _room(found.tokens))}
     return {
         "family": family,
         "architecture": type(model).__name__,
-        "layers": int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0) or 0),
+        "layers": layers if isinstance(layers, int) else 0,
         "modules": modules,
-        "unsupported": [*left_out(checkpoint, left), *unsupported(checkpoint, model)],
-        "recipe_toml": _recipe(checkpoint, recipe, {"capacity": min(KV_CAPACITY, longest), "family": family}, [*left]),
+        "unsupported": [*left_out(checkpoint, left), *said],
+        "recipe_toml": _recipe(checkpoint, recipe, known, [*left]),
     }
+
+
+def _room(tokens: int) -> int:
+    """Positions for what a build compares: two media where an example has one, and the steps after them."""
+    return -(-(2 * tokens + STEPS) // PAGE) * PAGE
 
 
 def _unopened(checkpoint: Path, recipe: Path | None, reason: str) -> dict[str, Any]:
@@ -137,7 +153,7 @@ kv_capacity = {known["capacity"]}
 
 [parity]
 fp32 = {{ min_cosine = 0.9999, max_abs = 1e-3 }}
-steps = 8
+steps = {STEPS}
 
 [runtime]
 threads = {os.cpu_count() or 1}

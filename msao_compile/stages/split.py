@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from msao_compile.errors import ShapeSpecialised, StageError
-from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, read_tensor, refuse_not_finite
+from msao_compile.families.checkpoint import Source, locate, read_config, read_pieces, refuse_not_finite
 from msao_compile.families.classes import request_classes
-from msao_compile.families.conversion import CONVERTED, write_converted
+from msao_compile.families.conversion import write_converted
 from msao_compile.families.examples import modalities
 from msao_compile.families.kv_cost import trained_positions
 from msao_compile.families.left_out import is_named, refuse_surplus, refuse_unread, surplus, unread
 from msao_compile.families.light import light
 from msao_compile.families.registry import open_checked
+from msao_compile.families.runnable import folder_of, read_whole_numbers, runnable
 from msao_compile.families.side_files import start_token
 from msao_compile.families.subject import Description, describe, rope_kind, turned, with_rows
 from msao_compile.graph.ends import digest, name_ends, spec, weights, write_archive
@@ -30,7 +31,6 @@ from msao_compile.graph.rewrite import growing
 from msao_compile.graph.whole import UNTRACEABLE, Seen, Subject, look
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import ENCODERS, Dialect, Encoder, HostCall
-from msao_compile.symbolic import zeros
 
 logger = logging.getLogger(__name__)
 Traced = dict[Dialect, dict[str, dict[str, Any]]]
@@ -57,7 +57,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     refuse_surplus(folder, extra, exclude)
     write_converted(folder, model, located.groups, located.sources, Path(arguments["converted"]))
     model = runnable(model)
-    _read_whole_numbers(folders, model, located.sources)
+    read_whole_numbers(folders, model, located.sources)
     on_progress({"doing": "run on examples"})
     with light(model):
         description, traced, states = _taken_apart(model, arguments, on_progress)
@@ -258,7 +258,7 @@ def _tensors(
     found: list[dict[str, Any]] = []
     for name in names:
         source = sources[name]
-        folder = _folder(folders, source)
+        folder = folder_of(folders, source)
         digest, kind = hashlib.sha256(), np.dtype(np.float32)
         for values in read_pieces(folder, vars(source)):
             if name in trained:  # a buffer may well say that a range has no end
@@ -279,34 +279,6 @@ def _tensors(
             owners[source] = (component, name)
         found.append(entry)
     return found
-
-
-def runnable(model: Any) -> Any:
-    """The skeleton with weights that can be computed with and cost nothing: all are views of one buffer of zeros."""
-    largest = max((value.numel() for value in model.state_dict().values()), default=1)
-    held = zeros((largest,), torch.float32)
-    for part in model.modules():
-        for name, value in list(part._parameters.items()):
-            if value is not None and value.is_meta:
-                view = held[: value.numel()].view(value.shape)
-                part._parameters[name] = torch.nn.Parameter(view, requires_grad=False)
-        for name, value in list(part._buffers.items()):
-            if value is not None and value.is_meta:
-                kind = torch.float32 if value.is_floating_point() else value.dtype
-                part._buffers[name] = torch.zeros(value.shape, dtype=kind)
-    return model.eval()
-
-
-def _read_whole_numbers(folders: tuple[Path, Path], model: Any, sources: Mapping[str, Source]) -> None:
-    """Give the model its tables of whole numbers: by zeros in their place it may divide."""
-    for name, value in model.named_buffers():
-        source = sources.get(name)
-        if source is not None and not value.is_floating_point():
-            value.copy_(torch.from_numpy(read_tensor(_folder(folders, source), vars(source)).copy()))
-
-
-def _folder(folders: tuple[Path, Path], source: Source) -> Path:
-    return folders[source.file == CONVERTED]
 
 
 def _looked(description: Description) -> Iterator[tuple[Subject, Seen]]:

@@ -75,12 +75,14 @@ SURPLUS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "positions": ("clip", {"text_model.embeddings.position_ids": torch.arange(3)[None]}, {}),
     "frequencies": ("llava", {f"language_model.model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4)
                               for n in range(2)}, {}),
+    "minus infinity": ("whisper", {"model.decoder.layers.0.self_attn.masked_bias": torch.tensor(-1e4)}, {}),
     # what is of another model
     "a head": ("llava", {"value_head.weight": torch.ones(2, 3), "value_head.bias": torch.ones(2)}, {"value_head": 8}),
     "a layer": ("llava", {"language_model.model.layers.2.norm.weight": torch.ones(3)},
                 {"language_model.model.layers.2": 3}),
-    "in layers": ("llava", {f"language_model.model.layers.{n}.self_attn.masked_bias": torch.ones(1) for n in range(2)},
-                  {"language_model.model.layers.*.self_attn.masked_bias": 2}),
+    "in layers": ("llava", {f"language_model.model.layers.{n}.self_attn.q_norm.weight": torch.ones(8)
+                            for n in range(2)},
+                  {"language_model.model.layers.*.self_attn.q_norm": 16}),
     "by chance alike": ("llava", {"talker.layers.0.rotary_emb.inv_freq": torch.ones(4), "talker.w": torch.ones(5)},
                         {"talker": 5}),
 }  # fmt: skip

@@ -13,8 +13,9 @@ from torch import nn
 from msao_compile.families import light
 from msao_compile.families.checkpoint import read_sources
 from msao_compile.families.registry import open_checked
+from msao_compile.families.runnable import read_whole_numbers, runnable
 from msao_compile.families.subject import describe
-from msao_compile.stages.split import _looked, _read_whole_numbers, runnable
+from msao_compile.stages.split import _looked
 
 
 def test_the_examples_of_a_model_whose_layers_are_not_computed_are_the_same(
@@ -74,5 +75,5 @@ def test_tables_of_whole_numbers_are_those_of_the_checkpoint(tmp_path: Path) -> 
     with torch.device("meta"):
         bare = Table()
     model = runnable(bare)
-    _read_whole_numbers((tmp_path, tmp_path), model, read_sources(tmp_path / "model.safetensors"))
+    read_whole_numbers((tmp_path, tmp_path), model, read_sources(tmp_path / "model.safetensors"))
     assert (model.sizes.tolist(), model.scale.tolist()) == ([5, 7], [0.0])
