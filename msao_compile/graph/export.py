@@ -50,7 +50,8 @@ MASK = "attention_mask"
 SHARED = ("batch_size", "sequence_length", "past_sequence_length", "total_sequence_length", "text_sequence_length")
 """Lengths that are one for all inputs of a request; another name stands for one symbol."""
 CHANCE = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
-LIMIT = re.compile(r"Suggested fixes: sequence_length = Dim\('sequence_length', (min|max)=(\d+)\)")
+LIMIT = re.compile(r"\b((?:past_)?sequence_length) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)")
+"""How torch says that a table of positions ends."""
 
 
 def export(subject: Subject, seen: Seen, dialect: Dialect, needs: Mapping[str, str]) -> dict[str, ir.Model]:
@@ -116,12 +117,11 @@ def _frame(
         try:
             graph = trace(body, own, one, dynamic, setting.dialect)
         except StageError as error:
-            found = LIMIT.search(str(error))
-            if found is None:
+            limits = _limits(error)
+            if not limits:
                 raise
-            limit = {found[1]: int(found[2])}  # such as a table of positions that ends
-            dynamic = _dynamic(subject, seen, (one, other), limit)
-            logger.info("the sequence has a limit: %s", limit)
+            dynamic = _dynamic(subject, seen, (one, other), limits)
+            logger.info("lengths have limits: %s", limits)
             _forget_calls(stubs)
             graph = trace(body, own, one, dynamic, setting.dialect)
         _forget_calls(stubs)  # those of the trace held symbolic tensors; the next ones are concrete
@@ -136,6 +136,16 @@ def _frame(
     for value, name in zip(graph.graph.outputs, names if subject.tokens else subject.outputs, strict=True):
         value.name = name
     return graph, lengths
+
+
+def _limits(error: BaseException | None) -> dict[str, dict[str, int]]:
+    """By the name of a length, the bounds that torch asks for in what it raised."""
+    found: dict[str, dict[str, int]] = {}
+    while error is not None:
+        for name, least, most in LIMIT.findall(str(error)):
+            found[name] = {key: int(bound) for key, bound in (("min", least), ("max", most)) if bound}
+        error = error.__cause__
+    return found
 
 
 def _forget_calls(stubs: Mapping[str, Stub]) -> None:
@@ -192,10 +202,12 @@ def _entrance(model: nn.Module, seen: Seen) -> Any:
 
 
 def _dynamic(
-    subject: Subject, seen: Seen, examples: tuple[Tensors, Tensors], limit: Mapping[str, int]
+    subject: Subject, seen: Seen, examples: tuple[Tensors, Tensors], limits: Mapping[str, Mapping[str, int]]
 ) -> dict[str, dict[int, Any]]:
     """Which axes of which inputs vary: those that differ between the examples, and the positions of state."""
-    sequence, past = torch.export.Dim("sequence_length", **limit), torch.export.Dim("past_sequence_length")
+    sequence, past = (
+        torch.export.Dim(name, **limits.get(name, {})) for name in ("sequence_length", "past_sequence_length")
+    )
     found: dict[str, dict[int, Any]] = {}
     one, other = examples
     for name, value in one.items():

@@ -54,6 +54,37 @@ def test_what_a_trace_wants_to_know_of_a_large_model_computes_none_of_its_layers
     assert set(kinds) == {"meta"} and all(found.rotary for found in seen)
 
 
+def test_a_large_model_computes_no_product_and_keeps_no_state(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a layer that looks at its data and of a large vocabulary took two minutes of 3 B parameters."""
+    model = runnable(open_checked(checkpoint("llava")))
+    monkeypatch.setattr(light, "LARGE", 0)
+    ids = torch.full((1, 5), 9)
+    with light.light(model):
+        inside = model(input_ids=ids)
+        monkeypatch.setattr(nn.functional, "linear", None)
+        head = model.lm_head(torch.ones(2, 32))
+    assert (head.shape, head.dtype, head.any().item()) == ((2, 722), torch.float32, False)
+    assert inside.past_key_values is None and inside.logits.shape == (1, 5, 722)
+    assert "forward" not in vars(model.lm_head) and model.config.text_config.use_cache
+
+
+def test_a_layer_that_looks_at_its_data_is_tried_without_it_once() -> None:
+    class Reader(nn.Module):
+        tries = 0
+
+        def forward(self, value: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+            Reader.tries += value.is_meta
+            return value[: bounds.tolist()[0]]
+
+    known: dict[object, object] = {}
+    for layer in (Reader(), Reader()):
+        answered = light._Light(layer, known)(torch.ones(4, 2), torch.tensor([3]))
+        assert torch.equal(answered, torch.ones(3, 2))
+    assert Reader.tries == 1
+
+
 def test_zeros_stand_for_what_has_no_data_and_nothing_else_is_changed() -> None:
     for kind in (torch.float32, torch.int64, torch.bool):
         made = light._zeros(torch.empty(2, 3, dtype=kind, device="meta"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from msao_compile.errors import StageError
-from msao_compile.graph.export import _refuse_chance
+from msao_compile.graph.export import _limits, _refuse_chance
 from msao_compile.graph.whole import trace
 
 from .small import graph
@@ -27,3 +27,15 @@ def test_a_graph_that_draws_random_numbers_is_refused() -> None:
     with pytest.raises(StageError, match=r"draws random numbers \(RandomNormalLike\)"):
         _refuse_chance(drawn.graph)
     _refuse_chance(graph("g (float[n,8] x) => (float[n,8] y) { y = Neg(x) }").graph)
+
+
+def test_the_ends_of_tables_are_read_from_what_torch_says() -> None:
+    said = RuntimeError(
+        "Constraints violated (past_sequence_length, sequence_length)!\nSuggested fixes:\n"
+        "  sequence_length = Dim('sequence_length', max=510)\n"
+        "  past_sequence_length = Dim('past_sequence_length', min=2, max=509)"
+    )
+    shortened = StageError("it goes another way where a length does not satisfy it")
+    shortened.__cause__ = said
+    assert _limits(shortened) == {"sequence_length": {"max": 510}, "past_sequence_length": {"min": 2, "max": 509}}
+    assert _limits(StageError("something else")) == {}
