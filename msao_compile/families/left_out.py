@@ -17,6 +17,9 @@ from msao_compile.families.outline import OTHER, outline
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MINUS_INFINITY = "masked_bias"
+"""What attention of GPT-2's kind once saved in the place of it; transformers does not know of it any more."""
+
 
 def parts(model: PreTrainedModel) -> dict[str, tuple[str, tuple[str, ...]]]:
     """The largest modules that are of one component each: their paths, components and parameters.
@@ -122,18 +125,15 @@ def _paths(name: str) -> list[str]:
     return [".".join(names[: count + 1]) for count in range(len(names))]
 
 
-def _computed(model: PreTrainedModel, unexpected: Mapping[str, Source]) -> set[str]:
-    """Tensors that older versions saved: of modules that the model has, known to transformers or of one number, such
-    as what stood for minus infinity; or known to transformers and under the name of one of the model's buffers.
-    """
-    silent = ignored(model, unexpected.keys())
+def _computed(model: PreTrainedModel, unexpected: Collection[str]) -> set[str]:
+    """Tensors that older versions saved: of modules that the model has, or under the name of one of its buffers."""
+    silent = ignored(model, unexpected)
     modules = {path for path, _ in model.named_modules()}
     modules |= {path.removeprefix(f"{model.base_model_prefix}.") for path in modules}
     buffers = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
     found = set()
-    for key, source in unexpected.items():
+    for key in unexpected:
         around, _, name = key.rpartition(".")
-        own = around in modules and (key in silent or math.prod(source.shape) == 1)
-        if own or (key in silent and name in buffers):
+        if (key in silent or name == MINUS_INFINITY) and (around in modules or name in buffers):
             found.add(key)
     return found
