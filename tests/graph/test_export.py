@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from msao_compile.errors import StageError
-from msao_compile.graph.export import _limits, _refuse_chance
-from msao_compile.graph.whole import trace
+from msao_compile.graph.export import _dynamic, _limits, _refuse_chance
+from msao_compile.graph.whole import Seen, trace
 
 from .small import graph
 
@@ -39,3 +42,12 @@ def test_the_ends_of_tables_are_read_from_what_torch_says() -> None:
     shortened.__cause__ = said
     assert _limits(shortened) == {"sequence_length": {"max": 510}, "past_sequence_length": {"min": 2, "max": 509}}
     assert _limits(StageError("something else")) == {}
+
+
+def test_tables_that_end_bound_the_new_positions_and_the_past() -> None:
+    subject: Any = SimpleNamespace(names={"input_ids": ("batch_size", "sequence_length")}, tokens="input_ids")
+    state: Any = SimpleNamespace(axis=2)
+    examples = tuple({"input_ids": torch.zeros(2 + more, 7 + more)} for more in (0, 1))
+    limits = {"sequence_length": {"max": 510}, "past_sequence_length": {"max": 509}}
+    found = _dynamic(subject, Seen(states={"past_key_values.0.key": state}), examples, limits)  # type: ignore[arg-type]
+    assert (found["input_ids"][1].max, found["past_key_values.0.key"][2].max) == (510, 509)

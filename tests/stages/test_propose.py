@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import transformers
+from safetensors.numpy import load_file, save_file
 
+from msao_compile.errors import CheckpointError
 from msao_compile.families.structure import structure
 from msao_compile.recipe.read import read_recipe
 from msao_compile.stages.propose import propose
@@ -60,3 +62,20 @@ def test_two_layers_of_one_stack_are_one_row(tmp_path: Path) -> None:
     assert (blocks.component, blocks.params, blocks.size_bytes, len(blocks.layers)) == ("decoder", 24, 96, 4)
     assert blocks.found_by == "tensors named deep.tower.blocks, 4 layers"
     assert (found["shared"].component, found["shared"].params) == ("embed_tokens", 5)
+
+
+def test_what_transformers_itself_leaves_out_of_a_checkpoint_is_left_out_by_name(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = Path(shutil.copytree(checkpoint("llava"), tmp_path / "mine")), tmp_path / "recipe.toml"
+    held = load_file(folder / "model.safetensors")
+    save_file({**held, "mtp.fc.weight": np.ones((2, 3), np.float32)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"6 parameters in mtp are not part of the model"):
+        propose(folder, recipe)
+    monkeypatch.setattr(
+        transformers.LlavaForConditionalGeneration, "_keys_to_ignore_on_load_unexpected", ["^mtp"], raising=False
+    )
+    found = propose(folder, recipe)
+    assert "6 parameters in mtp answer no request that is known here" in found["unsupported"][0]
+    recipe.write_text(found["recipe_toml"], encoding="utf-8")
+    assert read_recipe(recipe).export.exclude == ("mtp",)
