@@ -40,7 +40,7 @@ def content(folder: Path) -> dict[str, Any]:
         "hidden_size": 8, "vocab_size": 16, "kv_capacity": 32, "tokens": "input_ids", "position": "rope", "facts": {},
     }  # fmt: skip
     return {
-        "schema_version": "2.0", "name": "small", "created_by": "a test",
+        "schema_version": "2.1", "name": "small", "created_by": "a test",
         "models": [{
             "name": "edge", "role": "draft", "family": "llava", "components": {"decoder": MODULE}, "decoder": facts,
             "encoders": [], "tokenizer": "tokenizer/edge",

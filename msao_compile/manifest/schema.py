@@ -3,63 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
+
+from msao_compile.manifest.engine import (
+    Backend,
+    BuildOrder,
+    Compatibility,
+    Dialect,
+    Engine,
+    Precision,
+    ShapeProfile,
+    ShapeRange,
+    Status,
+)
+from msao_compile.manifest.frozen import NEWER_MINOR, FileRef, Frozen, RelativePath, Sha256, Size
+
+__all__ = [
+    "NEWER_MINOR", "Backend", "BuildOrder", "Compatibility", "Deployment", "Dialect", "Engine", "FileRef", "Frozen",
+    "Precision", "Sha256", "ShapeProfile", "ShapeRange", "Status",
+]  # fmt: skip
 
 SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
 GROWS = "past_sequence_length"  # the dimension along which a state grows
-NEWER_MINOR = "newer minor"  # the validation context in which fields that are unknown here are left out
 
-Dialect = Literal["portable", "fused"]
-Status = Literal["deferred", "built", "ran", "parity", "qualified"]
 RouteName = Literal["edge", "cloud", "split", "speculate", "text"]
 Verdict = Literal["PASS", "FAIL", "AMBIGUOUS"]
 StateUpdate = Literal["in_place", "concat", "replace"]
 ENCODERS = {"image": "vision_encoder", "video": "video_encoder", "audio": "audio_encoder"}
 """The component that encodes each modality."""
-
-
-def _inside(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or "\\" in path or ":" in parts[0] or ".." in parts:
-        raise ValueError(f"path {path!r} leaves the deployment folder: only relative paths below it are allowed")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(_inside)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
-
-
-class Frozen(BaseModel):
-    """Data that never changes after it was read: nothing is converted, unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_json(cls, content: Any, info: ValidationInfo) -> Any:
-        """JSON's arrays as tuples, which strictness would refuse; a newer minor's fields are left out."""
-        if not isinstance(content, dict):
-            return content
-        return {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in content.items()
-            if info.context != NEWER_MINOR or name in cls.model_fields
-        }
-
-
-class FileRef(Frozen):
-    """A file below the deployment folder and what its bytes must be."""
-
-    path: RelativePath
-    sha256: Sha256
-    size_bytes: Annotated[int, Field(ge=0)]
 
 
 class TensorSpec(Frozen):
@@ -117,9 +93,10 @@ class Encoder(Frozen):
 
 
 class Graph(Frozen):
-    """One ONNX graph of a module in one dialect; weights stand in `data`, shared between dialects."""
+    """One ONNX graph of a module in one dialect and precision; weights stand in `data`, which graphs may share."""
 
     dialect: Dialect
+    precision: Precision = "fp32"
     opset: int
     file: FileRef
     data: tuple[FileRef, ...]
@@ -137,37 +114,6 @@ class Module(Frozen):
     weight_bytes: int
     kv_layout: str | None = None
     graphs: tuple[Graph, ...]
-
-
-class Compatibility(Frozen):
-    """Where an engine may run; a tuple, never one number. `None` = does not matter for this backend."""
-
-    target_id: str
-    os: str | None = None
-    architecture: str | None = None
-    platform_kind: Literal["jetson", "discrete", "cpu"]
-    gpu_architecture: str | None = None
-    gpu_name: str | None = None
-    gpu_memory_mib: int | None = None
-    jetpack: str | None = None
-    l4t: str | None = None
-    driver: str | None = None
-    cuda: str | None = None
-    tensorrt: str | None = None
-
-
-class Engine(Frozen):
-    """One module compiled for one target, with how far it was proven."""
-
-    module: Sha256
-    target: str
-    backend: str
-    precision: str
-    dialect: Dialect
-    status: Status
-    file: FileRef | None = None
-    reason: str | None = None
-    compatibility: Compatibility
 
 
 class DecoderFacts(Frozen):

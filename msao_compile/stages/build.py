@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from msao_compile.manifest.schema import Compatibility, Dialect, Engine, Module, Status
+from msao_compile.manifest.schema import Backend, Compatibility, Dialect, Engine, Module, Status
 from msao_compile.recipe.schema import Component, TargetChoice
 from msao_compile.recipe.targets import Target, find
 
@@ -54,5 +54,5 @@ def describe(
     )
 
 
-def _library(target: Target) -> str:
+def _library(target: Target) -> Backend:
     return "trt_rtx" if "rtx" in target.engine_build else "trt"

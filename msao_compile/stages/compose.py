@@ -102,9 +102,16 @@ def _module(home: str, component: Mapping[str, Any], parts: Exported) -> Module:
             sha256=blob.sha256,
             size_bytes=blob.size_bytes,
         )
-        ends = {side: tuple(TensorSpec.model_validate(spec) for spec in facts[side]) for side in ("inputs", "outputs")}
+        inputs, outputs = (
+            tuple(TensorSpec.model_validate(spec) for spec in facts[side]) for side in ("inputs", "outputs")
+        )
         states = tuple(StateSpec.model_validate(state) for state in facts["states"])
-        graphs.append(Graph(dialect=dialect, opset=facts["opset"], file=file, data=data, states=states, **ends))
+        graphs.append(
+            Graph(
+                dialect=dialect, opset=facts["opset"], file=file, data=data, states=states,
+                inputs=inputs, outputs=outputs,
+            )
+        )  # fmt: skip
     return Module(
         id=component["id"],
         component=component["component"],
