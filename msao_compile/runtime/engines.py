@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from msao_compile.errors import DeploymentError
-from msao_compile.manifest.schema import Deployment, Dialect, Engine, Graph, Model, Status
+from msao_compile.manifest.schema import Backend, Deployment, Dialect, Engine, Graph, Model, Status
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends import base
 from msao_compile.runtime.host import FUNCTIONS
@@ -17,7 +17,10 @@ from msao_compile.runtime.loader import locate
 from msao_compile.runtime.session import ModelSession, Request
 
 logger = logging.getLogger(__name__)
-TRUSTED: tuple[Status, ...] = ("parity", "qualified")
+LADDER: tuple[Status, ...] = ("deferred", "built", "ran", "parity", "qualified")
+"""How far an engine was proven, each step only after the ones before it."""
+LEAST: dict[Backend, Status] = {"ort": "parity", "trt": "built", "trt_rtx": "built"}
+"""What is asked of an engine where nothing else is said: one for a GPU is often built where there is none."""
 
 
 class Engines:
@@ -28,11 +31,12 @@ class Engines:
         folder: Path,
         deployment: Deployment,
         verify: bool,
-        demand: tuple[Status, ...] = TRUSTED,
+        demand: Status | None = None,
         dialect: Dialect | None = None,
+        target: str | None = None,
     ) -> None:
         self.folder, self.deployment, self.verify = folder, deployment, verify
-        self.demand, self.dialect = demand, dialect
+        self.demand, self.dialect, self.target = demand, dialect, target
         self._open: dict[str, base.Engine] = {}
         self._decoders: dict[str, base.DecoderEngine] = {}
 
@@ -88,17 +92,18 @@ class Engines:
 
     def _graph(self, engine: Engine) -> Graph:
         graphs = self.deployment.module(engine.module).graphs
-        return next(graph for graph in graphs if graph.dialect == engine.dialect)
+        return next(graph for graph in graphs if (graph.dialect, graph.precision) == (engine.dialect, engine.precision))
 
     def _choose(self, module: str) -> Engine:
-        """The first engine that passed parity and whose backend this runtime knows; fused before portable."""
+        """The first engine that was proven as far as is demanded; fused before others, fp32 before less."""
         all_engines = [engine for engine in self.deployment.engines if engine.module == module]
         known = [
             engine
             for engine in all_engines
             if engine.backend in base.BACKENDS
-            and engine.status in self.demand
+            and LADDER.index(engine.status) >= LADDER.index(self.demand or LEAST[engine.backend])
             and self.dialect in (None, engine.dialect)
+            and self.target in (None, engine.target)
         ]
         if not known:
             states = ", ".join(f"{engine.target}: {engine.backend} {engine.status}" for engine in all_engines) or "none"
@@ -107,7 +112,7 @@ class Engines:
                 f"{component}: no engine here that passed parity (found {states}); add a target with "
                 'device = "local-cpu" to the recipe and build again'
             )
-        return sorted(known, key=lambda engine: engine.dialect != "fused")[0]
+        return sorted(known, key=lambda engine: (engine.dialect != "fused", engine.precision != "fp32"))[0]
 
 
 def _check_known(model: Model) -> None:
