@@ -107,7 +107,7 @@ class Walk(Steps):
             for parts in self.parts
             if any(part["id"] == module.id for part in parts.split["components"])
             for label, count in parts.split["classes"].items()
-            if count and (module.component == "embed_tokens" or build.MODALITIES.get(module.component, "") in label)
+            if count and (module.component == "embed_tokens" or build.MEDIA.get(module.component, "") in label)
         ]
         return min(counts, default=None)
 

@@ -20,8 +20,8 @@ from msao_compile.manifest.schema import (
 from msao_compile.recipe.schema import TargetChoice
 from msao_compile.recipe.targets import Target, find
 
-MODALITIES = {"vision_encoder": "image", "video_encoder": "video", "audio_encoder": "audio", "encoder": "audio"}
-"""How the classes of requests are called that an encoder has a part in."""
+MEDIA = {"vision_encoder": "picture", "video_encoder": "clip", "audio_encoder": "sound", "encoder": "sound"}
+"""The word in the name of each class of requests that an encoder has a part in."""
 NOT_RUN = "built without a GPU: the engine itself was neither run nor compared; its graph was, by ONNX Runtime"
 
 

@@ -35,7 +35,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     states = arguments["states"] if component == "decoder" else []
     _check_promises(model, component, bool(states))
     growing = None
-    if dialect == "scatter":
+    if dialect == "scatter" and states:
         states, growing = scatter_state(model, states, int(arguments["kv_capacity"]))
     _check_opset(model, component, dialect)
     _tell_lengths(model, states)

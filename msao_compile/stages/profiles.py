@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from msao_compile.errors import RecipeError
-from msao_compile.manifest.schema import GROWS, Graph, ShapeProfile, ShapeRange
+from msao_compile.manifest.schema import GROWS, Graph, ShapeProfile, ShapeRange, TensorSpec
 from msao_compile.recipe.schema import Shapes
 
 Lengths = tuple[int, int, int]
@@ -83,30 +83,26 @@ def _with_the_rest(graph: Graph, lengths: dict[str, Lengths], shapes: Shapes) ->
 def _one(component: str, graph: Graph, shapes: Shapes, tokens: int | None) -> dict[str, Lengths]:
     batch, sequence, _ = _of_decoder(shapes)
     lengths: dict[str, Lengths] = {BATCH: batch, SEQUENCE: (1, *sequence[1:]), **shapes.dims}
-    if component == "embed_tokens":  # it also embeds what is decoded, and questions about nothing
-        return lengths | {symbol: _features(tokens) for symbol in _symbols(graph) if symbol not in lengths}
     vision = shapes.vision_encoder
     free = [symbol for symbol in _symbols(graph) if symbol not in lengths]
+    embeds = component == "embed_tokens"
+    least = 0 if embeds else 1  # it also embeds what is decoded, and questions about nothing
     for symbol in free:
-        best = _best(graph, symbol, free, tokens)
-        lengths[symbol] = SEVERAL if best is None else (1, best, GROWTH * best)
+        best = _best(graph.inputs if embeds else graph.outputs, symbol, free, tokens)
+        lengths[symbol] = (least, *SEVERAL[1:]) if best is None else (least, best, GROWTH * best)
     if vision is not None and component == "vision_encoder" and free:
         given = vision.images or vision.patches
         lengths[free[0]] = given if given is not None else lengths[free[0]]
     return lengths
 
 
-def _features(tokens: int | None) -> Lengths:
-    return (0, tokens or 64, GROWTH * (tokens or 64))
-
-
-def _best(graph: Graph, symbol: str, free: Iterable[str], tokens: int | None) -> int | None:
-    """The length of an encoder's input that gives a typical request's tokens; None where none is seen to.
+def _best(ends: Iterable[TensorSpec], symbol: str, free: Iterable[str], tokens: int | None) -> int | None:
+    """The length with which `ends` have as many rows as a typical request has tokens; None where none is seen to.
 
     Raises:
         RecipeError: as `_value`.
     """
-    rows = next((str(size) for spec in graph.outputs for size in spec.shape if symbol in _names(str(size))), None)
+    rows = next((str(size) for spec in ends for size in spec.shape if symbol in _names(str(size))), None)
     if rows is None or tokens is None or any(name != symbol and name in _names(rows) for name in free):
         return None
     low, high = 1, _LARGEST_GUESS
