@@ -303,7 +303,9 @@ class PinnedBuffer:
     def array(self, shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
         """A view of its first bytes, good while this buffer lives."""
         size = math.prod(shape) * kind.itemsize
-        return np.frombuffer((ctypes.c_char * size).from_address(self.address), kind).reshape(shape)
+        return np.frombuffer(memoryview((ctypes.c_char * size).from_address(self.address)).cast("B"), kind).reshape(
+            shape
+        )
 
     def __del__(self) -> None:
         _release(self, "cuMemFreeHost", "address")
