@@ -64,6 +64,8 @@ def _follows(node: ir.Node) -> bool:
     if node.op_type == "Gather":
         table = node.inputs[0].const_value if node.inputs[0] is not None else None
         return table is None or table.size < TABLE
+    if node.op_type == "QuantizeLinear":
+        return False
     return node.domain == "" and (node.op_type in FOLLOWS or not floats(node.outputs))
 
 
