@@ -13,7 +13,7 @@ from msao_compile.errors import StageError
 from msao_compile.graph.precision import blocks, codes, weights
 from msao_compile.graph.precision.operators import FLOAT
 from msao_compile.graph.precision.plan import Conversion
-from msao_compile.graph.precision.products import Product, products
+from msao_compile.graph.precision.products import Product, flag, made_of_weights, products
 
 INT4_OPSET = 21
 """The first operator set whose DequantizeLinear knows 4-bit codes and blocks."""
@@ -33,7 +33,7 @@ def quantise(model: ir.Model, plan: Conversion) -> tuple[int, dict[str, str]]:
     if plan.precision == "fp8" and plan.dialect == "fused":
         raise StageError("precision fp8 has no form in dialect 'fused': choose portable or scatter, or int8 or int4")
     labels = blocks.labels(model) if plan.keep_fp32 else {}
-    count, left_alone = 0, {}
+    count, left_alone = 0, dict.fromkeys(made_of_weights(model), "the graph cuts, chooses or shapes it first")
     steps = Steps(model, plan)
     for product in list(products(model)):
         block = labels.get(product.node, "")
@@ -53,18 +53,19 @@ def quantise(model: ir.Model, plan: Conversion) -> tuple[int, dict[str, str]]:
 
 def obstacle(product: Product, plan: Conversion) -> str:
     """Why a product cannot be quantised; empty where it can."""
-    outputs, inputs = product.shape_NK
-    is_conv = product.node.op_type == "Conv"
+    experts, outputs, inputs = product.shape_ENK
     if outputs < NARROWEST or inputs < NARROWEST:
         return f"{inputs} inputs and {outputs} outputs are too few"
     if plan.precision == "int4" or plan.dialect == "fused":
-        if is_conv:
+        if product.is_conv:
             return "a convolution's weight has no form by blocks"
         if inputs % plan.rows:
             return f"its {inputs} inputs do not divide into blocks of {plan.rows}"
         if "alpha" in product.node.attributes and product.node.attributes["alpha"].as_float() != 1:
             return "it scales its result"
-        return ""
+        return "it has a weight for each expert" if experts > 1 and plan.dialect == "fused" else ""
+    if experts > 1:
+        return "it has a weight for each expert"
     largest = plan.ranges.get(str(product.activation.name))
     if largest is None:
         return f"its input {product.activation.name!r} has no range"
@@ -106,32 +107,23 @@ class Steps:
 
     def _weight(self, product: Product, rows: int | None) -> ir.Value:
         """A weight as codes and scales behind a DequantizeLinear, laid out as its product takes it."""
-        node, (outputs, inputs) = product.node, product.shape_NK
+        _, outputs, inputs = product.shape_ENK
         grid = codes.Grid(CODES[self.plan.precision], rows or inputs, self.plan.kind)
-        is_conv = node.op_type == "Conv"
-        by_output = is_conv or ("transB" in node.attributes and bool(node.attributes["transB"].as_int()))
-        shape = tuple(int(size) for size in product.weight.shape or ()) if is_conv else (outputs, inputs)
+        by_output = product.is_conv or flag(product.node, "transB")
+        shape = product.shape if by_output == product.by_output else (*product.shape[:-2], *product.shape[:-3:-1])
+        axis = 0 if product.is_conv else len(shape) - 2 + int(by_output == bool(rows))
+        scale_shape = tuple(size // rows if place == axis else size for place, size in enumerate(shape)) if rows else (outputs,)
 
-        def made_codes() -> np.ndarray:
-            found = codes.codes_NK(product.array_NK(), grid)
-            return found.reshape(shape) if by_output else np.ascontiguousarray(found.T)
+        def laid_out(made: Callable[[np.ndarray, codes.Grid], np.ndarray], final: tuple[int, ...]) -> np.ndarray:
+            found = [made(weight_NK, grid) for weight_NK in product.array_ENK()]
+            return np.stack([part if by_output else part.T for part in found]).reshape(final)
 
-        def made_scales() -> np.ndarray:
-            found = codes.scales_NB(product.array_NK(), grid)
-            if rows is None:
-                return found[:, 0]
-            return found if by_output else np.ascontiguousarray(found.T)
-
-        turned = shape if by_output else shape[::-1]
-        scale_shape = (outputs,) if rows is None else (outputs, inputs // rows)
         suffix = self.plan.precision if by_output else f"{self.plan.precision}.turned"
-        values = self.constant(f"{product.name}.{suffix}", grid.kind, turned, made_codes)
+        values = self.constant(f"{product.name}.{suffix}", grid.kind, shape, lambda: laid_out(codes.codes_NK, shape))
         scales = self.constant(
-            f"{product.name}.{suffix}.scales", FLOAT, scale_shape if by_output else scale_shape[::-1], made_scales
+            f"{product.name}.{suffix}.scales", FLOAT, scale_shape, lambda: laid_out(codes.scales_NB, scale_shape)
         )
-        axis = int(by_output) if rows else int(not by_output)
-        attributes = {"axis": axis, "block_size": rows} if rows else {"axis": axis}
-        return self._dequantised(product, values, scales, attributes)
+        return self._dequantised(product, values, scales, {"axis": axis, "block_size": rows} if rows else {"axis": axis})
 
     def _dequantised(
         self, product: Product, values: ir.Value, scales: ir.Value, attributes: dict[str, int]
@@ -162,17 +154,17 @@ class Steps:
 
     def _nbits(self, product: Product) -> None:
         """MatMulNBits instead of a product, and an Add where a Gemm had a bias."""
-        outputs, inputs = product.shape_NK
+        _, outputs, inputs = product.shape_ENK
         node, rows = product.node, self.plan.rows
         grid = codes.Grid(CODES[self.plan.precision], rows, self.plan.kind)
         bits = 4 if grid.kind == ir.DataType.INT4 else 8
         values = self.constant(
             f"{product.name}.{self.plan.precision}", ir.DataType.UINT8, (outputs, inputs // rows, rows * bits // 8),
-            lambda: codes.nbits_NB(codes.codes_NK(product.array_NK(), grid), grid),
+            lambda: codes.nbits_NB(codes.codes_NK(product.array_ENK()[0], grid), grid),
         )  # fmt: skip
         scales = self.constant(
             f"{product.name}.{self.plan.precision}.scales", FLOAT, (outputs, inputs // rows),
-            lambda: codes.scales_NB(product.array_NK(), grid),
+            lambda: codes.scales_NB(product.array_ENK()[0], grid),
         )  # fmt: skip
         attributes = {"K": inputs, "N": outputs, "bits": bits, "block_size": rows, "accuracy_level": 4}
         new = [ir.node("MatMulNBits", [product.activation, values, scales], attributes, domain=MICROSOFT, name=node.name)]
