@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from msao_compile.graph.precision import operators, weights
+from msao_compile.graph.precision import norms, operators, weights
 
 BLOCK = re.compile(r"^((?:[A-Za-z_]\w*\.)+\d+)\.")
 FEWEST = 3
@@ -43,17 +43,28 @@ def _weights(node: ir.Node) -> list[str]:
 def labels(model: ir.Model) -> dict[ir.Node, str]:
     """The block that each node belongs to; "" for those outside all.
 
-    A node with weights belongs where they do, another where the latest of its inputs comes from.
+    A node with weights belongs where they do, another where the latest of its float inputs comes from. Of a norm that
+    is spelt out only the last node has a weight: the others belong where that one does.
     """
-    known = list(_members(model))
-    order = {block: place for place, block in enumerate(known)}
-    found: dict[ir.Node, str] = {}
+    order = {block: place for place, block in enumerate(_members(model))}
+    constant, found = norms.constants_only(model), dict[ir.Node, str]()
     for node in model.graph:
-        named = [match[1] if match else "" for match in map(BLOCK.match, _weights(node))]
-        own = [block if block in order else "" for block in named]
-        before = [found[value.producer()] for value in node.inputs if value is not None and value.producer() in found]
+        own = [block if block in order else "" for block in _blocks_of(node)]
+        makers = [value.producer() for value in operators.floats(node.inputs)]
+        own += [found[maker] for maker in makers if maker in constant]
+        before = [found[maker] for maker in makers if maker in found]
         found[node] = max(own or before, key=lambda block: order.get(block, -1), default="")
+    spelt_out = norms.norm_nodes(model)
+    for node in reversed(list(model.graph)):
+        takers = {found[user] for value in node.outputs for user in value.consumers() if user in found}
+        if node in spelt_out and len(takers) == 1 and not any(name in order for name in _blocks_of(node)):
+            found[node] = takers.pop()
     return found
+
+
+def _blocks_of(node: ir.Node) -> list[str]:
+    """The numbered prefix of each of a node's weights; "" for those without."""
+    return [match[1] if match else "" for match in map(BLOCK.match, _weights(node))]
 
 
 def exits(model: ir.Model) -> dict[str, ir.Value]:

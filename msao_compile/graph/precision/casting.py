@@ -95,7 +95,7 @@ def _constant(model: ir.Model, value: ir.Value, kind: ir.DataType, done: Casts) 
     if kind == FLOAT:
         return value
     if (value, kind) not in done:
-        name = f"{value.name}.{kind.name.lower()}"
+        name = f"{value.name}_{kind.name.lower()}"
         new = ir.Value(name=name, shape=value.shape, type=ir.TensorType(kind))
         tensor = value.const_value
         assert tensor is not None  # a graph without its numbers is refused when it is opened
@@ -131,7 +131,7 @@ def _clipped(model: ir.Model, value: ir.Value, kind: ir.DataType, added: list[ir
     """A mask within half's range: as a bare -inf a row of them would be no number after a Softmax."""
     bounds = []
     for side in (-1, 1):
-        name = f"range_of_{kind.name.lower()}.{'low' if side < 0 else 'high'}"
+        name = f"{'lowest' if side < 0 else 'highest'}_{kind.name.lower()}"
         if name not in model.graph.initializers:
             bound = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(FLOAT))
             bound.const_value = ir.tensor(side * LARGEST[kind], dtype=FLOAT, name=name)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from msao_compile.graph import ends
-from msao_compile.graph.precision import casting, operators, weights
+from msao_compile.graph.precision import casting, operators, quantise, weights
 from msao_compile.graph.precision.plan import Conversion
 
 __all__ = ["Conversion", "convert"]
@@ -18,7 +18,8 @@ __all__ = ["Conversion", "convert"]
 def convert(source: Path, output: Path, plan: Conversion) -> dict[str, Any]:
     """Write the fp32 graph `source` in the precision of `plan` to `output`.
 
-    Returns the manifest's facts: inputs and outputs, opset, `quantised` products, `left_alone` (name of a product and
+    Returns the manifest's facts: inputs and outputs, opset (int4 raises it: `source_opset`
+    is what it was), `quantised` products, `left_alone` (name of a product and
     why) and `size_bytes` of both files.
 
     Raises:
@@ -28,6 +29,9 @@ def convert(source: Path, output: Path, plan: Conversion) -> dict[str, Any]:
     model = weights.opened(source)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     operators.name_types(model)
+    opset, quantised, left_alone = model.opset_imports[""], 0, dict[str, str]()
+    if plan.precision in quantise.CODES:
+        quantised, left_alone = quantise.quantise(model, plan)
     if plan.kind != ir.DataType.FLOAT:
         casting.to_half(model, plan.kind, plan.keep_fp32, plan.states)
     size = weights.write(model, output)
@@ -35,7 +39,8 @@ def convert(source: Path, output: Path, plan: Conversion) -> dict[str, Any]:
         "inputs": [ends.spec(value) for value in model.graph.inputs],
         "outputs": [ends.spec(value) for value in model.graph.outputs],
         "opset": model.opset_imports[""],
-        "quantised": 0,
-        "left_alone": {},
+        "source_opset": opset,
+        "quantised": quantised,
+        "left_alone": left_alone,
         "size_bytes": size,
     }

@@ -8,12 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from msao_compile.graph.precision import blocks
+from msao_compile.graph.precision.norms import norm_nodes
 from msao_compile.graph.precision.operators import (
     EXACT,
     FLOAT,
     FOLLOWS,
-    LAYOUT,
-    REDUCTIONS,
     SAME_SHAPE,
     SUMS,
     TABLE,
@@ -23,9 +22,7 @@ from msao_compile.graph.precision.operators import (
 )
 from msao_compile.graph.precision.plan import LARGEST, SMALLEST
 
-COMBINES = frozenset({"Sub", "Mul", "Div"})
 RESHAPES = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand"})
-LEADS = SAME_SHAPE | LAYOUT | {"Sqrt", "Reciprocal", "Pow", "Log", "Exp"}
 
 
 def exact_nodes(model: ir.Model, kind: ir.DataType, keep_fp32: Collection[str], states: Collection[str]) -> set[ir.Node]:
@@ -33,18 +30,14 @@ def exact_nodes(model: ir.Model, kind: ir.DataType, keep_fp32: Collection[str], 
 
     A node that only moves or combines numbers follows what it is given: fp32 where all of it is fp32, else half.
     """
-    pinned = _pinned(model, kind, keep_fp32) | _before_sums(model)
+    pinned = _pinned(model, kind, keep_fp32) | _before_sums(model) | norm_nodes(model)
     exact: set[ir.Node] = set()
     free: set[ir.Node] = set()
-    statistics: set[ir.Value] = set()
     for node in model.graph:
         given = [value for value in floats(node.inputs) if not _is_free(value, free)]
         if not given and not floats(node.outputs):
             continue
-        if _is_statistic(node, given, statistics):
-            statistics.update(floats(node.outputs))
-        normalises = node.op_type in COMBINES and any(value in statistics for value in given)
-        if node in pinned or normalises:
+        if node in pinned:
             exact.add(node)
         elif _follows(node):
             in_fp32 = [_is_fp32(value, exact, states) for value in given]
@@ -64,6 +57,8 @@ def _follows(node: ir.Node) -> bool:
     if node.op_type == "Gather":
         table = node.inputs[0].const_value if node.inputs[0] is not None else None
         return table is None or table.size < TABLE
+    if node.op_type == "QuantizeLinear":
+        return False
     return node.domain == "" and (node.op_type in FOLLOWS or not floats(node.outputs))
 
 
@@ -135,10 +130,3 @@ def _before_sums(model: ir.Model) -> set[ir.Node]:
             if all((user.op_type in SUMS and not user.domain) or user in found for user in takers):
                 found.add(node)
     return found
-
-
-def _is_statistic(node: ir.Node, given: list[ir.Value], statistics: set[ir.Value]) -> bool:
-    """Whether a node gives a mean, a variance or what is computed from nothing else."""
-    if node.op_type in REDUCTIONS:
-        return True
-    return node.op_type in LEADS and bool(given) and all(value in statistics for value in given)

@@ -195,14 +195,8 @@ def build(
 
 def _place(sms: list[int], driver: cuda.Driver | None) -> dict[str, Any]:
     """Where the engine is made and for which GPUs; `facts` may say it better."""
-    device = None if driver is None else driver.device
-    return {
-        **engine_file.machine(),
-        "gpu_architectures": [f"sm{sm}" for sm in sms],
-        "cuda": device and device.cuda,
-        "driver": device and device.driver,
-        "gpu_name": device and device.name,
-    }
+    ahead = {"gpu_architectures": [f"sm{sm}" for sm in sms], "cuda": None, "driver": None, "gpu_name": None}
+    return {**engine_file.machine(), **(ahead if driver is None else driver.device.facts())}
 
 
 def _parse(graph: Path, parser: Any, messages: Messages) -> None:
