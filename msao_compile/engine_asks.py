@@ -90,9 +90,10 @@ def ranges(model: str, dialect: Dialect, draft: Deployment, modules: Collection[
         return {
             "folder": str(workspace / "draft"), "model": model, "target": target, "dialect": dialect,
             "components": own, "samples": chosen.samples, "limit": chosen.limit,
+            "output": str(workspace / "apart.npz"),
         }  # fmt: skip
 
-    return Ask("ranges", model, 1, fields, arguments, {}, prepare)
+    return Ask("ranges", model, 1, fields, arguments, {"apart": "apart.npz"}, prepare)
 
 
 def _sample_digest(path: Path, stock: Stock) -> str:

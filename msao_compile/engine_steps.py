@@ -11,7 +11,7 @@ from msao_compile import asks, engine_asks
 from msao_compile.chosen import ahead_of_time
 from msao_compile.errors import RecipeError
 from msao_compile.manifest.schema import BuildOrder, Dialect, Engine, FileRef, Graph, Module, Precision
-from msao_compile.manifest.variants import Kinds
+from msao_compile.manifest.variants import RANGED, Kinds
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import TargetChoice
 from msao_compile.recipe.targets import find
@@ -24,8 +24,6 @@ from msao_compile.stock import result
 from msao_compile.store.record import Record
 
 logger = logging.getLogger(__name__)
-RANGED = ("int8", "fp8")
-"""Precisions of activations, which need to know how large those get."""
 GROWING = 0.25
 """Share of the ranges that may still have grown in the last quarter of the samples before it is warned of."""
 OPEN_COPIES = 2.0
@@ -86,6 +84,8 @@ class Walk(Steps):
             if record is None:
                 return None
             self._tell_coverage(parts.name, result(record))
+            if (apart := self.stock.output(record, "apart")) is not None:
+                self.samples[parts.name] = apart
             components = {part["component"]: part["id"] for part in parts.split["components"]}
             found |= {components[name]: ranges for name, ranges in result(record)["maximum"].items()}
         return found

@@ -72,6 +72,7 @@ class Steps:
         self.exported: dict[str, Exported] = {}
         self.rows: list[ParityRow] = []
         self.left_out: dict[str, str] = {}
+        self.samples: dict[str, Object] = {}
         self.bounds: dict[str, dict[str, float | None]] = {
             name: (getattr(self.recipe.parity, name) or bounds).model_dump(mode="json")
             for name, bounds in BOUNDS.items()
@@ -195,7 +196,9 @@ class Steps:
                 self.runner.defer(model.name, self.left_out[model.name], "parity")
         records = self.runner.ask(
             [
-                asks.parity(model, self.checkpoints[model.name], self.bounds, draft, self.stock)
+                asks.parity(
+                    model, self.checkpoints[model.name], self.bounds, draft, self.samples.get(model.name), self.stock
+                )
                 for model in self.parts if model.name not in self.left_out
             ]
         )  # fmt: skip
