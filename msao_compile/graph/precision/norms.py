@@ -29,16 +29,20 @@ def norm_nodes(model: ir.Model) -> set[ir.Node]:
     statistics: set[ir.Value] = set()
     found: set[ir.Node] = set()
     for node in model.graph:
-        given = [value for value in floats(node.inputs) if not value.is_initializer() and value.producer() not in constant]
+        given = [
+            value for value in floats(node.inputs) if not value.is_initializer() and value.producer() not in constant
+        ]
         if node in constant or not given:
             continue
         leads = node.op_type in LEADS and all(value in statistics for value in given)
         if node.op_type in REDUCTIONS or leads:
             statistics.update(floats(node.outputs))
             found.add(node)
-        elif node.op_type in COMBINES and any(value in statistics for value in given):
+        elif _is_summed_square(node) or (node.op_type in COMBINES and any(value in statistics for value in given)):
             found.add(node)
-        elif node.op_type == "Pow" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1]):
-            if all(user.op_type in REDUCTIONS for user in node.outputs[0].consumers()):
-                found.add(node)
     return found
+
+
+def _is_summed_square(node: ir.Node) -> bool:
+    is_square = node.op_type == "Pow" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1])
+    return is_square and all(user.op_type in REDUCTIONS for user in node.outputs[0].consumers())

@@ -58,7 +58,7 @@ def _largest(model: ir.Model, value: ir.Value, name: str) -> str:
 def _constant(model: ir.Model, name: str, numbers: np.ndarray) -> ir.Value:
     if name not in model.graph.initializers:
         tensor = ir.tensor(numbers, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(numbers.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         model.graph.initializers[name] = value
     return model.graph.initializers[name]
 
@@ -89,7 +89,9 @@ def observed_blocks(source: Path, output: Path, values: Mapping[str, str]) -> di
     for block, name in values.items():
         value = by_name.get(f"{name}.inner") or by_name.get(name)
         if value is None:
-            raise DeploymentError(f"graph {source} has no value {name!r}, which leaves block {block!r}: convert it again")
+            raise DeploymentError(
+                f"graph {source} has no value {name!r}, which leaves block {block!r}: convert it again"
+            )
         found[block] = f"leaves.{block}"
         node = ir.node("Cast", [value], {"to": int(FLOAT)}, name=f"leaves.{block}.cast")
         node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = found[block], FLOAT, value.shape
@@ -112,6 +114,7 @@ def _save(model: ir.Model, source: Path, output: Path) -> None:
                 file.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(value.name)
             )
     _link(files, output.parent)
+    output.unlink(missing_ok=True)  # it may be a link to a file that others still read
     onnx.save(ir.to_proto(model), output)
 
 
