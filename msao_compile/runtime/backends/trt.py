@@ -293,19 +293,19 @@ class TrtDecoder(TrtEngine):
 
     def _rows(self, capacity: int) -> int:
         """How many positions a buffer has that is written in place: as many as the engine's profiles want."""
-        rows = capacity
-        for state in self.states:
-            if GROWS not in state.shape:
-                continue
-            axis = state.shape.index(GROWS)
-            lows, highs = zip(*((one[state.name][0][axis], one[state.name][2][axis]) for one in self._ranges))
-            most = min(highs) if state.update == "in_place" else max(highs) + 1
-            rows = max(rows, *lows) if state.update == "in_place" else rows
-            if rows > most:
+        axes = {state.name: state.shape.index(GROWS) for state in self.states if GROWS in state.shape}
+        if self.scatter:
+            axes[MASK] = -1
+        least, most = 0, capacity
+        for name, axis in axes.items():
+            lows, highs = zip(*((one[name][0][axis], one[name][2][axis]) for one in self._ranges))
+            # What grows has all positions but the last before the last step.
+            least, most = max(least, *lows), min(highs) if self.scatter else max(highs) + 1
+            if capacity > most:
                 raise DeploymentError(
                     f"kv_capacity is {capacity}, and {self.path.name} was built for {most} positions: build it again"
                 )
-        return rows
+        return max(capacity, least) if self.scatter else capacity
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
         """Append `feed` to the cache; logits [batch, num_logits, vocabulary], float32.
