@@ -204,10 +204,10 @@ def _parse(graph: Path, parser: Any, messages: Messages) -> None:
     if parser.parse_from_file(str(graph)):
         return
     found = refusals(parser)
-    shown = [f"{one.operator or 'node'} {one.node}: {one.reason}" for one in found[:SHOWN_VERDICTS]]
+    shown = [f"{one.operator} {one.node}: {one.reason}" for one in found[:SHOWN_VERDICTS] if one.operator]
     more = f"; and {len(found) - SHOWN_VERDICTS} more" if len(found) > SHOWN_VERDICTS else ""
     advice = next((f": use {one.advice}" for one in found if one.advice), "")
-    raise StageError(f"{graph}: the parser refuses {'; '.join(shown) or messages.reason()}{more}{advice}")
+    raise StageError(f"{graph}: the parser refuses {'; '.join(shown) or 'it: ' + messages.reason()}{more}{advice}")
 
 
 def decompose(lib: Any, network: Any) -> None:
