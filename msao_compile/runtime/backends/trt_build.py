@@ -218,7 +218,7 @@ def decompose(lib: Any, network: Any) -> None:
         layer = network.get_layer(index)
         if layer.type == lib.LayerType.ATTENTION_INPUT:
             layer.__class__ = lib.IAttentionInputLayer
-            attention = layer.attention if hasattr(layer, "attention") else None
+            attention: Any = layer.attention if hasattr(layer, "attention") else None
             if hasattr(attention, "decomposable"):
                 attention.decomposable = True
 

@@ -1,8 +1,9 @@
-"""Every member of TensorRT's objects that we touch exists in TensorRT 10.16 and 11.4 and in TensorRT-RTX, or is probed.
+"""What we touch of TensorRT's objects exists in TensorRT 10.3, 10.16 and 11.4 and in TensorRT-RTX, or is probed.
 
 The uses are found in the source: a name such as `config` always stands for one class of the library there, which
 `CLASSES` says and `test_no_use_escapes` holds it to. `data/tensorrt-api.json` has, for these classes, the members that
-the wheels of each version have.
+the wheels of each version have. Of 10.3, which JetPack 6 has, it has the names among them that its bindings contain at
+all: what is missing there is missing, what is there may belong to another class.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ CLASSES = {
     "runtime_cache": "IRuntimeCache",
 }  # fmt: skip
 # Asked for by one name, which stands for the others: a version has all or none. And what is used where one is absent.
-TOGETHER = {"set_compute_capability": {"num_compute_capabilities", "ComputeCapability"},
-            "IRuntimeCache": {"create_runtime_cache", "set_runtime_cache", "serialize", "deserialize"}}  # fmt: skip
+TOGETHER = {
+    "set_compute_capability": {"num_compute_capabilities", "ComputeCapability"},
+    "IRuntimeCache": {"create_runtime_cache", "set_runtime_cache", "serialize", "deserialize"},
+    "create_runtime_config": {"set_execution_context_allocation_strategy"},
+    "get_engine_stat": {"EngineStat"},
+}
 INSTEAD = {"supports_model_v2": "supports_model", "set_device_memory": "device_memory",
            "get_device_memory_size_for_profile_v2": "device_memory_size"}  # fmt: skip
 # Names of ours that happen to have members called as the library's are.
