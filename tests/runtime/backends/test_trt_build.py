@@ -123,6 +123,13 @@ def test_types_by_sm(precision: str, sm: int, backend: str, works: bool) -> None
     assert (trt_build.supported(precision, sm, backend) is None) == works
 
 
+def test_an_order_that_names_no_gpu_is_held_to_the_one_here() -> None:
+    order = graphs.order([], (), backend="trt")
+    with pytest.raises(InputError, match="fp8 needs SM 89 or newer with TensorRT, and this is SM 87"):
+        trt_build.refuse_types("fp8", order, 87)
+    trt_build.refuse_types("fp16", order, 87)
+
+
 def test_an_sm_that_the_library_does_not_know_is_refused_with_those_it_knows(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"builds for .*SM120.*SM89, not for SM90"):
         encode(tmp_path, graphs.order([graphs.encoder_profile()], (89, 90)))
