@@ -36,6 +36,16 @@ WRITE_INDICES = "write_indices"  # of graphs that write their state: the first n
 _QUIET = 3  # ONNX Runtime's log level for errors only
 
 
+def open_engine(backend: str, file: EngineFile) -> OrtEngine:
+    """Load a stateless module; raises as `OrtEngine`."""
+    return OrtEngine(file)
+
+
+def open_decoder(backend: str, file: EngineFile) -> OrtDecoder:
+    """Load a decoder; raises as `OrtEngine`."""
+    return OrtDecoder(file)
+
+
 class OrtEngine:
     """One ONNX Runtime session, on the CPU or on the GPU as the settings say.
 
