@@ -29,7 +29,9 @@ def norm_nodes(model: ir.Model) -> set[ir.Node]:
     statistics: set[ir.Value] = set()
     found: set[ir.Node] = set()
     for node in model.graph:
-        given = [value for value in floats(node.inputs) if not value.is_initializer() and value.producer() not in constant]
+        given = [
+            value for value in floats(node.inputs) if not value.is_initializer() and value.producer() not in constant
+        ]
         if node in constant or not given:
             continue
         leads = node.op_type in LEADS and all(value in statistics for value in given)

@@ -89,7 +89,9 @@ def observed_blocks(source: Path, output: Path, values: Mapping[str, str]) -> di
     for block, name in values.items():
         value = by_name.get(f"{name}.inner") or by_name.get(name)
         if value is None:
-            raise DeploymentError(f"graph {source} has no value {name!r}, which leaves block {block!r}: convert it again")
+            raise DeploymentError(
+                f"graph {source} has no value {name!r}, which leaves block {block!r}: convert it again"
+            )
         found[block] = f"leaves.{block}"
         node = ir.node("Cast", [value], {"to": int(FLOAT)}, name=f"leaves.{block}.cast")
         node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = found[block], FLOAT, value.shape

@@ -57,7 +57,18 @@ def name_types(model: ir.Model) -> None:
 def _type_of(node: ir.Node) -> ir.DataType | None:
     if node.op_type in ("Shape", "Size", "NonZero", "ArgMax", "ArgMin"):
         return ir.DataType.INT64
-    if node.op_type in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not", "Xor", "IsNaN"):
+    if node.op_type in (
+        "Equal",
+        "Less",
+        "Greater",
+        "LessOrEqual",
+        "GreaterOrEqual",
+        "And",
+        "Or",
+        "Not",
+        "Xor",
+        "IsNaN",
+    ):
         return ir.DataType.BOOL
     if node.op_type == "Cast":
         return ir.DataType(node.attributes["to"].as_int())

@@ -25,7 +25,9 @@ from msao_compile.graph.precision.plan import LARGEST, SMALLEST
 RESHAPES = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand"})
 
 
-def exact_nodes(model: ir.Model, kind: ir.DataType, keep_fp32: Collection[str], states: Collection[str]) -> set[ir.Node]:
+def exact_nodes(
+    model: ir.Model, kind: ir.DataType, keep_fp32: Collection[str], states: Collection[str]
+) -> set[ir.Node]:
     """The nodes that compute in fp32: sums, exponentials, norms whole or in parts, angles, positions and islands.
 
     A node that only moves or combines numbers follows what it is given: fp32 where all of it is fp32, else half.
@@ -85,7 +87,10 @@ def _pinned(model: ir.Model, kind: ir.DataType, keep_fp32: Collection[str]) -> s
         node
         for node in model.graph
         if node.op_type in EXACT
-        or any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values())
+        or any(
+            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for attribute in node.attributes.values()
+        )
         or _comes_from_integers(node)
         or any(_inside(of_block.get(node, ""), island) for island in keep_fp32)
         or _has_unfit_constant(node, kind)

@@ -90,7 +90,9 @@ class Steps:
             product.node.replace_input_with(0, self._activation(product))
         product.node.replace_input_with(1, self._weight(product, self.plan.rows if by_blocks else None))
 
-    def constant(self, name: str, kind: ir.DataType, shape: tuple[int, ...], made: Callable[[], np.ndarray]) -> ir.Value:
+    def constant(
+        self, name: str, kind: ir.DataType, shape: tuple[int, ...], made: Callable[[], np.ndarray]
+    ) -> ir.Value:
         """A constant of the graph that is computed when it is written."""
         if name in self.model.graph.initializers:
             return self.model.graph.initializers[name]
@@ -112,7 +114,9 @@ class Steps:
         by_output = product.is_conv or flag(product.node, "transB")
         shape = product.shape if by_output == product.by_output else (*product.shape[:-2], *product.shape[:-3:-1])
         axis = 0 if product.is_conv else len(shape) - 2 + int(by_output == bool(rows))
-        scale_shape = tuple(size // rows if place == axis else size for place, size in enumerate(shape)) if rows else (outputs,)
+        scale_shape = (
+            tuple(size // rows if place == axis else size for place, size in enumerate(shape)) if rows else (outputs,)
+        )
 
         def laid_out(made: Callable[[np.ndarray, codes.Grid], np.ndarray], final: tuple[int, ...]) -> np.ndarray:
             found = [made(weight_NK, grid) for weight_NK in product.array_ENK()]
@@ -123,7 +127,9 @@ class Steps:
         scales = self.constant(
             f"{product.name}.{suffix}.scales", FLOAT, scale_shape, lambda: laid_out(codes.scales_NB, scale_shape)
         )
-        return self._dequantised(product, values, scales, {"axis": axis, "block_size": rows} if rows else {"axis": axis})
+        return self._dequantised(
+            product, values, scales, {"axis": axis, "block_size": rows} if rows else {"axis": axis}
+        )
 
     def _dequantised(
         self, product: Product, values: ir.Value, scales: ir.Value, attributes: dict[str, int]
@@ -167,7 +173,9 @@ class Steps:
             lambda: codes.scales_NB(product.array_ENK()[0], grid),
         )  # fmt: skip
         attributes = {"K": inputs, "N": outputs, "bits": bits, "block_size": rows, "accuracy_level": 4}
-        new = [ir.node("MatMulNBits", [product.activation, values, scales], attributes, domain=MICROSOFT, name=node.name)]
+        new = [
+            ir.node("MatMulNBits", [product.activation, values, scales], attributes, domain=MICROSOFT, name=node.name)
+        ]
         if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             new[0].outputs[0].name, new[0].outputs[0].dtype = f"{node.outputs[0].name}.product", FLOAT
             new.append(ir.node("Add", [new[0].outputs[0], node.inputs[2]], name=f"{node.name}.bias"))

@@ -75,7 +75,12 @@ class Ranges:
 
     def to_json(self) -> str:
         """All of it, as text."""
-        facts = {"samples": self._samples, "values": self._values, "maximum": self._maximum, "last_grew": self._last_grew}
+        facts = {
+            "samples": self._samples,
+            "values": self._values,
+            "maximum": self._maximum,
+            "last_grew": self._last_grew,
+        }
         return json.dumps(facts, indent=1, sort_keys=True)
 
     @classmethod

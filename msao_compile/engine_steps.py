@@ -1,0 +1,151 @@
+"""The second half of the walk: graphs in every precision that targets ask for, and their engines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from msao_compile import asks, engine_asks
+from msao_compile.chosen import ahead_of_time
+from msao_compile.manifest.schema import BuildOrder, Dialect, Engine, FileRef, Graph, Module, Precision
+from msao_compile.manifest.variants import Kinds
+from msao_compile.recipe.room import lack
+from msao_compile.recipe.schema import TargetChoice
+from msao_compile.recipe.targets import find
+from msao_compile.runner import Ask
+from msao_compile.stages import build, compose
+from msao_compile.stages.compose import Made
+from msao_compile.stages.profiles import profiles
+from msao_compile.steps import OF_ALL_MODULES, Steps
+from msao_compile.stock import result
+from msao_compile.store.record import Record
+
+logger = logging.getLogger(__name__)
+OPEN_COPIES = 2.0
+"""Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
+
+
+class Walk(Steps):
+    """All stages, in the order in which `pipeline` asks for them."""
+
+    def precisions(self) -> bool:
+        """Every graph of less than fp32 that a target asks for; targets share what they agree on."""
+        wanted = list(dict.fromkeys(self._lower()))
+        homes = compose.owners(self.parts)
+        records = self.runner.ask(
+            [
+                engine_asks.quantize(homes[module.id], module, graph, kind, {}, self.stock)
+                for module, graph, kind in wanted
+            ]
+        )
+        for (module, graph, kind), record in zip(wanted, records, strict=True):
+            blob, data = self.stock.output(record, "graph"), self.stock.output(record, "data")
+            if record is not None and blob is not None:
+                self.exported[module.id].graphs[graph.dialect, kind] = Made(blob, result(record), data)
+        return all(records) or self._later(("parity", "build", "measure"), "quantize")
+
+    def _lower(self) -> Iterator[tuple[Module, Graph, Precision]]:
+        for choice in self.targets.values():
+            for module in self._modules():
+                kind = self.precision_of(module.component, choice)
+                if kind != "fp32":
+                    yield module, graph_of(module, choice.graph_dialect, "fp32"), kind
+
+    def engines(self) -> None:
+        """One entry per module and target: opened here, built here, or left to the device with all that it needs."""
+        modules = self._modules()
+        large = {module.id: lack(OPEN_COPIES * module.weight_bytes) for module in modules}
+        homes = compose.owners(self.parts)
+        planned = {
+            (name, module.id): self._planned(name, choice, module)
+            for name, choice in self.targets.items()
+            for module in modules
+        }
+        asked: dict[tuple[str, str], Ask] = {}
+        for (name, owner), entry in planned.items():
+            module, here = self._module(owner), entry.backend == "ort" and large[owner] is None
+            graph = graph_of(module, entry.dialect, entry.precision)
+            if here:
+                asked[name, owner] = asks.engine(module, graph, self._settings(), self.stock)
+            elif entry.order is not None and entry.order.compute_capabilities:
+                asked[name, owner] = engine_asks.engine(homes[owner], module, graph, name, entry.order, self.stock)
+        distinct = {ask.key.digest: ask for ask in asked.values()}
+        records = dict(zip(distinct, self.runner.ask(list(distinct.values())), strict=True))
+        for (name, owner), entry in planned.items():
+            ask = asked.get((name, owner))
+            record = None if ask is None else records[ask.key.digest]
+            settled = self._settled(entry, self._module(owner), large[owner], record)
+            if settled.status == "deferred":
+                self.runner.defer(f"{homes[owner]}/{self._module(owner).component} for {name}", settled.reason or "")
+            self.entries.append(settled)
+
+    def _module(self, module_id: str) -> Module:
+        return next(module for module in self._modules() if module.id == module_id)
+
+    def _planned(self, name: str, choice: TargetChoice, module: Module) -> Engine:
+        """What is to be made of a module for a target; nothing is yet."""
+        device, kind = find(choice.device), self.precision_of(module.component, choice)
+        graph = graph_of(module, choice.graph_dialect, kind)
+        order = None
+        if device.platform_kind != "cpu":
+            others = [find(other).sm for other in choice.also_for]
+            capabilities = sorted({sm for sm in (device.sm, *others) if sm is not None})
+            order = BuildOrder(
+                backend=build.library(device),
+                profiles=profiles(module.component, graph, self.recipe.shapes, self._tokens(module)),
+                level=choice.level,
+                compute_capabilities=tuple(capabilities) if ahead_of_time(device) else (),
+                timing_cache=None if choice.timing_cache is None else self.stock.digest(Path(choice.timing_cache)),
+            )
+        return build.planned(module, name, choice, kind, order)
+
+    def _tokens(self, module: Module) -> int | None:
+        """Tokens that stand for a typical medium in front of, or behind, a module: the least of its models' classes."""
+        counts = [
+            count
+            for parts in self.parts
+            if any(part["id"] == module.id for part in parts.split["components"])
+            for label, count in parts.split["classes"].items()
+            if count and (module.component == "embed_tokens" or build.MEDIA.get(module.component, "") in label)
+        ]
+        return min(counts, default=None)
+
+    def _settled(self, entry: Engine, module: Module, too_large: str | None, record: Record | None) -> Engine:
+        if entry.backend == "ort":
+            return build.opened(entry, too_large, self._unproven(module, entry))
+        blob = self.stock.output(record, "engine")
+        if record is None or blob is None:
+            return entry
+        home = compose.owners(self.parts)[module.id]
+        path = f"engines/{home}/{build.file_name(module.component, entry, result(record))}"
+        file = FileRef(path=path, sha256=blob.sha256, size_bytes=blob.size_bytes)
+        return build.built(entry, file, result(record), self._unproven(module, entry))
+
+    def _unproven(self, module: Module, entry: Engine) -> str | None:
+        """None where all rows about the module, and about the whole of each model that has it, PASS in its kinds."""
+        having = {parts.name for parts in self.parts for part in parts.split["components"] if part["id"] == module.id}
+        labels = {self._kinds_in_words(name, entry.target) for name in having}
+        rows = [row for row in self.rows if row.dialect == entry.dialect and row.model in having]
+        whole = {row.model for row in rows if row.subject.startswith("whole") and row.precision in labels}
+        about = [
+            row for row in rows
+            if (row.subject == module.component and row.precision == entry.precision)
+            or (row.subject.startswith(OF_ALL_MODULES) and row.precision in labels)
+        ]  # fmt: skip
+        if whole == having and all(row.verdict == "PASS" for row in about):
+            return None
+        reasons = (self.left_out[name] for name in sorted(having) if name in self.left_out)
+        return next(reasons, "a parity row of it or of a whole model that has it is not PASS")
+
+    def _kinds_in_words(self, model: str, target: str) -> str:
+        """The precisions that a target runs a model in, as the rows of parity say them."""
+        choice = self.targets[target]
+        components = next(parts for parts in self.parts if parts.name == model).split["components"]
+        names = sorted(component["component"] for component in components)
+        return Kinds(choice.graph_dialect, tuple((name, self.precision_of(name, choice)) for name in names)).of("")
+
+
+def graph_of(module: Module, dialect: Dialect, precision: Precision) -> Graph:
+    """A module's graph of one kind; the walk made every one that a target names."""
+    return next(graph for graph in module.graphs if (graph.dialect, graph.precision) == (dialect, precision))
