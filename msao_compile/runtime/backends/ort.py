@@ -205,7 +205,7 @@ class OrtDecoder(OrtEngine):
         self.vocabulary = next(int(value.shape[2]) for value in self.session.get_outputs() if value.name == "logits")
         self.options: ort.RunOptions | None = None
         if file.settings.cuda_graphs:
-            ort_cuda.check_captured(self.inputs, self.states)
+            ort_cuda.check_captured(self.types, self.states)
             self.options = ort_cuda.uncaptured()
         self._graphs = 0
         self._idle: defaultdict[tuple[int, int], list[ort_cuda.FixedSteps]] = defaultdict(list)
