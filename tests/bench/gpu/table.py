@@ -18,11 +18,11 @@ PARITY = ("peer", "precision", "steps", "least cosine", "same likeliest token", 
 
 ABOUT = (
     "The standard model (SmolVLM-256M's dimensions, random weights), {prompt} prompt tokens with one picture of "
-    "512 px, {new_tokens} new tokens, greedy; medians of {runs} after a warm-up, extremes in brackets. TTFT is from "
-    "arrays on the host to the first token; a batch is that many equal requests. The floor of TPOT is the weights, keys "
-    "and values that a step reads over the measured bandwidth: 100 % is the floor itself. Torch keeps its tokens on the "
-    "device until the last; the engines give logits to the host at every step, as the runtime does. Peak memory is what "
-    "the driver says is in use, less what was in use before."
+    "512 px, {new_tokens} new tokens, greedy; medians of {runs} after a warm-up, extremes in brackets. TTFT is "
+    "from arrays on the host to the first token; a batch is that many equal requests. The floor of TPOT is the "
+    "weights, keys and values that a step reads over the measured bandwidth: 100 % is the floor itself. Torch "
+    "keeps its tokens on the device until the last; the engines give logits to the host at every step, as the "
+    "runtime does. Peak memory is what the driver says is in use, less what was in use before."
 )
 
 

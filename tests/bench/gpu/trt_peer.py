@@ -11,12 +11,12 @@ from typing import Any
 from msao_compile.manifest.schema import FileRef, Graph, RuntimeSettings, TensorSpec
 from msao_compile.recipe.schema import DecoderShapes, Shapes, VisionShapes
 from msao_compile.runtime.backends.base import EngineFile
-from msao_compile.stages.profiles import profiles
+from msao_compile.stages.profiles import GROWTH, profiles
 from tests.bench.gpu.asking import measure
 from tests.bench.gpu.engines_peer import EnginesPeer
 from tests.bench.gpu.ort_peer import state_of
 from tests.bench.gpu.work import CAPACITY, COMPONENTS, Result, Work, parser, say, work_of
-from tests.bench.work import PROMPT_TOKENS
+from tests.bench.work import IMAGE_TOKENS, PROMPT_TOKENS
 
 NAMES = {"trt": "TensorRT", "trt_rtx": "TensorRT-RTX"}
 Records = list[dict[str, Any]]
@@ -64,9 +64,9 @@ def order_of(component: str, variant: dict[str, Any], backend: str, work: Work) 
     shapes = Shapes(
         decoder=DecoderShapes(batch=batch, sequence=(1, PROMPT_TOKENS, PROMPT_TOKENS), kv_capacity=CAPACITY),
         vision_encoder=VisionShapes(images=batch),
-        dims={"pixel_values_axis1": (0, 1, most)} if component == "embed_tokens" else {},
     )
-    found = profiles(component, graph_of(component, variant), shapes)
+    tokens = IMAGE_TOKENS * -(-most // GROWTH)  # of a typical request: the largest has GROWTH times as many
+    found = profiles(component, graph_of(component, variant), shapes, tokens)
     return {"backend": backend, "profiles": [one.model_dump(mode="json") for one in found], "level": "release",
             "compute_capabilities": [], "timing_cache": None}  # fmt: skip
 
