@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from msao_compile import asks
+from msao_compile.errors import InputError
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
-from msao_compile.manifest.schema import BuildOrder, Graph, Module, Precision
+from msao_compile.manifest.schema import BuildOrder, Deployment, Dialect, Graph, Module, Precision
 from msao_compile.runner import Ask
 from msao_compile.runtime.backends.cuda import probe
 from msao_compile.stages.compose import graph_name
@@ -51,6 +53,55 @@ def quantize(
     size = sum(reference.size_bytes for reference in graph.data)
     subject = f"{home}/{module.component} ({graph.dialect} {precision})"
     return Ask("quantize", subject, 1, fields, arguments, outputs, prepare, disk_bytes=min(size, module.weight_bytes))
+
+
+def ranges(model: str, dialect: Dialect, draft: Deployment, modules: Collection[str], stock: Stock) -> Ask:
+    """The largest activations of a model's fp32 graphs over the recipe's samples."""
+    chosen = stock.runner.recipe.ranges
+    assert chosen is not None  # whoever asks has looked
+    samples = None if chosen.samples is None else Path(chosen.samples)
+    held = draft.model(model).components
+    own = sorted(component for component, module in held.items() if module in modules)
+    target = next(
+        engine.target
+        for engine in draft.engines
+        if engine.dialect == dialect
+        and engine.precision == "fp32"
+        and engine.module in draft.model(model).components.values()
+    )
+    fields = {
+        "graphs": sorted(
+            [module.component, graph.file.sha256]
+            for module in draft.modules if module.id in held.values()
+            for graph in module.graphs if (graph.dialect, graph.precision) == (dialect, "fp32")
+        ),
+        "host": draft.model(model).model_dump(mode="json", exclude={"files"}),
+        "components": own,
+        "samples": None if samples is None else _sample_digest(samples, stock),
+        "limit": chosen.limit,
+        "tools": asks.versions(asks.RUN_TOOLS),
+        "code": asks.source_digest("runtime", "graph/precision", "stages/ranges.py"),
+    }  # fmt: skip
+
+    def prepare(workspace: Path) -> None:
+        stock.deploy(workspace / "draft", draft)
+
+    def arguments(workspace: Path) -> dict[str, Any]:
+        return {
+            "folder": str(workspace / "draft"), "model": model, "target": target, "dialect": dialect,
+            "components": own, "samples": chosen.samples, "limit": chosen.limit,
+        }  # fmt: skip
+
+    return Ask("ranges", model, 1, fields, arguments, {}, prepare)
+
+
+def _sample_digest(path: Path, stock: Stock) -> str:
+    """Of the file and every picture that it names."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; name JSON lines with question and image in [ranges] samples")
+    named = [line.get("image") for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+    pictures = sorted({path.parent / str(name) for name in named})
+    return stock.digest_all([path, *(picture for picture in pictures if picture.is_file())])
 
 
 def engine(home: str, module: Module, graph: Graph, target: str, order: BuildOrder, stock: Stock) -> Ask:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from msao_compile import asks, engine_asks
 from msao_compile.chosen import ahead_of_time
+from msao_compile.errors import RecipeError
 from msao_compile.manifest.schema import BuildOrder, Dialect, Engine, FileRef, Graph, Module, Precision
 from msao_compile.manifest.variants import Kinds
 from msao_compile.recipe.room import lack
@@ -22,6 +24,10 @@ from msao_compile.stock import result
 from msao_compile.store.record import Record
 
 logger = logging.getLogger(__name__)
+RANGED = ("int8", "fp8")
+"""Precisions of activations, which need to know how large those get."""
+GROWING = 0.25
+"""Share of the ranges that may still have grown in the last quarter of the samples before it is warned of."""
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
 
@@ -30,15 +36,23 @@ class Walk(Steps):
     """All stages, in the order in which `pipeline` asks for them."""
 
     def precisions(self) -> bool:
-        """Every graph of less than fp32 that a target asks for; targets share what they agree on."""
+        """Every graph of less than fp32 that a target asks for; targets share what they agree on.
+
+        Raises:
+            RecipeError: a target asks for int8 or fp8, and the recipe names no samples for their ranges.
+        """
         wanted = list(dict.fromkeys(self._lower()))
+        ranges = self._ranges([(module, graph) for module, graph, kind in wanted if kind in RANGED])
+        if ranges is None:
+            return self._later(("quantize", "parity", "build", "measure"), "ranges")
         homes = compose.owners(self.parts)
-        records = self.runner.ask(
-            [
-                engine_asks.quantize(homes[module.id], module, graph, kind, {}, self.stock)
-                for module, graph, kind in wanted
-            ]
-        )
+        asked = [
+            engine_asks.quantize(
+                homes[module.id], module, graph, kind, ranges.get(module.id, {}) if kind in RANGED else {}, self.stock
+            )
+            for module, graph, kind in wanted
+        ]
+        records = self.runner.ask(asked)
         for (module, graph, kind), record in zip(wanted, records, strict=True):
             blob, data = self.stock.output(record, "graph"), self.stock.output(record, "data")
             if record is not None and blob is not None:
@@ -51,6 +65,43 @@ class Walk(Steps):
                 kind = self.precision_of(module.component, choice)
                 if kind != "fp32":
                     yield module, graph_of(module, choice.graph_dialect, "fp32"), kind
+
+    def _ranges(self, wanted: Sequence[tuple[Module, Graph]]) -> dict[str, Mapping[str, float]] | None:
+        """The largest activations of each module that wants them, over the recipe's samples; None in a plan."""
+        quantised = [(module, graph) for module, graph in wanted if graph.dialect != "fused"]  # CPUs need no ranges
+        if not quantised:
+            return {}
+        if self.recipe.ranges is None:
+            raise RecipeError(
+                "int8 and fp8 need the ranges of activations: name real samples in [ranges] samples, or set "
+                "synthetic = true there to try a build"
+            )
+        dialect = quantised[0][1].dialect
+        draft = self._manifest(tuple(self._draft_engines()), {})
+        ids = {module.id for module, _ in quantised}
+        having = [parts for parts in self.parts if ids & {part["id"] for part in parts.split["components"]}]
+        records = self.runner.ask([engine_asks.ranges(parts.name, dialect, draft, ids, self.stock) for parts in having])
+        found: dict[str, Mapping[str, float]] = {}
+        for parts, record in zip(having, records, strict=True):
+            if record is None:
+                return None
+            self._tell_coverage(parts.name, result(record))
+            components = {part["component"]: part["id"] for part in parts.split["components"]}
+            found |= {components[name]: ranges for name, ranges in result(record)["maximum"].items()}
+        return found
+
+    @staticmethod
+    def _tell_coverage(model: str, found: Mapping[str, Any]) -> None:
+        """Warn of ranges that more samples would change."""
+        if found["synthetic"]:
+            logger.warning("%s: ranges of synthetic samples; use them to try a build only", model)
+        for component, told in found["coverage"].items():
+            if told["still_growing"] > GROWING or told["never"]:
+                logger.warning(
+                    "%s/%s: after %d samples %.0f %% of the ranges still grew and %d products were never reached; give "
+                    "more samples in [ranges]",
+                    model, component, told["samples"], 100 * told["still_growing"], len(told["never"]),
+                )  # fmt: skip
 
     def engines(self) -> None:
         """One entry per module and target: opened here, built here, or left to the device with all that it needs."""

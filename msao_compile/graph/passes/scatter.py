@@ -219,7 +219,7 @@ def _sources(model: ir.Model, indices: ir.Value, capacity: int) -> dict[tuple[st
 
     zero, one = constant("scatter_zero", [0]), constant("scatter_one", [1])
     vector = ir.node("Slice", [indices, zero, one, zero], name="scatter_held_vector")
-    scalar = ir.node("Squeeze", [vector.outputs[0]], name="scatter_held_scalar")
+    scalar = ir.node("Squeeze", [vector.outputs[0], zero], name="scatter_held_scalar")
     for node in (vector, scalar):
         node.outputs[0].name, node.outputs[0].type = f"{node.name}_value", ir.TensorType(ir.DataType.INT64)
     model.graph.insert_before(next(iter(model.graph)), [vector, scalar])

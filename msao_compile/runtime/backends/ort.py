@@ -202,6 +202,10 @@ class OrtDecoder(OrtEngine):
     def __init__(self, file: EngineFile) -> None:
         super().__init__(file, file.settings.cuda_graphs)
         self.states = file.states
+        self.places = self.types.get(WRITE_INDICES)
+        if self.places is not None:  # this decoder's own, like the mask beyond what is known
+            del self.inputs[WRITE_INDICES]
+            self.inputs["attention_mask"] = (self.inputs["attention_mask"][0], "total_sequence_length")
         self.vocabulary = next(int(value.shape[2]) for value in self.session.get_outputs() if value.name == "logits")
         self.options: ort.RunOptions | None = None
         if file.settings.cuda_graphs:
@@ -264,11 +268,11 @@ class OrtDecoder(OrtEngine):
 
     def _placed(self, feed: Mapping[str, np.ndarray], cache: StateCache) -> Mapping[str, np.ndarray]:
         """For a graph that writes its state itself: where the new positions go, and a mask over the whole buffer."""
-        if WRITE_INDICES not in self.inputs:
+        if self.places is None:
             return feed
         mask, (batch, _) = feed["attention_mask"], feed["inputs_embeds"].shape[:2]
         behind = ((0, 0), (0, cache.capacity - mask.shape[1]))
-        places = np.full(batch, cache.length, np.dtype(self.types[WRITE_INDICES]))
+        places = np.full(batch, cache.length, np.dtype(self.places))
         return {**feed, WRITE_INDICES: places, "attention_mask": np.pad(mask, behind)}
 
     def _run(self, feed: Mapping[str, np.ndarray], cache: StateCache) -> np.ndarray:
