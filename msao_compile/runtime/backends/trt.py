@@ -268,10 +268,10 @@ class TrtDecoder(TrtEngine):
             self.inputs[MASK] = (*self.inputs[MASK][:-1], "total_sequence_length")
 
     def _shared(self) -> dict[str, str]:
-        """For each state output the input whose memory it shares, empty where the library shares none."""
+        """For each state output the input whose memory it shares, "" for none; an old library shares none."""
         engine = self._engine
         if not hasattr(engine, "get_aliased_input_tensor"):
-            return {}
+            return {state.output: "" for state in self.states}
         return {state.output: engine.get_aliased_input_tensor(state.output) or "" for state in self.states}
 
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
