@@ -38,7 +38,7 @@ def quantise(model: ir.Model, plan: Conversion) -> tuple[int, dict[str, str]]:
     steps = Steps(model, plan)
     for product in list(products(model)):
         block = labels.get(product.node, "")
-        reason = "is in a block that stays in fp32" if plan.keeps(block) else obstacle(product, plan)
+        reason = "is in a block that stays in fp32" if blocks.inside(block, plan.keep_fp32) else obstacle(product, plan)
         if reason:
             left_alone[product.name] = reason
         else:

@@ -103,7 +103,7 @@ class Device:
 
 
 class Driver:
-    """The driver of one GPU, whose primary context it shares with every other library of this process."""
+    """The driver of one GPU; its primary context is shared with every library of this process, and kept to its end."""
 
     def __init__(self, library: Any, ordinal: int = 0) -> None:
         self._library = library

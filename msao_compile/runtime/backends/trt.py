@@ -109,7 +109,7 @@ class TrtEngine:
             {name: tuple(map(tuple, engine.get_tensor_profile_shape(name, profile))) for name in self._taken}
             for profile in range(engine.num_optimization_profiles)
         ]
-        self._slots = {name: cuda.Slot(self.driver) for name in names}
+        self._slots: dict[str, cuda.Slot] = {}
 
     def _open_contexts(self, lib: Any) -> None:
         """One context a profile; all compute in the same memory, which is right because they take turns."""
@@ -219,10 +219,15 @@ class TrtEngine:
             raise StageError(f"{self.path}: the shape of {unknown} depends on values, which this runtime does not take")
         return found
 
+    def _slot(self, name: str) -> cuda.Slot:
+        if name not in self._slots:
+            self._slots[name] = cuda.Slot(self.driver)
+        return self._slots[name]
+
     def _room(self, shapes: Shapes) -> dict[str, int]:
         """An address for each tensor."""
         return {
-            name: self._slots[name].room(math.prod(shape) * np.dtype(self._kinds[name]).itemsize)
+            name: self._slot(name).room(math.prod(shape) * np.dtype(self._kinds[name]).itemsize)
             for name, shape in shapes.items()
         }
 
@@ -268,10 +273,10 @@ class TrtDecoder(TrtEngine):
             self.inputs[MASK] = (*self.inputs[MASK][:-1], "total_sequence_length")
 
     def _shared(self) -> dict[str, str]:
-        """For each state output the input whose memory it shares, empty where the library shares none."""
+        """For each state output the input whose memory it shares, "" for none; an old library shares none."""
         engine = self._engine
         if not hasattr(engine, "get_aliased_input_tensor"):
-            return {}
+            return {state.output: "" for state in self.states}
         return {state.output: engine.get_aliased_input_tensor(state.output) or "" for state in self.states}
 
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
@@ -293,19 +298,19 @@ class TrtDecoder(TrtEngine):
 
     def _rows(self, capacity: int) -> int:
         """How many positions a buffer has that is written in place: as many as the engine's profiles want."""
-        rows = capacity
-        for state in self.states:
-            if GROWS not in state.shape:
-                continue
-            axis = state.shape.index(GROWS)
-            lows, highs = zip(*((one[state.name][0][axis], one[state.name][2][axis]) for one in self._ranges))
-            most = min(highs) if state.update == "in_place" else max(highs) + 1
-            rows = max(rows, *lows) if state.update == "in_place" else rows
-            if rows > most:
+        axes = {state.name: state.shape.index(GROWS) for state in self.states if GROWS in state.shape}
+        if self.scatter:
+            axes[MASK] = -1
+        least, most = 0, capacity
+        for name, axis in axes.items():
+            lows, highs = zip(*((one[name][0][axis], one[name][2][axis]) for one in self._ranges))
+            # What grows has all positions but the last before the last step.
+            least, most = max(least, *lows), min(highs) if self.scatter else max(highs) + 1
+            if capacity > most:
                 raise DeploymentError(
                     f"kv_capacity is {capacity}, and {self.path.name} was built for {most} positions: build it again"
                 )
-        return rows
+        return max(capacity, least) if self.scatter else capacity
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
         """Append `feed` to the cache; logits [batch, num_logits, vocabulary], float32.

@@ -102,11 +102,15 @@ def test_steps_at_fixed_addresses_give_what_other_steps_give(engine: OrtDecoder)
     plain, fixed = engine.new_cache(CAPACITY, 2), captured(engine, 2)
     for rows in ([[1, 2], [3, 4]], [[5], [6]], [[7], [8]]):
         assert sums(engine, plain, rows) == sums(engine, fixed, rows)
+    fixed = captured(engine, 1)
+    first = engine.step(fed(fixed, [[1]]), fixed)
+    sums(engine, fixed, [[2]])
+    assert first[0, 0, 0] == 1  # not the memory that the second step wrote
 
 
 def test_addresses_that_nobody_has_any_more_serve_again_and_are_empty(engine: OrtDecoder) -> None:
     cache = captured(engine, 1)
-    sums(engine, cache, [[np.inf]])
+    sums(engine, cache, [[1, np.inf]])
     address = cache.values["past"].data_ptr()
     other = captured(engine, 1)
     assert other.values["past"].data_ptr() != address

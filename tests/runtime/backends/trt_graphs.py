@@ -20,22 +20,24 @@ encoder (float[batch_size, 4] x) => (float[batch_size, 3] y)
 _HEAD = """<ir_version: 11, opset_import: ["" : {opset}]>
 decoder (float[batch_size, sequence_length, 16] inputs_embeds, int64[batch_size, {total}] attention_mask,
          int64[batch_size, sequence_length] position_ids, int64[num_logits] logits_positions, {more}
-         {kind}[batch_size, 2, {past}, 8] past_key_values.0.key,
-         {kind}[batch_size, 2, {past}, 8] past_key_values.0.value)
-     => (float[batch_size, num_logits, 16] logits, {kind}[batch_size, 2, {present}, 8] present.0.key,
-         {kind}[batch_size, 2, {present}, 8] present.0.value)
-<int64[4] split = {{0, 0, 2, 8}}, int64[3] joined = {{0, 0, 16}}, int64[1] one = {{1}}, int64[1] two = {{2}},
- int64[1] last = {{-1}}, int64[2] outer = {{1, 2}}, int64 axis = {{1}}, {kind} half = {{0.5}}, {kind} unit = {{1.0}},
+         {kind}[batch_size, 2, {past}, 8] past_key,
+         {kind}[batch_size, 2, {past}, 8] past_value)
+     => (float[batch_size, num_logits, 16] logits, {kind}[batch_size, 2, {present}, 8] present_key,
+         {kind}[batch_size, 2, {present}, 8] present_value)
+<int64[4] split = {{0, 0, 2, 8}}, int64[3] joined = {{0, 0, 16}}, int64[1] one = {{1}},
+ int64[1] last = {{-1}}, int64 axis = {{1}}, float half_wide = {{0.5}}, float unit_wide = {{1.0}},
  float none = {{0.0}}, float hidden = {{-10000.0}}, int64 nothing = {{0}}>
 {{
+  half = Cast<to = {number}>(half_wide)
+  unit = Cast<to = {number}>(unit_wide)
   embeds = Cast<to = {number}>(inputs_embeds)
   apart = Reshape(embeds, split)
   query = Transpose<perm = [0, 2, 1, 3]>(apart)
   new_key = Mul(query, half)
   new_value = Add(query, unit)
-  present.0.key = {update}(past_key_values.0.key, new_key{indices})
-  present.0.value = {update}(past_key_values.0.value, new_value{indices})
-  keys = Transpose<perm = [0, 1, 3, 2]>(present.0.key)
+  present_key = {update}(past_key, new_key{indices})
+  present_value = {update}(past_value, new_value{indices})
+  keys = Transpose<perm = [0, 1, 3, 2]>(present_key)
   products = MatMul(query, keys)
   scores = Cast<to = 1>(products)
   counted = CumSum(attention_mask, axis)
@@ -51,12 +53,14 @@ decoder (float[batch_size, sequence_length, 16] inputs_embeds, int64[batch_size,
   biased = Add(scores, bias)
   soft = Softmax<axis = -1>(biased)
   weights = Cast<to = {number}>(soft)
-  mixed = MatMul(weights, present.0.value)
+  mixed = MatMul(weights, present_value)
   back = Transpose<perm = [0, 2, 1, 3]>(mixed)
   flat = Reshape(back, joined)
   chosen = Gather<axis = 1>(flat, logits_positions)
   logits = Cast<to = 1>(chosen)
 }}"""
+DOTTED = {"past_key": "past_key_values.0.key", "past_value": "past_key_values.0.value",
+          "present_key": "present.0.key", "present_value": "present.0.value"}  # fmt: skip
 NUMBERS = {"float": 1, "float16": 10, "bfloat16": 16}
 
 
@@ -72,8 +76,8 @@ def write_decoder(folder: Path, dialect: str, kind: str = "float") -> Path:
         opset=24 if scatter else 20,
         total="capacity" if scatter else "total_sequence_length",
         more="int64[batch_size] write_indices," if scatter else "",
-        past="past_sequence_length",
-        present="capacity" if scatter else "total_sequence_length",
+        past=CAPACITY if scatter else "past_sequence_length",  # TensorRT-RTX takes no cache whose length varies
+        present=CAPACITY if scatter else "total_sequence_length",
         update="TensorScatter<axis = 2>" if scatter else "Concat<axis = 2>",
         indices=", write_indices" if scatter else "",
         kind=kind,
@@ -84,9 +88,19 @@ def write_decoder(folder: Path, dialect: str, kind: str = "float") -> Path:
 
 def _write(path: Path, text: str) -> Path:
     model = onnx.parser.parse_model(text)
+    for value in (*model.graph.input, *model.graph.output):  # the text format takes no dots
+        _rename(model.graph, value.name, DOTTED.get(value.name, value.name))
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+    for value in (*graph.input, *graph.output):
+        value.name = new if value.name == old else value.name
 
 
 def encoder_profile(most: int = 8) -> dict[str, Any]:
