@@ -186,7 +186,7 @@ class Engine:
         options = ort.SessionOptions()
         _give_threads(options, 1)
         self.session = ort.InferenceSession(said["graph"], options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(said["graph"]).graph
+        graph = onnx.load(said["graph"], load_external_data=False).graph
         self.inputs = {value.name: value.type.tensor_type for value in graph.input}
         self.outputs = {value.name: value.type.tensor_type for value in graph.output}
         self.tensors = {**self.inputs, **self.outputs}
