@@ -211,8 +211,10 @@ class Stream:
         self.driver.call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)
         try:
             work()
-        finally:
-            self.driver.call("cuStreamEndCapture", self.handle, byref(graph))
+        except StageError:  # its reason is worth more than that the capture is invalid now
+            self.driver._library.cuStreamEndCapture(self.handle, byref(graph))
+            raise
+        self.driver.call("cuStreamEndCapture", self.handle, byref(graph))
         return Graph(self.driver, graph.value or 0)
 
     def __del__(self) -> None:
