@@ -66,22 +66,25 @@ class Walk(Steps):
 
     def _weigh(self) -> bool:
         """On CPUs: what is quantised is kept where it is faster than fp32 here, or where size is preferred."""
-        homes, settings = compose.owners(self.parts), self._settings()
-        wanted = {
-X            for name, choice in self.targets.items()
-            if find(choice.device).platform_kind == "cpu"
-            for module in self._modules()
-            if (kind := self.kind(name, module.id, module.component)) != "fp32"
-        }
+        homes, settings, wanted = compose.owners(self.parts), self._settings(), {}
+        for name, choice in self.targets.items():
+            for module in self._modules() if find(choice.device).platform_kind == "cpu" else ():
+                kind = self.kind(name, module.id, module.component)
+                if kind != "fp32":
+                    variant, shapes = (choice.graph_dialect, kind), self._best_shapes(module, choice)
+                    wanted[name, module.id] = engine_asks.weigh(
+                        homes[module.id], module, variant, shapes, settings, self.stock
+                    )
         for (name, module_id), ask in wanted.items():
             [record] = self.runner.ask([ask])  # alone: two timings at once measure each other
             if record is None:
                 return False
             times, component = result(record)["median_ms"], self._module(module_id).component
             asked = self.kind(name, module_id, component)
-            self.told[name, module_id] = told = (
-                f"{result(record)['what']} took {times[asked]:.3g} ms in {asked} and {times['fp32']:.3g} ms in fp32 here"
+            told = (
+                f"{result(record)['what']} took {times[asked]:.3g} ms in {asked}, {times['fp32']:.3g} ms in fp32 here"
             )
+            self.told[name, module_id] = told
             if self.targets[name].prefer == "speed" and times["fp32"] <= times[asked]:
                 self.kept[name, module_id] = "fp32"
                 logger.warning("%s/%s for %s stays fp32: %s", homes[module_id], component, name, told)
