@@ -66,6 +66,7 @@ class Steps:
     def __init__(self, runner: Runner) -> None:
         self.runner, self.recipe, self.stock = runner, runner.recipe, Stock(runner)
         self.targets = chosen(runner)
+        self.asked_for = frozenset(self.targets)
         self.checkpoints = {name: Path(model.checkpoint) for name, model in self.recipe.models.items()}
         self.parts: list[ModelParts] = []
         self.places = Places((), {})
@@ -164,7 +165,7 @@ class Steps:
         kept = {}
         for name, choice in self.recipe.targets.items():
             graphs = (self._export(model, part, choice.graph_dialect) for model, part in distinct)
-            if name in self.targets or (all(isinstance(self.runner.store.peek(ask.key), Record) for ask in graphs)):
+            if name in self.targets or all(isinstance(self.runner.store.peek(ask.key), Record) for ask in graphs):
                 kept[name] = choice
             else:
                 logger.warning("target %s is left out: the store lacks a graph of it; build without --target", name)
@@ -256,7 +257,24 @@ class Steps:
         }
         if self.measured is not None:
             evidence["measure"] = self.stock.evidence("measure", self.measured)
-        return self._manifest(tuple(self.entries), evidence)
+        return self._used(self._manifest(tuple(self.entries), evidence))
+
+    @staticmethod
+    def _used(deployment: Deployment) -> Deployment:
+        """Without the graphs of lower precision that no engine is made of, as where fp32 was faster."""
+        named = {(engine.module, engine.dialect, engine.precision) for engine in deployment.engines}
+        modules = [
+            module.model_copy(
+                update={
+                    "graphs": tuple(
+                        graph for graph in module.graphs
+                        if graph.precision == "fp32" or (module.id, graph.dialect, graph.precision) in named
+                    )
+                }
+            )
+            for module in deployment.modules
+        ]  # fmt: skip
+        return deployment.model_copy(update={"modules": tuple(modules)})
 
     def _manifest(self, engines: tuple[Engine, ...], evidence: Mapping[str, FileRef]) -> Deployment:
         models = [compose.model(parts) for parts in self.parts]
