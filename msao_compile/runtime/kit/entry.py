@@ -1,0 +1,12 @@
+"""Build this kit's engines on this device: `python3 kit.py`, again after anything went wrong; `--help` says more."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.dont_write_bytecode = True
+    folder = Path(__file__).resolve().parent
+    sys.path.insert(0, str(folder))
+    from msao_compile.runtime.kit.main import main
+
+    sys.exit(main(folder, sys.argv[1:], lambda line: print(line, flush=True)))
