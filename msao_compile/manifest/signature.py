@@ -125,10 +125,10 @@ def _public_keys(place: Path) -> Iterator[Any]:
 
 
 def _name(key: Any) -> str:
-    """A public key's name: the start of the digest of its 32 bytes."""
+    """A public key's name: the digest of its 32 bytes."""
     _, serialization = _library()
     raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    return sha256_bytes(raw)[:16]
+    return sha256_bytes(raw)
 
 
 def _library() -> tuple[Any, Any]:

@@ -121,8 +121,7 @@ def proven_status(built: BuiltModule, runner: str, bounds: Mapping[Precision, Bo
 def _passes(case: Any, built: BuiltModule, bounds: Mapping[Precision, Bounds]) -> bool:
     try:
         apart = Distance(*(case[name] for name in MEASURED))
-        decodes = built.component == "decoder"
-        return apart.compared > 0 and verdict(apart, held_to(bounds[built.precision], decodes))[0] == "PASS"
+        return apart.compared > 0 and verdict(apart, held_to(bounds[built.precision], built.component))[0] == "PASS"
     except (KeyError, TypeError):
         return False
 

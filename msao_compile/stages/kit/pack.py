@@ -99,7 +99,6 @@ def _about(
     graph, module = contract.graph_of(deployment, engine), deployment.module(engine.module)
     decoders = (model.decoder for model in contract.owners(deployment, module) if model.decoder is not None)
     weights = sum(reference.size_bytes for reference in graph.data) + graph.file.size_bytes
-    decides = "argmax_agreement" if graph.states else None
     return {
         "states": [{**state.model_dump(mode="json"), "shape": list(state.shape)} for state in graph.states],
         "kv_capacity": next((facts.kv_capacity for facts in decoders), 0),
@@ -109,15 +108,15 @@ def _about(
         ],
         "reference": found.reference,
         "left_out": found.left_out,
-        "bounds": held_to(bounds[engine.precision], decides is not None),
+        "bounds": held_to(bounds[engine.precision], module.component),
         "memory_bytes": LIBRARY_BYTES + BUILD_COPIES * weights,
         "disk_bytes": ENGINE_BYTES + ENGINE_COPIES * weights,
     }
 
 
-def held_to(bounds: Bounds, decodes: bool) -> dict[str, float | None]:
+def held_to(bounds: Bounds, component: str) -> dict[str, float | None]:
     """The bounds of a module: the largest entry of a row means something in logits only."""
-    return {name: value for name, value in bounds.items() if decodes or name != "argmax_agreement"}
+    return {name: value for name, value in bounds.items() if component == "decoder" or name != "argmax_agreement"}
 
 
 def _listed(entry: Entry) -> dict[str, Any]:
