@@ -63,5 +63,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[compile,dev,rtx]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[compile,dev,kit,rtx]"
 	touch $(STAMP)

@@ -51,11 +51,13 @@ def opened(runner: str, module: Module, engine: Path) -> Any:
         from msao_compile.runtime.kit import stand_in
 
         return stand_in.opened(module)
-    from msao_compile.runtime.backends import cuda, trt
+    from msao_compile.runtime.backends import cuda
 
     driver = cuda.probe()
     if isinstance(driver, str):
         raise MissingTool(driver)
+    from msao_compile.runtime.backends import trt
+
     file = EngineFile(engine, module.dialect, Settings(), module.states)
     return (trt.TrtDecoder if module.states else trt.TrtEngine)(file)
 

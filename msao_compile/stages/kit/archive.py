@@ -39,6 +39,13 @@ class Entry:
         """How many bytes it has."""
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
+    def add_to(self, archive: tarfile.TarFile) -> None:
+        """Write it, with no time and no owner."""
+        about = tarfile.TarInfo(self.path)
+        about.size, about.mode = self.size_bytes, MODE
+        with self.opened() as content:
+            archive.addfile(about, content)
+
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
         """Its bytes as a stream."""
@@ -93,10 +100,7 @@ def write(output: Path, entries: Iterable[Entry]) -> Path:
 def _tar(stream: Any, entries: Iterable[Entry]) -> None:
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for entry in entries:
-            about = tarfile.TarInfo(entry.path)
-            about.size, about.mode = entry.size_bytes, MODE
-            with entry.opened() as content:
-                archive.addfile(about, content)
+            entry.add_to(archive)
 
 
 def _folder(place: Path, entries: Iterable[Entry]) -> None:
