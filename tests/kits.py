@@ -38,17 +38,19 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
          "present.0.value": ("float32", ["batch_size", 1, "total_sequence_length", HIDDEN])},
     ),
 }  # fmt: skip
+LIMITS = ("min", "opt", "max")
 PROFILES: dict[str, list[dict[str, Any]]] = {
     "vision_encoder": [{"name": "encode", "inputs": [
         {"name": "pixel_values", "min": [1, 3, 4, 4], "opt": [2, 3, 4, 4], "max": [4, 3, 4, 4]}]}],
-    "embed_tokens": [{"name": "encode", "inputs": [{"name": "input_ids", "min": [1, 1], "opt": [1, 6], "max": [1, 32]}]}],
+    "embed_tokens": [{"name": "encode", "inputs": [
+        {"name": "input_ids", "min": [1, 1], "opt": [1, 6], "max": [1, 32]}]}],
     "decoder": [
         {"name": name, "inputs": [
-            {"name": "inputs_embeds", **{key: [1, size, HIDDEN] for key, size in zip(("min", "opt", "max"), new)}},
-            {"name": "attention_mask", **{key: [1, size + past] for key, size, past in zip(("min", "opt", "max"), new, held)}},
+            {"name": "inputs_embeds", **{key: [1, size, HIDDEN] for key, size in zip(LIMITS, new)}},
+            {"name": "attention_mask", **{key: [1, size + past] for key, size, past in zip(LIMITS, new, held)}},
             {"name": "logits_positions", "min": [1], "opt": [1], "max": [1]},
             *({"name": f"past_key_values.0.{kind}",
-               **{key: [1, 1, past, HIDDEN] for key, past in zip(("min", "opt", "max"), held)}} for kind in ("key", "value")),
+               **{key: [1, 1, past, HIDDEN] for key, past in zip(LIMITS, held)}} for kind in ("key", "value")),
         ]}
         for name, new, held in (("prefill", (1, 6, 16), (0, 0, 0)), ("decode", (1, 1, 1), (1, 8, 31)))
     ],
@@ -106,7 +108,9 @@ def _graph(folder: Path, component: str) -> dict[str, Any]:
     nodes, weights = _nodes(component)
     sides = [[helper.make_tensor_value_info(name, KINDS[kind], shape) for name, (kind, shape) in side.items()]
              for side in ENDS[component]]  # fmt: skip
-    model = helper.make_model(helper.make_graph(nodes, component, *sides, weights), opset_imports=[helper.make_opsetid("", 20)])
+    model = helper.make_model(
+        helper.make_graph(nodes, component, *sides, weights), opset_imports=[helper.make_opsetid("", 20)]
+    )
     model.ir_version = 10
     onnx.save_model(model, path, save_as_external_data=True, location=f"{component}.onnx.data", size_threshold=64)
     specs = [[{"name": name, "dtype": kind, "shape": shape} for name, (kind, shape) in side.items()]
@@ -134,7 +138,8 @@ def engine(component: str, **changed: Any) -> dict[str, Any]:
                      "gpu_architecture": "sm89"}  # fmt: skip
     return {
         "module": IDS[component], "target": TARGET, "backend": "trt_rtx", "precision": "fp32", "dialect": "portable",
-        "order": order, "status": "deferred", "reason": "the device builds it", "compatibility": compatibility, **changed,
+        "order": order, "status": "deferred", "reason": "the device builds it", "compatibility": compatibility,
+        **changed,
     }  # fmt: skip
 
 
@@ -143,12 +148,19 @@ def write(folder: Path, components: Sequence[str] = ("embed_tokens", "decoder"),
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {component: _graph(folder, component) for component in IDS}
     (folder / "tokenizer").mkdir(exist_ok=True)
-    facts = {"hidden_size": HIDDEN, "vocab_size": VOCABULARY, "kv_capacity": CAPACITY, "tokens": "input_ids", "facts": {}}
+    facts = {
+        "hidden_size": HIDDEN,
+        "vocab_size": VOCABULARY,
+        "kv_capacity": CAPACITY,
+        "tokens": "input_ids",
+        "facts": {},
+    }
     content = {
         "schema_version": "2.1", "name": "small", "created_by": "a test",
         "models": [{
             "name": "edge", "role": "draft", "family": "llava", "components": IDS, "decoder": facts,
-            "encoders": [{"component": "vision_encoder", "modality": "image", "inputs": ["pixel_values"], "each": False}],
+            "encoders": [
+                {"component": "vision_encoder", "modality": "image", "inputs": ["pixel_values"], "each": False}],
             "tokenizer": "tokenizer", "preprocessor": "tokenizer", "files": [],
         }],
         "modules": [{"id": IDS[name], "component": name, "params": 16, "weight_bytes": 64, "graphs": [graph]}

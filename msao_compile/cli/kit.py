@@ -29,13 +29,14 @@ ERRORS: dict[int, type[MsaoError]] = {2: DeploymentError, 3: StageError, 4: Miss
 def kit(
     context: typer.Context,
     deployment: DeploymentFolder,
-    target: Annotated[
-        str, typer.Option("--target", "-t", metavar="T", help="The target that builds its own engines.")
-    ],
+    target: Annotated[str, typer.Option("--target", "-t", metavar="T", help="The target that builds its own engines.")],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", show_default=False,
+            "--output",
+            "-o",
+            metavar="FILE",
+            show_default=False,
             help="A .tar.zst, .tar.gz or .tar, or a folder; with --ssh the folder for the receipt and the engines.",
         ),
     ] = None,
@@ -162,11 +163,17 @@ def _receipt_facts(path: Path, receipt: Receipt) -> dict[str, Any]:
     modules = [{"name": module.name, "status": module.status,
                 "phases": {name: {"verdict": entry.verdict, "reason": entry.reason}
                            for name, entry in module.phases.items()}} for module in receipt.modules]  # fmt: skip
-    return {"receipt": str(path), "target": receipt.target, "kit": receipt.kit, "device": receipt.device, "modules": modules}
+    return {
+        "receipt": str(path),
+        "target": receipt.target,
+        "kit": receipt.kit,
+        "device": receipt.device,
+        "modules": modules,
+    }
 
 
 def _proven(receipt: Receipt) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for module in receipt.modules:
         built = module.phases.get("build")
         facts = {} if built is None else built.facts
@@ -179,5 +186,3 @@ def _proven(receipt: Receipt) -> list[tuple[str, ...]]:
             "" if parity is None else parity.verdict, stopped or "",
         ))  # fmt: skip
     return rows
-
-

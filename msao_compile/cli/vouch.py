@@ -32,7 +32,7 @@ def sign(
     context: typer.Context,
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A receipt.json, or a deployment's folder or manifest.", show_default=False),
+        typer.Argument(metavar="PATH", help="A receipt.json, or a deployment's folder.", show_default=False),
     ],
     key: Annotated[Path, typer.Option(metavar="FILE", help="The private key that keygen wrote.", show_default=False)],
     as_json: Json = False,

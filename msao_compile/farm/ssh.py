@@ -114,7 +114,7 @@ def _send(host: Host, folder: str, entries: list[Sent]) -> None:
             process.stdin.close()
         except BrokenPipeError:  # what it said is told below
             process.kill()
-        said = process.stderr.read().decode(errors="replace")
+        said = b"".join(process.stderr or ()).decode(errors="replace")
     _check(host, process.returncode, said, "sending the kit")
 
 
@@ -125,7 +125,9 @@ def stream(host: Host, folder: str, words: str, tell: Callable[[str], None]) -> 
         MissingTool: the machine is not reached.
     """
     command = host.command(f"cd {_quoted(folder)} && {words}")
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         last = ""
         for line in process.stdout or ():
             last = line.decode(errors="replace").rstrip()
@@ -178,5 +180,3 @@ def _check(host: Host, code: int, said: str, doing: str) -> None:
         )
     if code:
         raise StageError(f"{host.name}: {doing} failed there with exit {code} ({words}); run this again, it continues")
-
-

@@ -1,4 +1,4 @@
-"""How far an engine was proven: `deferred`, `built`, `ran`, `parity`, `qualified`; a step that was not done is no pass."""
+"""How far an engine was proven: from `deferred` to `qualified`; a step that was not done is no pass."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ class Options:
 
 
 def main(folder: Path, arguments: Sequence[str], tell: Tell) -> int:
-    """Run kit.py; gives the exit code: 0 all done, 2 wrong kit or device, 3 failed, 4 something is missing, 5 no parity."""
+    """Run kit.py; gives the exit code: 0 all done, 2 wrong kit or device, 3 failed, 4 something is missing, 5 a gate
+    (parity, memory, disk) said no, 130 interrupted."""
     options = _options(arguments)
     try:
         plan = read_plan(folder)
@@ -141,7 +142,9 @@ def _options(arguments: Sequence[str]) -> Options:
         epilog="Run it again after anything went wrong: what is finished is kept.",
     )  # fmt: skip
     parser.add_argument("--check", action="store_true", help="check the kit and the device, and build nothing")
-    parser.add_argument("--only", action="append", default=[], metavar="MODULE", help="only this module; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="MODULE", help="only this module; may be repeated"
+    )
     parser.add_argument("--keep-going", action="store_true", help="go on with the next module where one fails")
     parser.add_argument("--runner", choices=RUNNERS, default=ENGINE, help=argparse.SUPPRESS)
     given = parser.parse_args(list(arguments))

@@ -61,7 +61,11 @@ def key_of(bench: Bench, module: Module, phase: str, found: Mapping[str, Entry])
     """The digest of everything that a phase's result depends on."""
     about: dict[str, Any] = {"phase": phase, "kit": bench.plan.id, "module": module.name, "device": bench.device.facts}
     if phase != "build":
-        about |= {"engine": found["build"].facts["engine"]["sha256"], "runner": bench.runner, "checks": bench.plan.sha256}
+        about |= {
+            "engine": found["build"].facts["engine"]["sha256"],
+            "runner": bench.runner,
+            "checks": bench.plan.sha256,
+        }
     if phase == "measure":
         about |= {"power": dict(bench.power)}
     return files.digest(about)
@@ -139,8 +143,9 @@ DOERS: Mapping[str, Callable[[Bench, Module, str, Mapping[str, Entry]], Entry]] 
 
 def _is_whole(folder: Path, entry: Entry) -> bool:
     engine = entry.facts["engine"]
-    path = folder / engine["path"]
-    return path.is_file() and path.stat().st_size == engine["size_bytes"] and files.sha256(path) == engine["sha256"]
+    path = folder / str(engine["path"])
+    same_size = path.is_file() and path.stat().st_size == int(engine["size_bytes"])
+    return same_size and files.sha256(path) == str(engine["sha256"])
 
 
 def _sentence(phase: str, module: Module, entry: Entry) -> str:

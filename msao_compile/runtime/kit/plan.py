@@ -45,7 +45,8 @@ class State:
 class Case:
     """Stored inputs and expected outputs in one `.npz`: `in.<name>` and `out.<name>`.
 
-    Of a decoder, `steps` > 0 says how many runs follow each other on one state: `<step>.in.<name>`, `<step>.out.logits`.
+    Of a decoder, `steps` > 0 says how many runs follow each other on one state, with `<step>.in.<name>` and
+    `<step>.out.logits`.
     """
 
     name: str

@@ -58,8 +58,8 @@ def opened(runner: str, module: Module, engine: Path) -> Any:
         raise MissingTool(driver)
     from msao_compile.runtime.backends import trt
 
-    file = EngineFile(engine, module.dialect, Settings(), module.states)
-    return (trt.TrtDecoder if module.states else trt.TrtEngine)(file)
+    file: Any = EngineFile(engine, module.dialect, Settings(), module.states)
+    return (trt.open_decoder if module.states else trt.open_engine)(module.backend, file)
 
 
 def run_case(runner: Any, module: Module, case: Case, output: Path) -> None:
@@ -73,7 +73,7 @@ def run_case(runner: Any, module: Module, case: Case, output: Path) -> None:
     for name, value in found.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise StageError(f"{module.name}, case {case.name}: {name} has numbers that are not finite")
-    np.savez(output, **found)
+    np.savez(output, **found)  # type: ignore[arg-type]
 
 
 def timed(runner: Any, module: Module, case: Case) -> dict[str, dict[str, float]]:
@@ -110,7 +110,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 def _run(runner: Any, module: Module, case: Case, stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     feeds = _feeds(case, stored)
     if not case.steps:
-        return {f"out.{name}": np.asarray(value) for name, value in runner.run(feeds[0]).items()}
+        return {f"out.{name}": np.array(value) for name, value in runner.run(feeds[0]).items()}
     cache = runner.new_cache(module.kv_capacity, _batch(feeds[0]))
     return {f"{index}.out.logits": np.array(runner.step(feed, cache)) for index, feed in enumerate(feeds)}
 

@@ -1,4 +1,4 @@
-"""A runner for tests: the kit's graph through ONNX Runtime's CPU. It proves the phases and says nothing of an engine."""
+"""A runner for tests: the graph by ONNX Runtime's CPU. It proves the phases and says nothing of an engine."""
 
 from __future__ import annotations
 

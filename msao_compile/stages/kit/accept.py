@@ -10,15 +10,15 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from msao_compile.errors import DamagedFile, DeploymentError
-from msao_compile.manifest.digest import sha256_bytes, sha256_file
+from msao_compile.manifest.digest import sha256_file
 from msao_compile.manifest.receipt import BuiltModule, Receipt
 from msao_compile.manifest.schema import Compatibility, Deployment, Engine, FileRef, Precision, Status
+from msao_compile.manifest.signature import ENDING
 from msao_compile.runtime.compare import Distance, verdict
 from msao_compile.runtime.kit.ladder import LADDER, status
 from msao_compile.stages.kit import contract
 from msao_compile.stages.kit.pack import DEFAULT_BOUNDS, Bounds, held_to
 
-EVIDENCE = "receipt-{target}"
 MEASURED = ("max_abs", "min_cosine", "argmax_agreement", "near_ties_only", "compared")
 
 
@@ -59,21 +59,25 @@ def engine_files(receipt: Receipt, folder: Path) -> dict[str, Path]:
     return found
 
 
-def evidence_of(receipt: Receipt, content: bytes) -> tuple[str, FileRef]:
-    """The name and the reference under which a deployment keeps the receipt's bytes."""
-    path = f"evidence/{EVIDENCE.format(target=receipt.target)}.json"
-    reference = FileRef(path=path, sha256=sha256_bytes(content), size_bytes=len(content))
-    return EVIDENCE.format(target=receipt.target), reference
+def evidence_files(receipt: Receipt, path: Path) -> dict[str, tuple[str, Path]]:
+    """The receipt and, where it is signed, its signature: by evidence name, the path in a deployment and the file."""
+    name = f"receipt-{receipt.target}"
+    signature = path.with_name(path.name + ENDING)
+    found = {name: (f"evidence/{name}.json", path)}
+    if signature.is_file():
+        found[f"{name}-signature"] = (f"evidence/{name}.json{ENDING}", signature)
+    return found
 
 
 def merged(
     deployment: Deployment,
     receipt: Receipt,
-    evidence: FileRef,
+    evidence: Mapping[str, FileRef],
     bounds: Mapping[Precision, Bounds] = DEFAULT_BOUNDS,
 ) -> Deployment:
     """The deployment with what the receipt proves: engine files, statuses, the device's compatibility, the evidence.
 
+    The engine files themselves are `engine_files`; they go where the receipt says, below the deployment's folder.
     Statuses are computed here from the phases and from the distances measured, never taken over.
 
     Raises:
@@ -96,10 +100,9 @@ def merged(
         key = (engine.module, contract.name_of(deployment, engine))
         takes = engine.target == receipt.target and key in proven
         engines.append(_merged(engine, proven[key], receipt, bounds) if takes else engine)
-    about = {**deployment.evidence, EVIDENCE.format(target=receipt.target): evidence}
     return Deployment.model_validate(
-        {**dict(deployment), "engines": tuple(engines), "evidence": about}
-    )  # fmt: skip
+        {**dict(deployment), "engines": tuple(engines), "evidence": {**deployment.evidence, **evidence}}
+    )
 
 
 def proven_status(built: BuiltModule, runner: str, bounds: Mapping[Precision, Bounds]) -> Status:
@@ -139,8 +142,8 @@ def _merged(engine: Engine, built: BuiltModule, receipt: Receipt, bounds: Mappin
     proven = proven_status(built, receipt.runner, bounds)
     if LADDER.index(built.status) > LADDER.index(proven):
         raise DeploymentError(
-            f"the receipt claims {built.status} for {built.name} where its own phases prove {proven}; run kit.py on the "
-            "device again"
+            f"the receipt claims {built.status} for {built.name} where its own phases prove {proven}; run kit.py on "
+            "the device again"
         )
     return engine.model_copy(
         update={

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 from msao_compile.errors import DeploymentError, InputError, StageError
 from msao_compile.manifest.schema import Deployment, Engine, Graph, Model, Module, ShapeProfile
 from msao_compile.runtime.backends.base import EngineFile, open_decoder, open_engine
-from msao_compile.runtime.feed import CROSS
 from msao_compile.runtime.loader import locate
 from msao_compile.stages.kit import contract
 from msao_compile.stages.kit.seeds import Arrays, Facts, decoder_steps, seeded, shapes_of
@@ -73,9 +71,7 @@ def _reference(module: Module) -> Graph | None:
 class _Made:
     """Makes the cases of one module."""
 
-    def __init__(
-        self, folder: Path, deployment: Deployment, module: Module, graph: Graph, model: Model | None
-    ) -> None:
+    def __init__(self, folder: Path, deployment: Deployment, module: Module, graph: Graph, model: Model | None) -> None:
         self.folder, self.deployment, self.module, self.graph, self.model = folder, deployment, module, graph, model
         opened = open_decoder if graph.states else open_engine
         self.engine: Any = opened("ort", self._file(graph))
@@ -87,7 +83,9 @@ class _Made:
     def case(self, profile: ShapeProfile, which: str) -> Stored:
         """One case in the shapes of a profile."""
         name = f"{profile.name}-{which}"
-        arrays = seeded(self.graph, shapes_of(self.graph, profile, which), self.facts, f"{self.module.component}.{name}")
+        arrays = seeded(
+            self.graph, shapes_of(self.graph, profile, which), self.facts, f"{self.module.component}.{name}"
+        )
         if self.graph.states:
             return self._decoded(name, arrays)
         found = self.engine.run(arrays)
@@ -99,7 +97,8 @@ class _Made:
         embeds = [first["inputs_embeds"], *(self._embedded(name, number, batch) for number in range(1, STEPS + 1))]
         embeds[0] = self._embedded(name, 0, batch, first["inputs_embeds"].shape[1])
         feeds = decoder_steps(self.graph, first, embeds, self.capacity)
-        cache, kept = self.engine.new_cache(self.capacity, batch), {}
+        cache = self.engine.new_cache(self.capacity, batch)
+        kept: Arrays = {}
         for number, feed in enumerate(feeds):
             logits = self.engine.step(feed, cache)
             self._check({"logits": logits})
@@ -120,7 +119,8 @@ class _Made:
             return seeded(lone, {"inputs_embeds": (batch, count, int(width))}, self.facts, key)["inputs_embeds"]
         graph, engine = embedder
         shapes = {spec.name: _text_only(spec.shape, batch, count) for spec in graph.inputs}
-        return engine.run(seeded(graph, shapes, self.facts, key))["inputs_embeds"].astype(np.float32)
+        found: Arrays = engine.run(seeded(graph, shapes, self.facts, key))
+        return found["inputs_embeds"].astype(np.float32)
 
     def _embedder(self) -> tuple[Graph, Any] | None:
         if self.model is None or "embed_tokens" not in self.model.components:

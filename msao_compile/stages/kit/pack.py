@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from msao_compile.manifest.digest import sha256_bytes
 from msao_compile.manifest.schema import Deployment, Engine, FileRef, Precision
 from msao_compile.runtime.kit.plan import FORMAT, PLAN_NAME
 from msao_compile.runtime.loader import locate
