@@ -69,7 +69,11 @@ class DecoderEngine(Engine, Protocol):
 
 
 # backend -> (module that may import the library, extra that installs it)
-BACKENDS: dict[str, tuple[str, str]] = {"ort": ("msao_compile.runtime.backends.ort", "ort")}
+BACKENDS: dict[str, tuple[str, str]] = {
+    "ort": ("msao_compile.runtime.backends.ort", "ort"),
+    "trt": ("msao_compile.runtime.backends.trt", "tensorrt"),
+    "trt_rtx": ("msao_compile.runtime.backends.trt", "rtx"),
+}
 
 
 def open_engine(backend: str, file: EngineFile) -> Engine:
@@ -78,13 +82,13 @@ def open_engine(backend: str, file: EngineFile) -> Engine:
     Raises:
         MissingTool: the backend is unknown here or its library is not installed; names the extra.
     """
-    engine: Engine = _module(backend).OrtEngine(file)
+    engine: Engine = _module(backend).open_engine(backend, file)
     return engine
 
 
 def open_decoder(backend: str, file: EngineFile) -> DecoderEngine:
     """Load a decoder; raises as `open_engine`."""
-    decoder: DecoderEngine = _module(backend).OrtDecoder(file)
+    decoder: DecoderEngine = _module(backend).open_decoder(backend, file)
     return decoder
 
 

@@ -92,6 +92,15 @@ class Device:
     cuda: str
     driver: str | None
 
+    def facts(self) -> dict[str, Any]:
+        """What engine files say of the GPU that they are for."""
+        return {
+            "gpu_architectures": [f"sm{self.sm}"],
+            "gpu_name": self.name,
+            "cuda": self.cuda,
+            "driver": self.driver,
+        }
+
 
 class Driver:
     """The driver of one GPU, whose primary context it shares with every other library of this process."""
@@ -309,6 +318,33 @@ class PinnedBuffer:
 
     def __del__(self) -> None:
         _release(self, "cuMemFreeHost", "address")
+
+
+class Slot:
+    """One input or output: device memory and the pinned host memory it is filled from, both grown where needed."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.room(0)
+
+    def room(self, size_bytes: int) -> int:
+        """The device address of at least so many bytes."""
+        held = getattr(self, "device", None)
+        if held is None or held.size_bytes < size_bytes:
+            self.device = DeviceBuffer(self.driver, 1 << max(size_bytes - 1, 0).bit_length())
+            self.host = PinnedBuffer(self.driver, self.device.size_bytes)
+        return self.device.address
+
+    def put(self, value: np.ndarray, stream: Stream) -> None:
+        """Queue a copy of `value` to the device; room was made."""
+        np.copyto(self.host.array(value.shape, value.dtype), value)
+        self.device.put(self.host.address, value.nbytes, stream)
+
+    def get(self, shape: tuple[int, ...], kind: str, stream: Stream) -> np.ndarray:
+        """Queue a copy from the device; what is given is filled when the stream is done, and good until the next."""
+        found = self.host.array(shape, np.dtype(kind))
+        self.device.get(self.host.address, found.nbytes, stream)
+        return found
 
 
 def _release(owner: Any, name: str, field: str) -> None:

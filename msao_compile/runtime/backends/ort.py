@@ -31,6 +31,16 @@ _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float
 _QUIET = 3  # ONNX Runtime's log level for errors only
 
 
+def open_engine(backend: str, file: EngineFile) -> OrtEngine:
+    """Load a stateless module; raises as `OrtEngine`."""
+    return OrtEngine(file)
+
+
+def open_decoder(backend: str, file: EngineFile) -> OrtDecoder:
+    """Load a decoder; raises as `OrtEngine`."""
+    return OrtDecoder(file)
+
+
 class OrtEngine:
     """One ONNX Runtime session.
 

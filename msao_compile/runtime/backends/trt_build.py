@@ -195,14 +195,8 @@ def build(
 
 def _place(sms: list[int], driver: cuda.Driver | None) -> dict[str, Any]:
     """Where the engine is made and for which GPUs; `facts` may say it better."""
-    device = None if driver is None else driver.device
-    return {
-        **engine_file.machine(),
-        "gpu_architectures": [f"sm{sm}" for sm in sms],
-        "cuda": device and device.cuda,
-        "driver": device and device.driver,
-        "gpu_name": device and device.name,
-    }
+    ahead = {"gpu_architectures": [f"sm{sm}" for sm in sms], "cuda": None, "driver": None, "gpu_name": None}
+    return {**engine_file.machine(), **(ahead if driver is None else driver.device.facts())}
 
 
 def _parse(graph: Path, parser: Any, messages: Messages) -> None:
@@ -210,10 +204,10 @@ def _parse(graph: Path, parser: Any, messages: Messages) -> None:
     if parser.parse_from_file(str(graph)):
         return
     found = refusals(parser)
-    shown = [f"{one.operator or 'node'} {one.node}: {one.reason}" for one in found[:SHOWN_VERDICTS]]
+    shown = [f"{one.operator} {one.node}: {one.reason}" for one in found[:SHOWN_VERDICTS] if one.operator]
     more = f"; and {len(found) - SHOWN_VERDICTS} more" if len(found) > SHOWN_VERDICTS else ""
     advice = next((f": use {one.advice}" for one in found if one.advice), "")
-    raise StageError(f"{graph}: the parser refuses {'; '.join(shown) or messages.reason()}{more}{advice}")
+    raise StageError(f"{graph}: the parser refuses {'; '.join(shown) or 'it: ' + messages.reason()}{more}{advice}")
 
 
 def decompose(lib: Any, network: Any) -> None:

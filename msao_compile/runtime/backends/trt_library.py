@@ -75,9 +75,14 @@ class Messages:
 
     def reason(self) -> str:
         """Its faults in one line, without what it says of a machine that has no GPU."""
-        told = [re.sub(r"^\[[^\]]*\]\s*|^\S+\.cpp:\d+:\s*", "", " ".join(text.split())) for text in self.faults]
-        own = [text for text in told if "cudaError" not in text and "Cuda Runtime" not in text]
-        return "; ".join(dict.fromkeys(own or told)) or "it gave no reason"
+        told = [plain(text) for text in self.faults]
+        return "; ".join(dict.fromkeys(text for text in told if text)) or "it gave no reason"
+
+
+def plain(text: str) -> str:
+    """A message in one line, without the library's source files and what it says of a machine that has no GPU."""
+    text = re.sub(r"(?:\[\S+::\d+\] )?Error Code \d+: Cuda Runtime \(.*", "", " ".join(text.split()))
+    return re.sub(r"^(?:\[\S+::\d+\] |\S+\.cpp:\d+: )|\[\S+::\d+\] $", "", text).strip()
 
 
 def listen(lib: Any, messages: Messages) -> Any:
@@ -119,8 +124,8 @@ def refusals(parser: Any) -> list[NodeVerdict]:
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         operator = error.node_operator()
-        reason = " ".join(error.desc().split())
-        found.append(NodeVerdict(error.node_name(), operator, reason, error.code().name, ADVICE.get(operator, "")))
+        node, code = error.node_name() or f"number {error.node()}", error.code().name
+        found.append(NodeVerdict(node, operator, plain(error.desc()), code, ADVICE.get(operator, "")))
     return found
 
 
