@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +178,31 @@ def run(kit: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-P", str(kit / "kit.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=300, **more)
+
+
+def profiles_of(graph: Mapping[str, Any], capacity: int, prompt: int = 16) -> list[dict[str, Any]]:
+    """Profiles that fit a graph by the names of what varies in it: one of an encoder, two of a decoder."""
+    runs = {"prefill": ((1, prompt, capacity), (0, 0, 0)), "decode": ((1, 1, 1), (1, prompt, capacity - 1))}
+    if not graph["states"]:
+        runs = {"encode": ((1, prompt, capacity), (0, 0, 0))}
+    found = []
+    for name, (new, held) in runs.items():
+        inputs = []
+        for tensor in graph["inputs"]:
+            if any(isinstance(size, str) for size in tensor["shape"]):
+                limits = {
+                    limit: [_size(size, count, past, which) for size in tensor["shape"]]
+                    for which, (limit, count, past) in enumerate(zip(LIMITS, new, held))
+                }
+                inputs.append({"name": tensor["name"], **limits})
+        found.append({"name": name, "inputs": inputs})
+    return found
+
+
+def _size(size: int | str, new: int, past: int, which: int) -> int:
+    known = {"batch_size": 1, "sequence_length": new, "past_sequence_length": past, "total_sequence_length": new + past,
+             "num_logits": 1}  # fmt: skip
+    if isinstance(size, int):
+        return size
+    factor, star, name = size.rpartition("*")
+    return known.get(name, (1, 1, 2)[which]) * (int(factor) if star else 1)

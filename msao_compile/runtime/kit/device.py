@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def refuse_old_library(backend: str, dialect: str, version: str | None) -> None:
         raise MissingTool(f"no {name} takes graphs of dialect {dialect}: build the deployment again as portable")
     least = ".".join(map(str, floor))
     if version is None:
-        raise MissingTool(f"{name} is not there for this Python: install it, {least} or newer")
+        raise MissingTool(f"{name} is not there for {sys.executable}: install it, {least} or newer")
     if _numbers(version)[:2] < floor:
         raise MissingTool(f"{name} {version} does not take graphs of dialect {dialect}: {least} or newer does")
 

@@ -44,7 +44,8 @@ def test_the_device_of_the_kit_is_taken_and_what_it_does_not_tell_is_named() -> 
     ("changed", "field"),
     [
         ({"gpu_architecture": "sm110"}, "gpu_architecture"), ({"jetpack": "6.20"}, "jetpack"),
-        ({"jetpack": "7.2"}, "jetpack"), ({"tensorrt": "10.16.2"}, "tensorrt"), ({"platform_kind": "discrete"}, "platform_kind"),
+        ({"jetpack": "7.2"}, "jetpack"), ({"tensorrt": "10.16.2"}, "tensorrt"),
+        ({"platform_kind": "discrete"}, "platform_kind"),
         ({"architecture": "x86_64"}, "architecture"), ({"gpu_memory_mib": 3800}, "gpu_memory_mib"),
     ],
 )  # fmt: skip
@@ -103,7 +104,8 @@ def test_the_power_mode_is_told_by_the_machines_own_tools(tmp_path: Path) -> Non
         "jetson_clocks": tool("jetson_clocks", "echo run me as root >&2; exit 1"), "other": ["/nowhere/tool"],
     })  # fmt: skip
     assert told == {
-        "nvpmodel": "NV Power Mode: MAXN_SUPER\n2", "jetson_clocks": "failed: exit 1, run me as root", "other": "absent",
+        "nvpmodel": "NV Power Mode: MAXN_SUPER\n2", "jetson_clocks": "failed: exit 1, run me as root",
+        "other": "absent",
     }  # fmt: skip
     assert power_mode(told) == "MAXN_SUPER"
     assert power_mode({"nvpmodel": "absent"}) is None
