@@ -45,11 +45,11 @@ def test_with_a_gpu_every_backend_is_asked(cli: Cli, monkeypatch: pytest.MonkeyP
     assert "Orin (8.7, 8.00 GB); driver for CUDA 12.6" in ran.out
 
 
-def test_a_backend_that_the_runtime_lacks_runs_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_and_a_gpu_are_enough_to_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, {"cuda": GPU, "tensorrt": {"version": "10.3.0"}})
     ran = cli("doctor", "--json")
-    assert (ran.code, ran.json["can_run"]) == (4, False)
-    assert ran.json["backends"][1]["advice"] == "this version runs no deployment with it yet"
+    assert (ran.code, ran.json["can_run"]) == (0, True)
+    assert ran.json["backends"][1]["advice"] == ""
 
 
 def test_without_any_backend_it_exits_4_and_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,15 +218,16 @@ def decompose(lib: Any, network: Any) -> None:
         layer = network.get_layer(index)
         if layer.type == lib.LayerType.ATTENTION_INPUT:
             layer.__class__ = lib.IAttentionInputLayer
-            if hasattr(layer.attention, "decomposable"):
-                layer.attention.decomposable = True
+            attention: Any = layer.attention if hasattr(layer, "attention") else None
+            if hasattr(attention, "decomposable"):
+                attention.decomposable = True
 
 
 def _set_gpus(lib: Any, config: Any, order: Mapping[str, Any], driver: cuda.Driver | None) -> list[int]:
     """Which GPUs the engine is for, as SMs: those of the order, else the one here."""
     wanted = [int(sm) for sm in order["compute_capabilities"]]
     here = [] if driver is None else [driver.device.sm]
-    if not builds_ahead_of_time(lib):
+    if not hasattr(config, "set_compute_capability"):
         if not set(wanted) <= set(here):
             raise InputError(
                 f"TensorRT builds only for the GPU here, SM {here[0]}, not for SM {', '.join(map(str, wanted))}: build "

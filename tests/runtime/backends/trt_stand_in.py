@@ -107,7 +107,10 @@ class Driver:
         return 0
 
     def _cuMemsetD8Async(self, address: int, value: int, size: int, stream: int) -> int:
-        ctypes.memset(address, value, size)
+        if self.recording is not None:
+            self.recording.append(lambda: ctypes.memset(address, value, size))
+        else:
+            ctypes.memset(address, value, size)
         return 0
 
     def _handle(self, *arguments: Any) -> int:
