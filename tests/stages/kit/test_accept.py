@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_what_was_built_is_taken_in_with_what_the_device_told(orders: Path, retu
     assert {engine.status for engine in found.engines} == {"built"}
     for engine in found.engines:
         assert engine.file is not None and engine.file.path.startswith("engines/edge/")
-        assert (engine.compatibility.tensorrt, engine.compatibility.os) == ("1.7.1.116", "linux")
+        assert (engine.compatibility.tensorrt, engine.compatibility.os) == (version("tensorrt-rtx"), "linux")
         assert engine.compatibility.gpu_architecture == "sm89"
         assert engine.reason == "the stand-in runner says nothing of an engine"
     assert found.evidence["receipt-l4"] == REFERENCE["receipt-l4"]
