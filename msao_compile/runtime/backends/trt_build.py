@@ -48,13 +48,13 @@ def supported(precision: str, sm: int, backend: str = "trt_rtx") -> str | None:
     return f"{precision} needs SM {floor} or newer with {engine_file.NAMES[backend]}, and this is SM {sm}"
 
 
-def refuse_types(precision: str, order: Mapping[str, Any]) -> None:
-    """Refuse, before anything is built, a precision that a GPU of the order lacks.
+def refuse_types(precision: str, order: Mapping[str, Any], here: int | None = None) -> None:
+    """Refuse, before anything is built, a precision that a GPU of the order lacks, or the one `here` if it names none.
 
     Raises:
         InputError: names precision and SM.
     """
-    for sm in order["compute_capabilities"]:
+    for sm in order["compute_capabilities"] or ([] if here is None else [here]):
         reason = supported(precision, int(sm), order["backend"])
         if reason is not None:
             raise InputError(f"{reason}: choose fp16, or leave this target out")
@@ -159,25 +159,24 @@ def build(
     lib = library(backend)
     ahead = builds_ahead_of_time(lib) and bool(order["compute_capabilities"])
     driver = None if ahead else needed_driver(backend)
+    refuse_types(str(facts["precision"]), order, None if driver is None else driver.device.sm)
     messages, progress = Messages(), Progress()
     builder, network, parser = open_parser(lib, messages)
     _parse(graph, parser, messages)
     decompose(lib, network)
     config = builder.create_builder_config()
     sms = _set_gpus(lib, config, order, driver)
-    for profile in order["profiles"]:
-        _add_profile(builder, network, config, profile)
-    if hasattr(config, "builder_optimization_level"):
-        config.builder_optimization_level = LEVELS[order["level"]]
-    if timing_cache is not None and backend != "trt_rtx":  # which says of its timing caches that they do nothing
-        _load_timings(lib, config, timing_cache, pinned, messages)
+    _set_up(builder, network, config, order)
+    timings_file = None if backend == "trt_rtx" else timing_cache  # TensorRT-RTX says that there they do nothing
+    if timings_file is not None:
+        _load_timings(lib, config, timings_file, pinned, messages)
     config.progress_monitor = _monitor(lib, progress)
     with _told(progress, on_progress):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise StageError(f"{graph}: {engine_file.NAMES[backend]} builds no engine of it: {messages.reason()}")
-    if timing_cache is not None and backend != "trt_rtx" and not pinned:
-        _save_timings(config, timing_cache)
+    if timings_file is not None and not pinned:
+        _save_timings(config, timings_file)
     known = {"library_version": lib.__version__, "order": dict(order), "backend": backend, "inputs": _inputs(network)}
     engine_file.write(output, {**_place(sms, driver), **facts, **known}, plan)
     counts = progress.record()
@@ -243,6 +242,14 @@ def _set_gpus(lib: Any, config: Any, order: Mapping[str, Any], driver: cuda.Driv
         config.num_compute_capabilities = max(config.num_compute_capabilities, len(wanted), 1)
         config.set_compute_capability(getattr(lib.ComputeCapability, f"SM{sm}"), index)
     return wanted or here
+
+
+def _set_up(builder: Any, network: Any, config: Any, order: Mapping[str, Any]) -> None:
+    """The profiles of the order, and how hard the builder tries."""
+    for profile in order["profiles"]:
+        _add_profile(builder, network, config, profile)
+    if hasattr(config, "builder_optimization_level"):
+        config.builder_optimization_level = LEVELS[order["level"]]
 
 
 def _add_profile(builder: Any, network: Any, config: Any, wanted: Mapping[str, Any]) -> None:
