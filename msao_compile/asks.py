@@ -11,11 +11,12 @@ from typing import Any
 
 from msao_compile.families.checkpoint import weight_files
 from msao_compile.families.conversion import CONVERTED
+from msao_compile.graph.opsets import traced
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
-from msao_compile.manifest.schema import Deployment, Dialect, Module, RuntimeSettings
+from msao_compile.manifest.schema import Deployment, Dialect, Graph, Module, RuntimeSettings
 from msao_compile.places import Places
 from msao_compile.runner import Ask
-from msao_compile.stages.compose import ModelParts, graph_name
+from msao_compile.stages.compose import ModelParts, Object, graph_name
 from msao_compile.stock import Stock
 
 EXPORT_TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript", "onnxruntime", "optimum")
@@ -27,7 +28,7 @@ Component = Mapping[str, Any]
 def split(name: str, folder: Path, stock: Stock) -> Ask:
     """Which modules a checkpoint has, and their graphs; reads its config and every weight."""
     recipe = stock.runner.recipe
-    dialects: list[Dialect] = sorted({choice.graph_dialect for choice in recipe.targets.values()})
+    dialects: list[Dialect] = sorted({traced(choice.graph_dialect) for choice in recipe.targets.values()})
     exclude = list(recipe.export.exclude)
     fields = {
         "config": stock.digest(folder / "config.json"),
@@ -80,35 +81,45 @@ def export(model: ModelParts, component: Component, dialect: Dialect, places: Pl
     """A module's graph in one dialect, pointed at its weights."""
     name = component["component"]
     layout = places.layout(model, component)
-    states = model.split["states"][dialect]
+    states = model.split["states"][traced(dialect)]
+    capacity = model.kv_capacity if dialect == "scatter" and name == "decoder" else None
     fields = {
         "module": component["id"],
         "dialect": dialect,
         "states": sha256_bytes(canonical_json(states)),
+        "kv_capacity": capacity,
         "layout": sha256_bytes(canonical_json(layout)),
         "tools": versions(GRAPH_TOOLS),
         "code": source_digest("graph", "stages/export.py"),
     }
-    archive = archive_name(dialect)
+    archive = archive_name(traced(dialect))
 
     def prepare(workspace: Path) -> None:
         stock.place(model.archives[archive].sha256, workspace / archive)
 
     def arguments(workspace: Path) -> dict[str, Any]:
-        common = {"component": name, "dialect": dialect, "layout": layout, "states": states}
+        common = {"component": name, "dialect": dialect, "layout": layout, "states": states,
+                  "kv_capacity": capacity}  # fmt: skip
         return {**common, "archive": str(workspace / archive), "output": str(workspace / graph_name(name, dialect))}
 
     graph = graph_name(name, dialect)
     return Ask("export", f"{model.name}/{name} ({dialect})", 2, fields, arguments, {"graph": graph}, prepare)
 
 
-def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: Deployment, stock: Stock) -> Ask:
-    """A model's modules, whole and cuts against its torch original."""
+def parity(
+    model: ModelParts,
+    folder: Path,
+    bounds: Mapping[str, Any],
+    draft: Deployment,
+    samples: Object | None,
+    stock: Stock,
+) -> Ask:
+    """A model's modules, whole and cuts against its torch original; `samples` are for what has ranges."""
     steps = stock.runner.recipe.parity.steps
     entry = draft.model(model.name)
     own = set(entry.components.values())
     graphs = [
-        [module.component, graph.dialect, graph.file.sha256]
+        [module.component, graph.dialect, graph.precision, graph.file.sha256]
         for module in draft.modules
         if module.id in own
         for graph in module.graphs
@@ -119,6 +130,7 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
         "config": stock.digest(folder / "config.json"),
         "weights": stock.digest_all(weight_files(folder)),
         "bounds": dict(bounds),
+        "samples": None if samples is None else samples.sha256,
         "steps": steps,
         "kv_capacity": model.kv_capacity,
         "tools": versions(EXPORT_TOOLS),
@@ -130,17 +142,19 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
         draft_folder = str(workspace / "draft")
         exclude = list(stock.runner.recipe.export.exclude)
         common = {"model": model.name, "bounds": dict(bounds), "steps": steps, "exclude": exclude}
+        common["samples"] = None if samples is None else str(workspace / "samples.npz")
         return {**common, "folder": draft_folder, "checkpoint": str(folder), "trusted": trusts(model.name, stock)}
 
     def prepare(workspace: Path) -> None:
         stock.deploy(workspace / "draft", draft)
+        if samples is not None:
+            stock.place(samples.sha256, workspace / "samples.npz")
 
     return Ask("parity", model.name, 1, fields, arguments, {}, prepare)
 
 
-def engine(module: Module, dialect: Dialect, settings: RuntimeSettings, stock: Stock) -> Ask:
+def engine(module: Module, graph: Graph, settings: RuntimeSettings, stock: Stock) -> Ask:
     """A module's graph opened here with the recipe's runtime settings."""
-    graph = next(graph for graph in module.graphs if graph.dialect == dialect)
     files = {reference.sha256: Path(reference.path).name for reference in (graph.file, *graph.data)}
     plain = settings.model_dump(mode="json")
     fields = {
@@ -157,9 +171,10 @@ def engine(module: Module, dialect: Dialect, settings: RuntimeSettings, stock: S
             stock.place(sha256, workspace / name)
 
     def arguments(workspace: Path) -> dict[str, Any]:
-        return {"path": str(workspace / place.name), "dialect": dialect, "settings": plain}
+        return {"path": str(workspace / place.name), "dialect": graph.dialect, "settings": plain}
 
-    return Ask("build", f"{place.parent.name}/{module.component} ({dialect})", 1, fields, arguments, {}, prepare)
+    kind = graph.dialect if graph.precision == "fp32" else f"{graph.dialect} {graph.precision}"
+    return Ask("build", f"{place.parent.name}/{module.component} ({kind})", 1, fields, arguments, {}, prepare)
 
 
 def measure(draft: Deployment, stock: Stock) -> Ask:

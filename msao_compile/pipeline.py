@@ -1,8 +1,8 @@
 """The stages in order: read this first.
 
     read recipe → find hub checkpoints → split each model → load and export each distinct module
-                → parity of each model → build engines → measure the routes → take in receipts of devices
-                → emit the deployment
+                → bring it into the targets' precisions → parity of each model → build engines → measure the routes
+                → take in receipts of devices → emit the deployment
 
 Every stage is asked of the store first; what is not there runs in a child process and is kept. A no-op build imports
 neither torch nor onnx.
@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from msao_compile import hub
+from msao_compile.engine_steps import Walk
 from msao_compile.errors import InputError
 from msao_compile.recipe.read import read_recipe
 from msao_compile.recipe.schema import Recipe
 from msao_compile.runner import Built, Event, Options, Runner, Step
 from msao_compile.sketch import Sketch, is_wanted, sketch
-from msao_compile.steps import Steps
 
 __all__ = ["Built", "Event", "Options", "Sketch", "Step", "build", "plan"]
 
@@ -39,8 +39,8 @@ def plan(recipe_path: Path, options: Options) -> tuple[Step, ...] | Sketch:
     if is_wanted(recipe):
         return sketch(recipe)
     runner = Runner(recipe, options, tell=None)
-    steps = Steps(runner)
-    if steps.split() and steps.export() and steps.parity():
+    steps = Walk(runner)
+    if steps.split() and steps.export() and steps.precisions() and steps.parity():
         steps.engines()
         steps.measure()
     return tuple(runner.steps)
@@ -57,17 +57,18 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
     _check_places(recipe, options, os.W_OK)
     runner = Runner(recipe, options, tell)
     with runner.store.in_use():
-        steps = Steps(runner)
+        steps = Walk(runner)
         steps.split()
         steps.export()
+        steps.precisions()
         steps.parity()
         steps.engines()
         steps.measure()
         deployment = steps.deployment()
         folder = options.out / runner.recipe.name
         for receipt in options.receipts:
-            deployment = steps.stock.accept(deployment, receipt, receipt.parent)
-        deployment = steps.stock.accept_again(deployment, folder)
+            deployment = steps.stock.accept(deployment, receipt, receipt.parent, steps.bounds)
+        deployment = steps.stock.accept_again(deployment, folder, steps.bounds)
         steps.stock.deploy(folder, deployment)
         runner.inputs.settle()
     copied = steps.stock.copied(folder, deployment)

@@ -6,14 +6,16 @@ import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from msao_compile import asks
+from msao_compile.chosen import chosen
 from msao_compile.errors import InputError, RecipeError
 from msao_compile.families.checkpoint import read_config, weight_files
 from msao_compile.families.conversion import CONVERTED
 from msao_compile.families.refusals import refuse_unusable
 from msao_compile.families.side_files import lacks, side_files
+from msao_compile.graph.opsets import traced
 from msao_compile.manifest.evidence import BuildEvidence, MeasureEvidence, ParityEvidence, ParityRow
 from msao_compile.manifest.schema import (
     SCHEMA_MAJOR,
@@ -24,17 +26,17 @@ from msao_compile.manifest.schema import (
     Engine,
     FileRef,
     Module,
+    Precision,
     RuntimeSettings,
     Task,
 )
 from msao_compile.places import DataFile, Places
 from msao_compile.recipe.room import lack
-from msao_compile.recipe.schema import Bounds, TargetChoice
-from msao_compile.recipe.targets import find
+from msao_compile.recipe.schema import Bounds, Component
 from msao_compile.runner import Ask, Runner
 from msao_compile.runtime.compare import refuse_failures
-from msao_compile.stages import build, compose
-from msao_compile.stages.compose import Exported, ModelParts, Object
+from msao_compile.stages import compose
+from msao_compile.stages.compose import Exported, Made, ModelParts, Object
 from msao_compile.stock import Stock, result
 from msao_compile.store.record import Record
 
@@ -43,7 +45,17 @@ PARITY_COPIES = 3.6
 """Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
-BOUNDS = Bounds(min_cosine=0.9999, max_abs=1e-3)
+BOUNDS: dict[Precision, Bounds] = {
+    "fp32": Bounds(min_cosine=0.9999, max_abs=1e-3),
+    "fp16": Bounds(min_cosine=0.999),
+    "bf16": Bounds(min_cosine=0.99),
+    "int8": Bounds(min_cosine=0.98),
+    "fp8": Bounds(min_cosine=0.98),
+    "int4": Bounds(min_cosine=0.95),
+}
+"""Of a recipe that sets none."""
+NOT_ON_CPUS = ("bf16",)
+"""Precisions in which ONNX Runtime's CPU kernels multiply nothing."""
 OF_ALL_MODULES = ("whole", "steps", "batch")
 """How subjects of parity rows begin that are about every module of a model."""
 
@@ -53,14 +65,19 @@ class Steps:
 
     def __init__(self, runner: Runner) -> None:
         self.runner, self.recipe, self.stock = runner, runner.recipe, Stock(runner)
-        self.targets = _targets(runner)
+        self.targets = chosen(runner)
         self.checkpoints = {name: Path(model.checkpoint) for name, model in self.recipe.models.items()}
         self.parts: list[ModelParts] = []
         self.places = Places((), {})
         self.exported: dict[str, Exported] = {}
         self.rows: list[ParityRow] = []
         self.left_out: dict[str, str] = {}
-        self.bounds = (self.recipe.parity.fp32 or BOUNDS).model_dump(mode="json")
+        self.samples: dict[str, Object] = {}
+        self.kept: dict[tuple[str, str], Precision] = {}
+        self.bounds: dict[str, dict[str, float | None]] = {
+            name: (getattr(self.recipe.parity, name) or bounds).model_dump(mode="json")
+            for name, bounds in BOUNDS.items()
+        }
         self.measured: MeasureEvidence | None = None
         self.entries: list[Engine] = []
         self.can_answer = True
@@ -72,8 +89,8 @@ class Steps:
 
     @property
     def every_dialect(self) -> list[Dialect]:
-        """What all targets of the recipe need, asked for or not: a model is traced in all of them at once."""
-        return sorted({choice.graph_dialect for choice in self.recipe.targets.values()})
+        """What all targets of the recipe are traced in, asked for or not: all at once."""
+        return sorted({traced(choice.graph_dialect) for choice in self.recipe.targets.values()})
 
     def split(self) -> bool:
         """Which modules each model has."""
@@ -147,9 +164,7 @@ class Steps:
         kept = {}
         for name, choice in self.recipe.targets.items():
             graphs = (self._export(model, part, choice.graph_dialect) for model, part in distinct)
-            if name in self.targets or (
-                _can_be_built(choice) and all(isinstance(self.runner.store.peek(ask.key), Record) for ask in graphs)
-            ):
+            if name in self.targets or (all(isinstance(self.runner.store.peek(ask.key), Record) for ask in graphs)):
                 kept[name] = choice
             else:
                 logger.warning("target %s is left out: the store lacks a graph of it; build without --target", name)
@@ -161,7 +176,7 @@ class Steps:
         for (_, part, dialect), record in zip(wanted, records, strict=True):
             blob = self.stock.output(record, "graph")
             if blob is not None and record is not None:
-                self.exported[part["id"]].graphs[dialect] = (blob, result(record))
+                self.exported[part["id"]].graphs[dialect, "fp32"] = Made(blob, result(record))
         return all(records)
 
     def _export(self, model: ModelParts, part: Mapping[str, Any], dialect: Dialect) -> Ask:
@@ -182,7 +197,9 @@ class Steps:
                 self.runner.defer(model.name, self.left_out[model.name], "parity")
         records = self.runner.ask(
             [
-                asks.parity(model, self.checkpoints[model.name], self.bounds, draft, self.stock)
+                asks.parity(
+                    model, self.checkpoints[model.name], self.bounds, draft, self.samples.get(model.name), self.stock
+                )
                 for model in self.parts if model.name not in self.left_out
             ]
         )  # fmt: skip
@@ -197,46 +214,29 @@ class Steps:
         return True
 
     def _draft_engines(self) -> Iterator[Engine]:
-        """A deployment that nothing vouches for yet: every dialect through ONNX Runtime, status `built`."""
+        """A deployment that nothing vouches for yet: all that the targets ask for through ONNX Runtime, `built`.
+
+        Each dialect is also there in fp32, which tells a fault of the graph from one of its precision.
+        """
         here = Compatibility(target_id="local-cpu", platform_kind="cpu")
-        for module in self._modules():
-            for graph in module.graphs:
+        targets = [(choice.graph_dialect, name) for name, choice in self.targets.items()]
+        for dialect, target in [*((dialect, None) for dialect in self.dialects), *targets]:
+            kinds = [(module, self.kind(target, module.id, module.component)) for module in self._modules()]
+            if any(kind in NOT_ON_CPUS for _, kind in kinds):
+                continue
+            label = f"{dialect} " + ", ".join(f"{module.component} {kind}" for module, kind in kinds)
+            for module, kind in kinds:
                 yield Engine(
-                    module=module.id, target="draft", backend="ort", precision="fp32", dialect=graph.dialect,
-                    status="built", compatibility=here,
+                    module=module.id, target=label, backend="ort", precision=kind, dialect=dialect, status="built",
+                    compatibility=here,
                 )  # fmt: skip
 
-    def engines(self) -> None:
-        """One entry per module and target; those for this machine are opened with the recipe's settings."""
-        local = [choice for choice in self.targets.values() if find(choice.device).platform_kind == "cpu"]
-        dialects: list[Dialect] = sorted({choice.graph_dialect for choice in local})
-        modules, settings = self._modules(), self._settings()
-        large = {module.id: lack(OPEN_COPIES * module.weight_bytes) for module in modules}
-        fitting = [module for module in modules if large[module.id] is None]
-        self.runner.ask(
-            [asks.engine(module, dialect, settings, self.stock) for module in fitting for dialect in dialects]
-        )
-        homes = compose.owners(self.parts)
-        for name, choice in self.targets.items():
-            entries = [
-                build.describe(module, name, choice, large[module.id], self._unproven(module, choice.graph_dialect))
-                for module in modules
-            ]
-            for entry, module in zip(entries, modules, strict=True):
-                if entry.status == "deferred":
-                    self.runner.defer(f"{homes[module.id]}/{module.component} for {name}", entry.reason or "")
-            self.entries += entries
-
-    def _unproven(self, module: Module, dialect: Dialect) -> str | None:
-        """None where every row about the module and about the whole of each model that has it is PASS in a dialect."""
-        having = {parts.name for parts in self.parts for part in parts.split["components"] if part["id"] == module.id}
-        rows = [row for row in self.rows if row.dialect == dialect and row.model in having]
-        whole = {row.model for row in rows if row.subject.startswith("whole")}
-        about = [row for row in rows if row.subject == module.component or row.subject.startswith(OF_ALL_MODULES)]
-        if whole == having and all(row.verdict == "PASS" for row in about):
-            return None
-        reasons = (self.left_out[name] for name in sorted(having) if name in self.left_out)
-        return next(reasons, "a parity row of it or of a whole model that has it is not PASS")
+    def kind(self, target: str | None, module: str, component: str) -> Precision:
+        """What a target keeps of what it asks of a module; fp32 of no target."""
+        if target is None:
+            return "fp32"
+        asked = self.targets[target].precision_of(cast("Component", component))
+        return self.kept.get((target, module), asked)
 
     def measure(self) -> None:
         """Time the routes, where this machine can run them and the checkpoints have what `run` needs."""
@@ -346,27 +346,3 @@ def check_excluded(exclude: Sequence[str], splits: Sequence[Mapping[str, Any]]) 
                 "one that no graph reads: " + (f"did you mean '{near[0]}'?" if near else "take it from the list")
             )
         logger.warning("export.exclude: graphs read %s, so it is not left out; take it from the list", name)
-
-
-def _targets(runner: Runner) -> dict[str, TargetChoice]:
-    """The recipe's targets, or those that were asked for.
-
-    Raises:
-        InputError: an unknown target. RecipeError: a target asks for what cannot be built yet.
-    """
-    recipe = runner.recipe
-    wanted = runner.options.targets or tuple(recipe.targets)
-    for name in wanted:
-        if name not in recipe.targets:
-            raise InputError(f"--target {name}: no such target; the recipe has {', '.join(recipe.targets)}")
-        if not _can_be_built(recipe.targets[name]):
-            raise RecipeError(
-                f'targets.{name}.precision: only fp32 is built for local-cpu so far; set precision = "fp32"'
-            )
-    return {name: recipe.targets[name] for name in wanted}
-
-
-def _can_be_built(choice: TargetChoice) -> bool:
-    """Whether this version can serve a target: other precisions than fp32 only as something left to the device."""
-    precisions = {choice.precision} if isinstance(choice.precision, str) else set(choice.precision.values())
-    return find(choice.device).platform_kind != "cpu" or precisions == {"fp32"}

@@ -15,6 +15,7 @@ from msao_compile.runner import Runner
 from msao_compile.stages import emit
 from msao_compile.stages.compose import Object
 from msao_compile.stages.kit import accept
+from msao_compile.stages.kit.pack import BoundsBy
 from msao_compile.store.record import Blob, Record
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Stock:
         """Link an object to where a stage reads it."""
         self.runner.store.materialise(self.blobs[sha256], destination)
 
-    def accept(self, deployment: Deployment, path: Path, engines: Path) -> Deployment:
+    def accept(self, deployment: Deployment, path: Path, engines: Path, bounds: BoundsBy) -> Deployment:
         """The deployment with a device's receipt; the engines that it names stand below the folder `engines`.
 
         Raises:
@@ -90,16 +91,16 @@ class Stock:
         for name, (place, file) in accept.evidence_files(receipt, path).items():
             held = self.put(file)
             evidence[name] = FileRef(path=place, sha256=held.sha256, size_bytes=held.size_bytes)
-        return accept.merged(deployment, receipt, evidence)
+        return accept.merged(deployment, receipt, evidence, bounds)
 
-    def accept_again(self, deployment: Deployment, folder: Path) -> Deployment:
+    def accept_again(self, deployment: Deployment, folder: Path, bounds: BoundsBy) -> Deployment:
         """The deployment with the receipts that an earlier build took in, where they are still of what is built now."""
         taken = {name.removesuffix("-signature") for name in deployment.evidence}
         for path in sorted((folder / "evidence").glob("receipt-*.json")):
             if path.stem in taken:
                 continue
             try:
-                deployment = self.accept(deployment, path, folder)
+                deployment = self.accept(deployment, path, folder, bounds)
             except InputError as error:
                 logger.warning("%s is not taken over: %s", path, error)
         return deployment

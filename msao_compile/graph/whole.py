@@ -301,7 +301,7 @@ def trace(
     from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE
     from transformers.exporters.utils import apply_fx_node_fixes
 
-    opset = OPSETS[dialect]
+    opset = OPSETS[dialect][0]
     named = {"parameters": parameters, "inputs": inputs}
     shapes = {"parameters": dict.fromkeys(parameters), "inputs": {key: dynamic.get(key) for key in inputs}}
     try:

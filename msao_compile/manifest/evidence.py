@@ -27,10 +27,10 @@ class ParityRow(Frozen):
 
 
 class ParityEvidence(Frozen):
-    """`evidence/parity.json`: what was compared, and the bounds of the recipe that it was held against."""
+    """`evidence/parity.json`: what was compared, and the recipe's bounds by precision that it was held against."""
 
     rows: tuple[ParityRow, ...]
-    bounds: dict[str, float | None]
+    bounds: dict[str, dict[str, float | None]]
     left_out: dict[str, str] = Field(default_factory=dict)
     """Models that were not compared, and why; by model and subject, comparisons that a model does not allow."""
 

@@ -197,6 +197,16 @@ class RuntimeSettings(Frozen):
     threads: Annotated[int, Field(ge=0, le=1024)]
     arena: bool
     warm_up: Annotated[int, Field(ge=0, le=1000)]
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """Where ONNX Runtime runs; `cuda` is the NVIDIA GPU of the machine itself."""
+    cuda_graphs: bool = False
+    """Capture decode steps and replay them: for decoders of the dialect `scatter` on `cuda` alone."""
+
+    @model_validator(mode="after")
+    def _graphs_are_captured_on_a_gpu(self) -> RuntimeSettings:
+        if self.cuda_graphs and self.provider != "cuda":
+            raise ValueError(f"cuda_graphs needs provider = cuda where it is {self.provider}: set cuda_graphs = false")
+        return self
 
 
 def _sizes_of(graph: Graph) -> Iterator[tuple[str, object]]:
@@ -217,7 +227,7 @@ def _check_states(graph: Graph) -> None:
                 f"the state {state.name} {state.shape} with {state.output} is not what goes in and out of "
                 f"{graph.file.path}; build it again"
             )
-        if state.rollback and GROWS not in state.shape:
+        if state.update == "concat" and GROWS not in state.shape:
             raise ValueError(f"the state {state.name} of {graph.file.path} is {state.update}, but has no {GROWS}")
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from msao_compile.errors import RecipeError
 from msao_compile.recipe import faults
-from msao_compile.recipe.schema import HUB_ID, ModelChoice, Recipe
+from msao_compile.recipe.schema import HUB_ID, ModelChoice, Recipe, TargetChoice
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -27,7 +27,17 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: {faults.sentence(error.errors())}") from error
     models = {name: _placed(path, name, model) for name, model in recipe.models.items()}
     mas = recipe.mas and recipe.mas.model_copy(update={"samples": str(_beside(path, recipe.mas.samples))})
-    return recipe.model_copy(update={"models": models, "mas": mas})
+    ranges = recipe.ranges
+    if ranges is not None and ranges.samples is not None:
+        ranges = ranges.model_copy(update={"samples": str(_beside(path, ranges.samples))})
+    targets = {name: _with_cache(path, choice) for name, choice in recipe.targets.items()}
+    return recipe.model_copy(update={"models": models, "mas": mas, "ranges": ranges, "targets": targets})
+
+
+def _with_cache(path: Path, choice: TargetChoice) -> TargetChoice:
+    if choice.timing_cache is None:
+        return choice
+    return choice.model_copy(update={"timing_cache": str(_beside(path, choice.timing_cache))})
 
 
 def json_schema() -> dict[str, object]:

@@ -34,8 +34,9 @@ class Room:
 
 
 def room(name: str, target: Target, precision: str, weight_bytes: int, kv_bytes: int, here_bytes: int | None) -> Room:
-    """The room of one target; `here_bytes` is this machine's memory, which a target without figures of its own has."""
-    memory = here_bytes if target.memory_gib is None else int(target.memory_gib * GIB)
+    """The room of one target; `here_bytes` is this machine's memory, which its CPU has. Of its GPU nothing is known."""
+    own = None if target.memory_gib is None else int(target.memory_gib * GIB)
+    memory = here_bytes if target.platform_kind == "cpu" else own
     shared = target.unified_memory and target.platform_kind != "cpu"
     reserve = UNIFIED_RESERVE_BYTES if shared else OWN_RESERVE_BYTES
     free = None if memory is None else memory - reserve - weight_bytes - kv_bytes

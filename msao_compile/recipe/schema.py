@@ -11,10 +11,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from pydantic_core import PydanticCustomError
 
 from msao_compile.errors import RecipeError
-from msao_compile.manifest.schema import Dialect
+from msao_compile.manifest.schema import Dialect, Precision
 from msao_compile.recipe.targets import find
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Role = Literal["draft", "target"]
 Component = Literal[
     "vision_encoder",
@@ -142,6 +141,14 @@ class TargetChoice(Part):
         Discriminator(_shape_of_precision),
     ]
     dialect: Dialect | None = None
+    also_for: tuple[Annotated[str, AfterValidator(_device)], ...] = ()
+    """Further devices that the same engine files have to run on: built ahead of time for all of them."""
+    level: Literal["draft", "release"] = "release"
+    """How long a builder may search for fast kernels: draft builds in a fraction of the time."""
+    prefer: Literal["speed", "size"] = "speed"
+    """Of a CPU: keep a quantised module where it is slower than the unquantised one, for its size."""
+    timing_cache: Annotated[str, Field(min_length=1)] | None = None
+    """A builder's timing cache to be used as it is, a file relative to the recipe file (absolute once read)."""
 
     @property
     def graph_dialect(self) -> Dialect:
@@ -184,6 +191,8 @@ class Shapes(Part):
 
     decoder: DecoderShapes | None = None
     vision_encoder: VisionShapes | None = None
+    dims: Mapping[str, Profile] = Field(default_factory=dict)
+    """Ranges of lengths by the names that a graph's inputs give them, where no other field says them."""
 
     @property
     def kv_capacity(self) -> int:
@@ -212,8 +221,26 @@ class Parity(Part):
     fp16: Bounds | None = None
     bf16: Bounds | None = None
     int8: Bounds | None = None
+    fp8: Bounds | None = None
     int4: Bounds | None = None
     steps: Count = 8
+
+
+class Ranges(Part):
+    """From which samples activation ranges for int8 and fp8 are taken."""
+
+    samples: Annotated[str, Field(min_length=1)] | None = None
+    """JSON lines with `question` and `image`, a file beside it; relative to the recipe file (absolute once read)."""
+    synthetic: bool = False
+    """Made-up requests instead: ranges of noise, good for trying a build only."""
+    limit: Count = 128
+    """Samples that are run at most."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.samples is None) != self.synthetic:
+            raise refuse("takes either samples or synthetic = true")
+        return self
 
 
 class Mas(Part):
@@ -255,6 +282,9 @@ class Recipe(Part):
     targets: Annotated[Mapping[Name, TargetChoice], Field(min_length=1)]
     shapes: Shapes = Shapes()
     parity: Parity = Parity()
+    islands: Mapping[Component, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Blocks of a component that stay fp32 in every precision, by the names that `parity --bisect` tells."""
+    ranges: Ranges | None = None
     mas: Mas | None = None
     runtime: RuntimeChoice = RuntimeChoice()
     export: ExportChoice = ExportChoice()

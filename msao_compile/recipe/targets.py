@@ -35,9 +35,10 @@ class Target(BaseModel):
     target_id: str
     platform_kind: PlatformKind
     architecture: str | None
-    """CPU architecture (`x86_64`, `aarch64`); None for `local-cpu`, which is whatever this machine is."""
+    """CPU architecture (`x86_64`, `aarch64`); None for `local-cpu` and `local-cuda`, which are whatever
+    this machine and its NVIDIA GPU are."""
     sm: int | None
-    """CUDA compute capability without the dot."""
+    """CUDA compute capability without the dot; None for `local-cuda`, whose driver says it."""
     memory_gib: float | None
     """Memory of the GPU, or of the whole module where `unified_memory`."""
     bandwidth_gb_s: float | None

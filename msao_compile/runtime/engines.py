@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from msao_compile.errors import DeploymentError
-from msao_compile.manifest.schema import Deployment, Dialect, Engine, Graph, Model, Status
+from msao_compile.manifest.schema import Backend, Deployment, Dialect, Engine, Graph, Model, Status
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends import base
 from msao_compile.runtime.host import FUNCTIONS
@@ -17,7 +17,10 @@ from msao_compile.runtime.loader import locate
 from msao_compile.runtime.session import ModelSession, Request
 
 logger = logging.getLogger(__name__)
-TRUSTED: tuple[Status, ...] = ("parity", "qualified")
+LADDER: tuple[Status, ...] = ("deferred", "built", "ran", "parity", "qualified")
+"""How far an engine was proven, each step only after the ones before it."""
+LEAST: dict[Backend, Status] = {"ort": "parity", "trt": "built", "trt_rtx": "built"}
+"""What is asked of an engine where nothing else is said: one for a GPU is often built where there is none."""
 
 
 class Engines:
@@ -28,11 +31,12 @@ class Engines:
         folder: Path,
         deployment: Deployment,
         verify: bool,
-        demand: tuple[Status, ...] = TRUSTED,
+        demand: Status | None = None,
         dialect: Dialect | None = None,
+        target: str | None = None,
     ) -> None:
         self.folder, self.deployment, self.verify = folder, deployment, verify
-        self.demand, self.dialect = demand, dialect
+        self.demand, self.dialect, self.target = demand, dialect, target
         self._open: dict[str, base.Engine] = {}
         self._decoders: dict[str, base.DecoderEngine] = {}
 
@@ -80,34 +84,60 @@ class Engines:
 
     def _file(self, module: str) -> tuple[str, base.EngineFile]:
         engine = self._choose(module)
-        graph = self._graph(engine)
-        for reference in (graph.file, *graph.data):
-            locate(self.folder, reference, self.verify)
-        path, settings = self.folder / graph.file.path, self.deployment.runtime
-        return engine.backend, base.EngineFile(path, engine.dialect, settings, graph.states)
+        graph, settings = self._graph(engine), self.deployment.runtime
+        needed = (graph.file, *graph.data) if engine.file is None else (engine.file,)
+        paths = [locate(self.folder, reference, self.verify) for reference in needed]
+        if LADDER.index(engine.status) < LADDER.index("parity"):
+            logger.warning(
+                "%s for %s is only %s: %s; `msao-compile kit %s --target %s` makes what proves it on the device",
+                self.deployment.module(module).component, engine.target, engine.status, engine.reason or "not compared",
+                self.folder, engine.target,
+            )  # fmt: skip
+        return engine.backend, base.EngineFile(paths[0], engine.dialect, settings, graph.states)
 
     def _graph(self, engine: Engine) -> Graph:
         graphs = self.deployment.module(engine.module).graphs
-        return next(graph for graph in graphs if graph.dialect == engine.dialect)
+        return next(graph for graph in graphs if (graph.dialect, graph.precision) == (engine.dialect, engine.precision))
 
     def _choose(self, module: str) -> Engine:
-        """The first engine that passed parity and whose backend this runtime knows; fused before portable."""
-        all_engines = [engine for engine in self.deployment.engines if engine.module == module]
-        known = [
+        """The first engine that was proven as far as is demanded; fused before others, fp32 before less."""
+        all_engines = [
             engine
-            for engine in all_engines
-            if engine.backend in base.BACKENDS
-            and engine.status in self.demand
+            for engine in self.deployment.engines
+            if engine.module == module
             and self.dialect in (None, engine.dialect)
+            and self.target in (None, engine.target)
         ]
+        proven = [engine for engine in all_engines if self._is_proven(engine)]
+        faults = {engine.target: self._fault(engine) for engine in proven}
+        known = [engine for engine in proven if faults[engine.target] is None]
         if not known:
-            states = ", ".join(f"{engine.target}: {engine.backend} {engine.status}" for engine in all_engines) or "none"
-            component = self.deployment.module(module).component
-            raise DeploymentError(
-                f"{component}: no engine here that passed parity (found {states}); add a target with "
-                'device = "local-cpu" to the recipe and build again'
-            )
-        return sorted(known, key=lambda engine: engine.dialect != "fused")[0]
+            raise DeploymentError(self._none(module, all_engines, {name: why for name, why in faults.items() if why}))
+        order = ("trt", "trt_rtx", "ort")
+        return min(
+            known,
+            key=lambda engine: (order.index(engine.backend), engine.dialect != "fused", engine.precision != "fp32"),
+        )
+
+    def _is_proven(self, engine: Engine) -> bool:
+        least = self.demand or LEAST[engine.backend]
+        return engine.status != "deferred" and LADDER.index(engine.status) >= LADDER.index(least)
+
+    def _fault(self, engine: Engine) -> str | None:
+        """Why an engine does not run here; one that a target names is opened, to say so itself."""
+        if self.target is not None:
+            return None
+        return base.fault(engine.backend, () if engine.order is None else engine.order.compute_capabilities)
+
+    def _none(self, module: str, found: list[Engine], faults: dict[str, str]) -> str:
+        states = ", ".join(f"{engine.target}: {engine.backend} {engine.status}" for engine in found) or "none"
+        least = self.demand or "parity (built, for TensorRT)"
+        why = "".join(f"; {name}: {reason}" for name, reason in faults.items())
+        return (
+            f"{self.deployment.module(module).component}: no engine here that is at least {least} (found {states}){why}"
+            '; add a target with device = "local-cpu" to the recipe and build again, or prove one on its device with '
+            f"`msao-compile kit {self.folder} --target TARGET`"
+        )
 
 
 def _check_known(model: Model) -> None:

@@ -19,6 +19,7 @@ from msao_compile.manifest.schema import (
     Model,
     Module,
     PartitionPoint,
+    Precision,
     Proof,
     Route,
     StateSpec,
@@ -46,23 +47,39 @@ class ModelParts:
     archives: Mapping[str, Object] = field(default_factory=dict)
 
 
+Variant = tuple[Dialect, Precision]
+
+
+@dataclass(frozen=True)
+class Made:
+    """One graph, what it takes and gives, and the data file of its own where it does not read the module's."""
+
+    graph: Object
+    facts: Mapping[str, Any]
+    data: Object | None = None
+
+
 @dataclass
 class Exported:
-    """Objects of one module: its data files by name, and graph and tensor facts by dialect."""
+    """Objects of one module: its data files by name, and its graphs."""
 
     data: dict[str, Object] = field(default_factory=dict)
-    graphs: dict[Dialect, tuple[Object, Mapping[str, Any]]] = field(default_factory=dict)
+    graphs: dict[Variant, Made] = field(default_factory=dict)
 
 
+SUFFIXES: dict[Precision, str] = {
+    "fp32": "", "fp16": "_fp16", "bf16": "_bf16", "int8": "_int8", "fp8": "_fp8", "int4": "_q4",
+}  # fmt: skip
 DATA = ".onnx.data"
 """Ends the name of a file that was written for a module; a checkpoint's file keeps its own."""
 TEXT_TOKENS = 32
 """Of the question in every class of requests."""
 
 
-def graph_name(component: str, dialect: Dialect) -> str:
-    """`<component>.onnx`, with the dialect named where it is not the portable one."""
-    return f"{component}.onnx" if dialect == "portable" else f"{component}.{dialect}.onnx"
+def graph_name(component: str, dialect: Dialect, precision: Precision = "fp32") -> str:
+    """`<component>.onnx`, with dialect and precision named where they are not `portable` and fp32."""
+    kind = "" if dialect == "portable" else f".{dialect}"
+    return f"{component}{kind}{SUFFIXES[precision]}.onnx"
 
 
 def data_name(component: str) -> str:
@@ -91,25 +108,22 @@ def modules(models: Sequence[ModelParts], exported: Mapping[str, Exported]) -> t
 
 
 def _module(home: str, component: Mapping[str, Any], parts: Exported) -> Module:
-    data = tuple(
-        FileRef(path=f"modules/{home}/{name}", sha256=blob.sha256, size_bytes=blob.size_bytes)
-        for name, blob in sorted(parts.data.items())
-    )
+    def reference(name: str, blob: Object) -> FileRef:
+        return FileRef(path=f"modules/{home}/{name}", sha256=blob.sha256, size_bytes=blob.size_bytes)
+
+    shared = tuple(reference(name, blob) for name, blob in sorted(parts.data.items()))
     graphs = []
-    for dialect, (blob, facts) in sorted(parts.graphs.items()):
-        file = FileRef(
-            path=f"modules/{home}/{graph_name(component['component'], dialect)}",
-            sha256=blob.sha256,
-            size_bytes=blob.size_bytes,
-        )
+    for (dialect, precision), made in sorted(parts.graphs.items()):
+        name, facts = graph_name(component["component"], dialect, precision), made.facts
+        data = shared if made.data is None else (reference(f"{name}.data", made.data),)
         inputs, outputs = (
             tuple(TensorSpec.model_validate(spec) for spec in facts[side]) for side in ("inputs", "outputs")
         )
         states = tuple(StateSpec.model_validate(state) for state in facts["states"])
         graphs.append(
             Graph(
-                dialect=dialect, opset=facts["opset"], file=file, data=data, states=states,
-                inputs=inputs, outputs=outputs,
+                dialect=dialect, precision=precision, opset=facts["opset"], file=reference(name, made.graph),
+                data=data, states=states, inputs=inputs, outputs=outputs,
             )
         )  # fmt: skip
     return Module(

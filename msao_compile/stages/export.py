@@ -12,6 +12,7 @@ from msao_compile.graph.ends import read_archive, spec
 from msao_compile.graph.external_data import reference_weights, save
 from msao_compile.graph.opsets import OPSETS
 from msao_compile.graph.passes.pipeline import optimise
+from msao_compile.graph.passes.scatter import scatter_state
 from msao_compile.manifest.schema import GROWS, Dialect
 
 VARYING = {"embed_tokens": ("sequence_length",), "decoder": ("sequence_length", "past_sequence_length")}
@@ -21,7 +22,7 @@ VARYING = {"embed_tokens": ("sequence_length",), "decoder": ("sequence_length", 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     """Export `component` from `archive` in `dialect` to `output`; `layout` says where its weights lie.
 
-    `states` are the decoder's state tensors as the manifest tells of them.
+    `states` are the decoder's state tensors as the manifest tells of them, `kv_capacity` the positions of a buffer.
 
     Raises:
         StageError: control flow is left in it. ShapeSpecialised: a length that has to vary does not.
@@ -32,13 +33,18 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     reference_weights(model, layout)
     optimise(model, dialect)
     states = arguments["states"] if component == "decoder" else []
-    _check_promises(model, component, dialect, bool(states))
+    _check_promises(model, component, bool(states))
+    growing = None
+    if dialect == "scatter" and states:
+        states, growing = scatter_state(model, states, int(arguments["kv_capacity"]))
+    _check_opset(model, component, dialect)
     _tell_lengths(model, states)
     save(model, Path(arguments["output"]))
     shapes = {str(value.name): spec(value)["shape"] for value in model.graph.inputs}
     by_name = {state["name"]: {**state, "shape": shapes.get(state["name"])} for state in states}
     return {
-        "opset": OPSETS[dialect],
+        "opset": model.opset_imports[""],
+        "growing": growing,
         "nodes": len(model.graph),
         "inputs": [spec(value) for value in model.graph.inputs],
         "outputs": [spec(value) for value in model.graph.outputs],
@@ -58,10 +64,13 @@ def _tell_lengths(model: ir.Model, states: list[dict[str, Any]]) -> None:
         ends[state["output"]].shape = ir.Shape([grown if size == GROWS else size for size in state["shape"]])
 
 
-def _check_promises(model: ir.Model, component: str, dialect: Dialect, has_state: bool) -> None:
+def _check_opset(model: ir.Model, component: str, dialect: Dialect) -> None:
     got = model.opset_imports.get("")
-    if got != OPSETS[dialect]:
-        raise StageError(f"{component}: opset {got} came out where {OPSETS[dialect]} was asked for")
+    if got not in OPSETS[dialect]:
+        raise StageError(f"{component}: opset {got} came out where {OPSETS[dialect][-1]} was asked for")
+
+
+def _check_promises(model: ir.Model, component: str, has_state: bool) -> None:
     flow = next((node.op_type for node in model.graph if node.op_type in ("If", "Loop", "Scan")), None)
     if flow is not None:
         raise StageError(f"{component}: control flow in the graph ({flow}), which TensorRT refuses")
@@ -69,4 +78,4 @@ def _check_promises(model: ir.Model, component: str, dialect: Dialect, has_state
     there = {name for text in there for name in text.replace("+", " ").replace("*", " ").split()}
     for name in VARYING.get(component, ()):
         if name not in there and (has_state or name != "past_sequence_length"):
-            raise ShapeSpecialised(f"{component}: {name} has one value only in the exported graph ({dialect})")
+            raise ShapeSpecialised(f"{component}: {name} has one value only in the exported graph")

@@ -13,7 +13,8 @@ import numpy as np
 
 from msao_compile.errors import CapacityExceeded, DeploymentError, InputError, StageError
 from msao_compile.manifest.evidence import ParityEvidence, ParityRow
-from msao_compile.manifest.schema import Deployment, Dialect
+from msao_compile.manifest.schema import Deployment, Model, Status
+from msao_compile.manifest.variants import Kinds, kinds_of
 from msao_compile.recipe.schema import PARITY_PROMPT_TOKENS
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.cloud import CloudSide
@@ -28,17 +29,19 @@ from msao_compile.runtime.wire.message import pack, unpack
 if TYPE_CHECKING:
     from msao_compile.families.original import Asked, Original
 
-Bounds = Mapping[str, float | None]
+BoundsByPrecision = Mapping[str, Mapping[str, float | None]]
 Pair = tuple[np.ndarray, np.ndarray]
 TEXT_ONLY = "text"
+SAMPLE = 100
+"""Where the variants begin that are samples and not made-up requests."""
 STEPS = "steps"
 BATCH = "batch of 2"
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
-    """Parity rows of one model in every dialect its draft deployment holds.
+    """Parity rows of one model for every target of its draft deployment: a dialect, and a precision of each module.
 
-    `arguments`: folder (draft deployment), model, checkpoint, bounds, steps, exclude, trusted.
+    `arguments`: folder (draft deployment), model, checkpoint, bounds by precision, steps, exclude, trusted.
     """
     import torch
 
@@ -51,20 +54,30 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     with torch.inference_mode():
         checkpoint, exclude = Path(arguments["checkpoint"]), tuple(arguments["exclude"])
         original = Original(checkpoint, exclude, int(arguments["steps"]), PARITY_PROMPT_TOKENS)
-        for dialect in sorted({engine.dialect for engine in deployment.engines}):
-            engines = Engines(folder, deployment, verify=True, demand=("built",), dialect=dialect)
-            session = engines.session(deployment.model(arguments["model"]))
+        model = deployment.model(arguments["model"])
+        real = [] if arguments["samples"] is None else list(_samples(original, Path(arguments["samples"])))
+        for target, kinds in targets_of(deployment, model).items():
+            session = Engines(folder, deployment, verify=True, demand="built", target=target).session(model)
             with patch.object(session, "encode", _once(session.encode)):
-                for subject, found in judge_of(original, session):
-                    on_progress({"subject": subject, "dialect": dialect})
-                    rows.append(_row(session.model.name, subject, dialect, found, arguments["bounds"]))
-            subjects = {row.subject for row in rows if row.dialect == dialect}
+                asked = real if kinds.has_ranges else None
+                for subject, found in judge_of(original, session, asked):
+                    on_progress({"subject": subject, "target": target})
+                    rows.append(_row(model.name, subject, kinds, found, arguments["bounds"]))
+            subjects = {row.subject for row in rows if row.dialect == kinds.dialect}
             left_out |= {
                 f"{session.model.name} {subject}": why
                 for subject, why in _impossible(session)
                 if subject not in subjects
             }
     return ParityEvidence(rows=tuple(rows), bounds=arguments["bounds"], left_out=left_out).model_dump(mode="json")
+
+
+def _samples(original: Original, path: Path) -> Iterator[Asked]:
+    """The original's answers to samples, for what clips whatever is larger than real requests are."""
+    held = dict(np.load(path, allow_pickle=False))
+    for number in sorted({name.partition(".")[0] for name in held}):
+        inputs = {name.partition(".")[2]: value for name, value in held.items() if name.partition(".")[0] == number}
+        yield original.answers("image", SAMPLE + int(number), inputs)
 
 
 def _impossible(session: ModelSession) -> Iterator[tuple[str, str]]:
@@ -91,14 +104,27 @@ def _once(encode: Callable[[Mapping[str, np.ndarray], Clock], Any]) -> Callable[
     return remembered
 
 
-def _row(model: str, subject: str, dialect: Dialect, found: Distance, bounds: Bounds) -> ParityRow:
-    decided, words = verdict(found, bounds)
+def targets_of(deployment: Deployment, model: Model, *levels: Status) -> dict[str, Kinds]:
+    """A target for each dialect and precision in which ONNX Runtime runs all of a model, at one of the levels."""
+    found: dict[Kinds, str] = {}
+    for target in dict.fromkeys(engine.target for engine in deployment.engines):
+        held = {engine.module: engine for engine in deployment.engines if engine.target == target}
+        own = [held[module] for module in model.components.values() if module in held]
+        there = len(own) == len(model.components)
+        if there and all(engine.backend == "ort" and engine.status in (levels or ("built",)) for engine in own):
+            found.setdefault(kinds_of(own, model), target)
+    return {target: kinds for kinds, target in found.items()}
+
+
+def _row(model: str, subject: str, kinds: Kinds, found: Distance, bounds: BoundsByPrecision) -> ParityRow:
+    """What one comparison found, held against the bounds of the lowest precision that took part in it."""
+    decided, words = verdict(found, bounds[kinds.lowest(subject)])
     return ParityRow(
         model=model,
         subject=subject,
-        dialect=dialect,
+        dialect=kinds.dialect,
         backend="ort",
-        precision="fp32",
+        precision=kinds.of(subject),
         verdict=decided,
         max_abs=found.max_abs,
         min_cosine=found.min_cosine,
@@ -117,10 +143,15 @@ def _given(session: ModelSession, asked: Asked, name: str) -> np.ndarray:
     return found[name]
 
 
-def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, Distance]]:
-    """Every comparison of one model: encoders, the whole pass, steps one by one, text alone, and each cut."""
-    yield from _encoders(original, session)
-    every = fitting(original.asked, session)
+def judge_of(
+    original: Original, session: ModelSession, given: Sequence[Asked] | None = None
+) -> Iterator[tuple[str, Distance]]:
+    """Every comparison of one model: encoders, the whole pass, steps one by one, text alone, and each cut.
+
+    `given` are the requests to compare on instead of the original's own.
+    """
+    every = fitting(original.asked if given is None else given, session)
+    yield from _encoders(every, session)
     if session.model.decoder is None:  # what compares texts with media gives nothing for texts alone
         every = [asked for asked in every if asked.modalities] or every
     names = {name: f"out.{name}" for name in every[0].outputs}
@@ -131,7 +162,7 @@ def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, D
         return
     stepped = [(asked, _stepped(session, asked)) for asked in every]
     yield STEPS, distance([(ours, asked.steps) for asked, ours in stepped])
-    if session.takes_batches:
+    if session.takes_batches and given is None:
         pair = (every[0], original.twin(every[0]))
         yield BATCH, distance(list(zip(_together(session, pair), (asked.steps for asked in pair), strict=True)))
     alone = [(ours, asked.steps) for asked, ours in stepped if not asked.modalities]
@@ -174,11 +205,11 @@ def _flat(pairs: list[Pair]) -> list[Pair]:
     return [(ours.reshape(-1, ours.shape[-1]), theirs.reshape(-1, theirs.shape[-1])) for ours, theirs in pairs]
 
 
-def _encoders(original: Original, session: ModelSession) -> Iterator[tuple[str, Distance]]:
+def _encoders(every: Sequence[Asked], session: ModelSession) -> Iterator[tuple[str, Distance]]:
     """Features against the model's own method, where it has one that gives as many."""
     for encoder in session.model.encoders:
         name, pairs = f"{encoder.modality}_features", []
-        for asked in fitting(original.asked, session):
+        for asked in every:
             theirs = asked.features.get(name) if encoder.modality in asked.modalities else None
             ours = session.encode(asked.inputs, Clock()).get(name) if theirs is not None else None
             if ours is not None and theirs is not None and ours.size == theirs.size:
@@ -269,17 +300,17 @@ def _read_reference(path: Path) -> dict[str, np.ndarray]:
 
 
 def _reference_rows(
-    folder: Path, deployment: Deployment, reference: Path, held_against: tuple[str, Bounds]
+    folder: Path, deployment: Deployment, reference: Path, held_against: tuple[str, BoundsByPrecision]
 ) -> Iterator[ParityRow]:
     name, bounds = held_against
     held = _read_reference(reference)
     inputs = {name.removeprefix("in."): value for name, value in held.items() if name.startswith("in.")}
     if "logits" not in held or not inputs:
         raise InputError("holds no logits or no in.<name> arrays, so there is nothing to compare")
-    for dialect in sorted({engine.dialect for engine in deployment.engines if engine.status != "deferred"}):
-        session = Engines(folder, deployment, verify=True, dialect=dialect).session(deployment.model(name))
+    for target, kinds in targets_of(deployment, deployment.model(name), "parity", "qualified").items():
+        session = Engines(folder, deployment, verify=True, target=target).session(deployment.model(name))
         if session.model.decoder is None:
-            yield from _compared(session, held, inputs, (name, dialect, bounds))
+            yield from _compared(session, held, inputs, (name, kinds, bounds))
             continue
         ours = forward(session, inputs)["logits"]
         if ours.shape != held["logits"].shape:
@@ -288,14 +319,14 @@ def _reference_rows(
         mask = inputs.get("attention_mask") if own else None
         real = np.ones(ours.shape[:2], bool) if mask is None else np.asarray(mask).astype(bool)
         found = distance([(ours[real], held["logits"][real])])
-        yield _row(name, "logits of the reference", dialect, found, bounds)
+        yield _row(name, "logits of the reference", kinds, found, bounds)
         if "generate" in held:
             wanted = _tokens(held["generate"], ours)
             start = None if own else int(inputs[session.facts.tokens][0, 0])
             tokens = _aligned(greedy(session, inputs, wanted.shape[1]), wanted, start)
             one_hot = [np.eye(ours.shape[-1])[ids.reshape(-1)] for ids in (tokens, wanted)]
             found = distance([(one_hot[0], one_hot[1])])
-            yield _row(name, "greedy tokens of the reference", dialect, found, bounds)
+            yield _row(name, "greedy tokens of the reference", kinds, found, bounds)
 
 
 def _aligned(ours: np.ndarray, wanted: np.ndarray, start: int | None) -> np.ndarray:
@@ -308,7 +339,7 @@ def _compared(
     session: ModelSession, held: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], about: Any
 ) -> Iterator[ParityRow]:
     """The outputs of a model that decodes nothing, each `out.<name>` of the reference."""
-    name, dialect, bounds = about
+    name, kinds, bounds = about
     ours = forward(session, inputs)
     if "logits" in ours:  # a head that gives all of its answer at once
         held = {"out.logits": held["logits"], **held}
@@ -318,7 +349,7 @@ def _compared(
             raise InputError(f"holds {key}, which this model does not give: it gives {', '.join(ours)}")
         if ours[output].shape != held[key].shape:
             raise InputError(f"its {output} have shape {held[key].shape} where its inputs give {ours[output].shape}")
-        yield _row(name, f"{output} of the reference", dialect, distance(_flat([(ours[output], held[key])])), bounds)
+        yield _row(name, f"{output} of the reference", kinds, distance(_flat([(ours[output], held[key])])), bounds)
 
 
 def _tokens(generate: np.ndarray, logits: np.ndarray) -> np.ndarray:

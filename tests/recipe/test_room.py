@@ -25,3 +25,4 @@ def test_this_machine_has_the_memory_it_says() -> None:
     assert room("local", find("local-cpu"), "fp32", GIB, GIB, here_bytes=3 * GIB).fits
     assert not room("local", find("local-cpu"), "fp32", GIB, GIB, here_bytes=2 * GIB).fits
     assert room("local", find("local-cpu"), "fp32", GIB, GIB, here_bytes=None).fits is None
+    assert room("local", find("local-cuda"), "fp32", GIB, GIB, here_bytes=3 * GIB).fits is None  # of a GPU's memory

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,6 +75,29 @@ BACKENDS: dict[str, tuple[str, str]] = {
     "trt": ("msao_compile.runtime.backends.trt", "tensorrt"),
     "trt_rtx": ("msao_compile.runtime.backends.trt", "rtx"),
 }
+PACKAGES = {"ort": "onnxruntime", "trt": "tensorrt", "trt_rtx": "tensorrt_rtx"}
+NEEDS_GPU = ("trt", "trt_rtx")
+
+
+def fault(backend: str, capabilities: Sequence[int] = ()) -> str | None:
+    """Why a backend's engines do not run here, in a few words; None where they do.
+
+    `capabilities` are those that an engine was built for, none where that is told elsewhere. A GPU's driver is asked
+    before any library is touched.
+    """
+    if backend not in BACKENDS:
+        return "not known to this runtime"
+    if backend in NEEDS_GPU:
+        from msao_compile.runtime.backends.cuda import probe
+
+        driver = probe()
+        if isinstance(driver, str):
+            return driver
+        if capabilities and driver.device.sm not in capabilities:
+            built = ", ".join(f"sm{sm}" for sm in capabilities)
+            return f"built for {built}, and this GPU is sm{driver.device.sm}"
+    package, extra = PACKAGES[backend], BACKENDS[backend][1]
+    return None if find_spec(package) is not None else f"pip install 'msao-compile[{extra}]'"
 
 
 def open_engine(backend: str, file: EngineFile) -> Engine:

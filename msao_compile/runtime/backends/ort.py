@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import weakref
+from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,7 +21,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from msao_compile.errors import CapacityExceeded, DeploymentError, StageError
-from msao_compile.manifest.schema import GROWS, StateSpec
+from msao_compile.manifest.schema import GROWS
+from msao_compile.runtime.backends import ort_cuda
 from msao_compile.runtime.backends.base import Arrays, EngineFile, KVCache
 
 # Bindings raise a plain RuntimeError for some faults, such as wrong shapes.
@@ -28,6 +32,7 @@ _POOL_LOCK = threading.Lock()
 logger = logging.getLogger(__name__)
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
           "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool"}  # fmt: skip
+WRITE_INDICES = "write_indices"  # of graphs that write their state: the first new position of each sequence
 _QUIET = 3  # ONNX Runtime's log level for errors only
 
 
@@ -42,31 +47,40 @@ def open_decoder(backend: str, file: EngineFile) -> OrtDecoder:
 
 
 class OrtEngine:
-    """One ONNX Runtime session.
+    """One ONNX Runtime session, on the CPU or on the GPU as the settings say.
 
     Raises:
-        DeploymentError: the library refuses the file.
+        DeploymentError: the library refuses the file. MissingTool: there is no GPU that it can use.
     """
 
-    def __init__(self, file: EngineFile) -> None:
+    def __init__(self, file: EngineFile, capture: bool = False) -> None:
+        providers, self.device = ort_cuda.providers(file.settings, capture), file.settings.provider
         options = ort.SessionOptions()
         _give_threads(options, file.settings.threads)
         options.enable_cpu_mem_arena = file.settings.arena
         options.enable_mem_pattern = False  # sequence lengths change with every request
         options.log_severity_level = _QUIET
         try:
-            self.session = ort.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(str(file.path), options, providers=providers, enable_fallback=0)
         except _FAULTS as error:
             raise DeploymentError(
                 f"{file.path}: ONNX Runtime {ort.__version__} refuses it: {_first_line(error)}"
             ) from error
+        ort_cuda.check_provider(self.session, file.settings)
         self.path = file.path
         shapes: dict[str, tuple[int | str, ...]] = {
             value.name: tuple(value.shape) for value in self.session.get_inputs()
         }
         self.inputs = shapes
-        self.types = {value.name: _TYPES[value.type] for value in self.session.get_inputs()}
+        self.types = {value.name: self._type(value) for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def _type(self, value: Any) -> str:
+        if value.type not in _TYPES:
+            raise DeploymentError(
+                f"{self.path}: its input {value.name} is {value.type}, which NumPy does not have: build it in fp16"
+            )
+        return _TYPES[value.type]
 
     def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
         """Every output by name; inputs the graph does not have are left out.
@@ -111,21 +125,29 @@ def _shared_threads(wanted: int) -> int | None:
 
 
 class StateCache:
-    """The state tensors of `batch` sequences, each as its graph wants it.
+    """The state tensors of `batch` sequences, each as its graph wants it, in the memory of the decoder's device.
 
     `in_place`: one buffer of `capacity` positions, bound as past and present at once. `concat`: grows inside the graph.
     `replace`: another tensor of the same size comes out.
     """
 
-    def __init__(self, session: ort.InferenceSession, states: tuple[StateSpec, ...], capacity: int, batch: int) -> None:
-        self.length, self.capacity, self.states = 0, capacity, states
-        self.binding = session.io_binding()
-        self.moving = [state for state in states if state.update != "in_place"]
+    def __init__(
+        self, decoder: OrtDecoder, capacity: int, batch: int, steps: ort_cuda.FixedSteps | None = None
+    ) -> None:
+        self.length, self.capacity, self.states, self.device = 0, capacity, decoder.states, decoder.device
+        self.binding = decoder.session.io_binding()
+        self.moving = [state for state in self.states if state.update != "in_place"]
         self.values = {}
-        for state in states:
+        self.steps = steps
+        for state in self.states:
             rows = capacity if state.update == "in_place" else 0
             shape = [rows if size == GROWS else batch if isinstance(size, str) else size for size in state.shape]
-            value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.dtype(state.dtype)))
+            empty = np.zeros(shape, np.dtype(state.dtype))
+            if steps is None:
+                value = ort_cuda.device_value(empty, self.device)
+            else:
+                value = steps.values[state.name]
+                value.update_inplace(empty)  # what is not finite would spoil sums even where a mask hides it
             self.values[state.name] = value
             if state.update == "in_place":
                 self.binding.bind_ortvalue_input(state.name, value)
@@ -145,7 +167,7 @@ class StateCache:
         for state in self.moving if length < self.length else ():
             axis = state.shape.index(GROWS)
             kept = np.take(self.values[state.name].numpy(), range(length), axis)
-            self.values[state.name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(kept))
+            self.values[state.name] = ort_cuda.device_value(kept, self.device)
         self.length = length
 
     def bind(self) -> None:
@@ -160,7 +182,7 @@ class StateCache:
             else:
                 self.binding.bind_ortvalue_input(state.name, value)
         for state in self.moving:
-            self.binding.bind_output(state.output, "cpu")
+            self.binding.bind_output(state.output, self.device)
 
     def take(self, count: int) -> None:
         """After a run: `count` more positions are known."""
@@ -171,12 +193,26 @@ class StateCache:
 
 
 class OrtDecoder(OrtEngine):
-    """A decoder session; `step` runs prefill, decode and verification alike, for all sequences of a cache."""
+    """A decoder session; `step` runs prefill, decode and verification alike, for all sequences of a cache.
+
+    Raises:
+        DeploymentError: as OrtEngine, or its steps are to be captured and cannot be.
+    """
 
     def __init__(self, file: EngineFile) -> None:
-        super().__init__(file)
+        super().__init__(file, file.settings.cuda_graphs)
         self.states = file.states
+        self.places = self.types.get(WRITE_INDICES)
+        if self.places is not None:  # this decoder's own, like the mask beyond what is known
+            del self.inputs[WRITE_INDICES]
+            self.inputs["attention_mask"] = (self.inputs["attention_mask"][0], "total_sequence_length")
         self.vocabulary = next(int(value.shape[2]) for value in self.session.get_outputs() if value.name == "logits")
+        self.options: ort.RunOptions | None = None
+        if file.settings.cuda_graphs:
+            ort_cuda.check_captured(self.types, self.states)
+            self.options = ort_cuda.uncaptured()
+        self._graphs = 0
+        self._idle: defaultdict[tuple[int, int], list[ort_cuda.FixedSteps]] = defaultdict(list)
 
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """An empty cache for sequences that go on together.
@@ -185,13 +221,31 @@ class OrtDecoder(OrtEngine):
             DeploymentError: this machine has no memory for it.
         """
         try:
-            return StateCache(self.session, self.states, capacity, batch)
+            return StateCache(self, capacity, batch) if self.options is None else self._captured(capacity, batch)
         except (MemoryError, ValueError, *_FAULTS) as error:  # NumPy says ValueError of more than it can count
-            width = sum(math.prod(size for size in state.shape if isinstance(size, int)) for state in self.states)
             raise DeploymentError(
-                f"kv_capacity is {capacity}, for which this machine has not the {4 * width * capacity * batch} bytes: "
+                f"kv_capacity is {capacity}, for which this machine has not the {self._bytes(capacity, batch)} bytes: "
                 "lower shapes.decoder.kv_capacity in the recipe and build again"
             ) from error
+
+    def _captured(self, capacity: int, batch: int) -> StateCache:
+        """A cache at addresses whose steps are captured, of one that nobody has any more where there is one."""
+        idle = self._idle[capacity, batch]
+        cache = StateCache(self, capacity, batch, idle.pop() if idle else None)
+        if cache.steps is None:
+            self._graphs += 1
+            outputs = {state.output: cache.values[state.name] for state in self.states}
+            outputs["logits"] = ort_cuda.device_value(np.zeros((batch, 1, self.vocabulary), np.float32), self.device)
+            cache.steps = ort_cuda.FixedSteps(self.session, self._graphs, cache.values, outputs, self.device)
+        weakref.finalize(cache, idle.append, cache.steps)
+        return cache
+
+    def _bytes(self, capacity: int, batch: int) -> int:
+        sizes = (
+            math.prod(size for size in state.shape if isinstance(size, int)) * np.dtype(state.dtype).itemsize
+            for state in self.states
+        )
+        return sum(sizes) * capacity * batch
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
         """Append `feed` to the cache; logits [batch, num_logits, vocabulary], float32.
@@ -201,18 +255,34 @@ class OrtDecoder(OrtEngine):
             StageError: the library failed; the cache keeps its length.
         """
         assert isinstance(cache, StateCache)  # made by new_cache of this very class
-        binding, (batch, count) = cache.binding, feed["inputs_embeds"].shape[:2]
+        count = feed["inputs_embeds"].shape[1]
         _check_room(cache, count)
-        logits = np.empty((batch, len(feed["logits_positions"]), self.vocabulary), np.float32)
+        feed = self._placed(feed, cache)
         try:
-            for name, value in feed.items():
-                binding.bind_cpu_input(name, value)
-            cache.bind()
-            binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-            self.session.run_with_iobinding(binding)
+            steps = cache.steps if ort_cuda.fixed(feed) else None
+            logits = self._run(feed, cache) if steps is None else steps.run(feed)
         except _FAULTS as error:
             raise StageError(f"{self.path}: {_first_line(error)}") from error
         cache.take(count)
+        return logits
+
+    def _placed(self, feed: Mapping[str, np.ndarray], cache: StateCache) -> Mapping[str, np.ndarray]:
+        """For a graph that writes its state itself: where the new positions go, and a mask over the whole buffer."""
+        if self.places is None:
+            return feed
+        mask, (batch, _) = feed["attention_mask"], feed["inputs_embeds"].shape[:2]
+        behind = ((0, 0), (0, cache.capacity - mask.shape[1]))
+        places = np.full(batch, cache.length, np.dtype(self.places))
+        return {**feed, WRITE_INDICES: places, "attention_mask": np.pad(mask, behind)}
+
+    def _run(self, feed: Mapping[str, np.ndarray], cache: StateCache) -> np.ndarray:
+        binding = cache.binding
+        logits = np.empty((len(feed["inputs_embeds"]), len(feed["logits_positions"]), self.vocabulary), np.float32)
+        for name, value in feed.items():
+            binding.bind_cpu_input(name, value)
+        cache.bind()
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self.session.run_with_iobinding(binding, self.options)
         return logits
 
 

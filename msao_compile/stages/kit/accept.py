@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from msao_compile.errors import DamagedFile, DeploymentError
 from msao_compile.manifest.digest import sha256_file
 from msao_compile.manifest.receipt import BuiltModule, Receipt
-from msao_compile.manifest.schema import Compatibility, Deployment, Engine, FileRef, Precision, Status
+from msao_compile.manifest.schema import Compatibility, Deployment, Engine, FileRef, Status
 from msao_compile.manifest.signature import ENDING
 from msao_compile.runtime.compare import Distance, verdict
 from msao_compile.runtime.kit.ladder import LADDER, status
 from msao_compile.stages.kit import contract
-from msao_compile.stages.kit.pack import DEFAULT_BOUNDS, Bounds, held_to
+from msao_compile.stages.kit.pack import DEFAULT_BOUNDS, BoundsBy, held_to
 
 MEASURED = ("max_abs", "min_cosine", "argmax_agreement", "near_ties_only", "compared")
 
@@ -73,7 +73,7 @@ def merged(
     deployment: Deployment,
     receipt: Receipt,
     evidence: Mapping[str, FileRef],
-    bounds: Mapping[Precision, Bounds] = DEFAULT_BOUNDS,
+    bounds: BoundsBy = DEFAULT_BOUNDS,
 ) -> Deployment:
     """The deployment with what the receipt proves: engine files, statuses, the device's compatibility, the evidence.
 
@@ -105,7 +105,7 @@ def merged(
     )
 
 
-def proven_status(built: BuiltModule, runner: str, bounds: Mapping[Precision, Bounds]) -> Status:
+def proven_status(built: BuiltModule, runner: str, bounds: BoundsBy) -> Status:
     """The rung that a module's phases prove, its parity judged again from the distances that were measured."""
     verdicts: dict[str, str] = {name: entry.verdict for name, entry in built.phases.items()}
     if built.engine is None:
@@ -121,7 +121,7 @@ def proven_status(built: BuiltModule, runner: str, bounds: Mapping[Precision, Bo
     return cast("Status", status(verdicts, runner))
 
 
-def _passes(case: Any, built: BuiltModule, bounds: Mapping[Precision, Bounds]) -> bool:
+def _passes(case: Any, built: BuiltModule, bounds: BoundsBy) -> bool:
     try:
         apart = Distance(*(case[name] for name in MEASURED))
         return apart.compared > 0 and verdict(apart, held_to(bounds[built.precision], built.component))[0] == "PASS"
@@ -138,13 +138,15 @@ def _check_module(built: BuiltModule, order: Mapping[str, Any]) -> None:
         _refuse(f"{where}{name}", getattr(built, name), order[name])
 
 
-def _merged(engine: Engine, built: BuiltModule, receipt: Receipt, bounds: Mapping[Precision, Bounds]) -> Engine:
+def _merged(engine: Engine, built: BuiltModule, receipt: Receipt, bounds: BoundsBy) -> Engine:
     proven = proven_status(built, receipt.runner, bounds)
     if LADDER.index(built.status) > LADDER.index(proven):
         raise DeploymentError(
             f"the receipt claims {built.status} for {built.name} where its own phases prove {proven}; run kit.py on "
             "the device again"
         )
+    if LADDER.index(proven) < LADDER.index(engine.status):  # what was proven elsewhere stays
+        return engine
     return engine.model_copy(
         update={
             "status": proven,

@@ -9,7 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from msao_compile.manifest.schema import Deployment, Engine, FileRef, Precision
+from pydantic import ValidationError
+
+from msao_compile.errors import DeploymentError
+from msao_compile.manifest.evidence import ParityEvidence
+from msao_compile.manifest.schema import Deployment, Engine, FileRef
 from msao_compile.runtime.kit.plan import FORMAT, PLAN_NAME
 from msao_compile.runtime.loader import locate
 from msao_compile.stages.kit import contract
@@ -17,22 +21,19 @@ from msao_compile.stages.kit.archive import Entry
 from msao_compile.stages.kit.checks import Checks, checks
 
 Bounds = Mapping[str, float | None]
+BoundsBy = Mapping[str, Bounds]
+"""Bounds by precision."""
 ENTRY = "kit.py"
 CARRIED = ("errors.py", "runtime/compare.py")
 ROOMS = {"runtime/kit": ("",), "runtime/backends": ("cuda", "engine_file", "trt")}
 """Files of this package that a kit carries, by folder and how their names begin: they need NumPy and the device's own
 library only."""
 LEFT_HERE = ("entry.py", "__init__.py")
-DEFAULT_BOUNDS: Mapping[Precision, Bounds] = {
-    "fp32": {"min_cosine": 0.9999, "max_abs": None, "argmax_agreement": 0.99},
-    "fp16": {"min_cosine": 0.999, "max_abs": None, "argmax_agreement": 0.98},
-    "bf16": {"min_cosine": 0.99, "max_abs": None, "argmax_agreement": 0.95},
-    "int8": {"min_cosine": 0.98, "max_abs": None, "argmax_agreement": 0.9},
-    "fp8": {"min_cosine": 0.98, "max_abs": None, "argmax_agreement": 0.9},
-    "int4": {"min_cosine": 0.95, "max_abs": None, "argmax_agreement": 0.8},
-}
-"""How far an engine may be from its fp32 graph on seeded inputs. Encoders have no token to agree on, so that their
-bound is the cosine alone."""
+DEFAULT_BOUNDS: BoundsBy = {
+    "fp32": {"min_cosine": 0.9999}, "fp16": {"min_cosine": 0.999}, "bf16": {"min_cosine": 0.99},
+    "int8": {"min_cosine": 0.98}, "fp8": {"min_cosine": 0.98}, "int4": {"min_cosine": 0.95},
+}  # fmt: skip
+"""How far an engine may be from its fp32 graph where the deployment's own evidence sets no bound."""
 BUILD_COPIES, LIBRARY_BYTES = 4, 900_000_000
 """Peak memory of a build: copies of the weights that it holds, and what the library takes by itself. By the rule of
 thumb of 3 to 4 times the parameters, and one build measured off-GPU; no Jetson was measured."""
@@ -58,7 +59,7 @@ class Packed:
         return sum(entry.size_bytes for entry in self.entries)
 
 
-def pack(folder: Path, deployment: Deployment, target: str, bounds: Mapping[Precision, Bounds] | None = None) -> Packed:
+def pack(folder: Path, deployment: Deployment, target: str) -> Packed:
     """Everything of a target's kit; runs the fp32 graphs for expected outputs, and writes nothing.
 
     Raises:
@@ -67,13 +68,14 @@ def pack(folder: Path, deployment: Deployment, target: str, bounds: Mapping[Prec
     """
     engines = contract.ordered(deployment, target)
     ordered = contract.contract(deployment, target)
+    bounds = bounds_of(folder, deployment)
     entries = {entry.path: entry for entry in (*_code(), *_weights(folder, deployment, engines))}
     modules: dict[str, Any] = {}
     for engine in engines:
         name, found = contract.name_of(deployment, engine), checks(folder, deployment, engine)
         stored = {f"checks/{name}/{case.name}.npz": case.content for case in found.cases}
         entries |= {path: Entry(path, content) for path, content in stored.items()}
-        modules[name] = _about(deployment, engine, found, list(stored), bounds or DEFAULT_BOUNDS)
+        modules[name] = _about(deployment, engine, found, list(stored), bounds)
     content = {
         "format": FORMAT,
         "id": contract.kit_id(ordered),
@@ -92,9 +94,7 @@ def _wanted(engine: Engine) -> dict[str, Any]:
     return found
 
 
-def _about(
-    deployment: Deployment, engine: Engine, found: Checks, paths: list[str], bounds: Mapping[Precision, Bounds]
-) -> dict[str, Any]:
+def _about(deployment: Deployment, engine: Engine, found: Checks, paths: list[str], bounds: BoundsBy) -> dict[str, Any]:
     graph, module = contract.graph_of(deployment, engine), deployment.module(engine.module)
     decoders = (model.decoder for model in contract.owners(deployment, module) if model.decoder is not None)
     weights = sum(reference.size_bytes for reference in graph.data) + graph.file.size_bytes
@@ -111,6 +111,22 @@ def _about(
         "memory_bytes": LIBRARY_BYTES + BUILD_COPIES * weights,
         "disk_bytes": ENGINE_BYTES + ENGINE_COPIES * weights,
     }
+
+
+def bounds_of(folder: Path, deployment: Deployment) -> BoundsBy:
+    """The bounds by precision that the deployment was held against, and ours where it has none.
+
+    Raises:
+        DeploymentError: its evidence is missing, damaged or of an older version.
+    """
+    if "parity" not in deployment.evidence:
+        return DEFAULT_BOUNDS
+    path = locate(folder, deployment.evidence["parity"])
+    try:
+        evidence = ParityEvidence.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DeploymentError(f"{path}: not the evidence of this version; build the deployment again") from error
+    return {**DEFAULT_BOUNDS, **evidence.bounds}
 
 
 def held_to(bounds: Bounds, component: str) -> dict[str, float | None]:

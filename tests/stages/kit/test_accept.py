@@ -77,6 +77,20 @@ def test_without_times_parity_is_as_far_as_it_goes(orders: Path, returned: Path)
     assert {(engine.status, engine.reason) for engine in found.engines} == {("parity", "interrupted")}
 
 
+def test_what_was_proven_already_is_not_lost_by_a_receipt_that_proves_less(orders: Path, returned: Path) -> None:
+    path = returned / "receipt.json"
+    content = json.loads(path.read_text())
+    failed = {"verdict": "failed", "reason": "out of memory", "facts": {}}
+    for module in content["modules"]:
+        module |= {"engine": None, "status": "deferred", "phases": {"build": failed}}
+    path.write_text(json.dumps(content))
+    before = read_manifest(orders)
+    assert {engine.reason for engine in merged(before, read_receipt(path), REFERENCE).engines} == {"out of memory"}
+    built = tuple(engine.model_copy(update={"status": "built"}) for engine in before.engines)
+    after = merged(before.model_copy(update={"engines": built}), read_receipt(path), REFERENCE)
+    assert {engine.status for engine in after.engines} == {"built"}
+
+
 def test_a_receipt_of_some_modules_leaves_the_others_deferred(orders: Path, returned: Path) -> None:
     found = accepted(orders, returned, lambda content: content["modules"].pop(0))
     assert [engine.status for engine in found.engines] == ["deferred", "built", "built"]

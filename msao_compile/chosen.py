@@ -1,0 +1,61 @@
+"""Which targets a build is for, and whether this version and this machine can serve them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from msao_compile.errors import InputError, MissingTool, RecipeError
+from msao_compile.recipe.schema import TargetChoice
+from msao_compile.recipe.targets import Target, find
+from msao_compile.runner import Runner
+
+ON_CPUS = ("fp32", "int8", "int4")
+"""Precisions that ONNX Runtime's CPU kernels are fast in."""
+
+
+def chosen(runner: Runner) -> dict[str, TargetChoice]:
+    """The recipe's targets, or those that were asked for.
+
+    Raises:
+        InputError: an unknown target. RecipeError: a target asks for what its device does not do. MissingTool: the
+            library that builds its engines is not installed.
+    """
+    recipe = runner.recipe
+    wanted = runner.options.targets or tuple(recipe.targets)
+    for name in wanted:
+        if name not in recipe.targets:
+            raise InputError(f"--target {name}: no such target; the recipe has {', '.join(recipe.targets)}")
+        _refuse(name, recipe.targets[name])
+    return {name: recipe.targets[name] for name in wanted}
+
+
+def ahead_of_time(device: Target) -> bool:
+    """Whether its engines can be built without the device."""
+    return device.engine_build == "tensorrt_rtx ahead-of-time"
+
+
+def _refuse(name: str, choice: TargetChoice) -> None:
+    device = find(choice.device)
+    precisions = {choice.precision} if isinstance(choice.precision, str) else set(choice.precision.values())
+    if device.platform_kind == "cpu":
+        if slow := sorted(precisions - set(ON_CPUS)):
+            raise RecipeError(
+                f"targets.{name}.precision: {slow[0]} is slower than fp32 on a CPU; take fp32, int8 or int4"
+            )
+        if choice.graph_dialect != "fused" and precisions != {"fp32"}:
+            raise RecipeError(
+                f'targets.{name}.dialect: quantised modules of a CPU are "fused", not "{choice.graph_dialect}"'
+            )
+    elif choice.graph_dialect == "fused":
+        raise RecipeError(f'targets.{name}.dialect: "fused" runs on CPUs only; take "portable" or "scatter"')
+    for other in choice.also_for:
+        if not (ahead_of_time(device) and ahead_of_time(find(other))):
+            raise RecipeError(
+                f"targets.{name}.also_for: engines of {choice.device} and {other} are not built ahead of time, so one "
+                "file cannot serve both; give each a target of its own"
+            )
+    if ahead_of_time(device) and find_spec("tensorrt_rtx") is None:
+        raise MissingTool(
+            f"targets.{name}: engines for {choice.device} are built with TensorRT-RTX, which is not installed: "
+            "pip install 'msao-compile[rtx]', or build the others with --target"
+        )

@@ -1,0 +1,55 @@
+"""In which dialect and precisions a target runs a model, and what to call it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from msao_compile.manifest.engine import Dialect, Engine, Precision
+from msao_compile.manifest.schema import Model
+
+DESCENDING: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
+"""From the precision that is held to the tightest bounds to the one with the widest."""
+
+RANGED: tuple[Precision, ...] = ("int8", "fp8")
+"""Precisions of activations as well, which need to know how large those get."""
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The dialect of a model's graphs, and each component's precision."""
+
+    dialect: Dialect
+    precisions: tuple[tuple[str, Precision], ...]
+
+    def of(self, subject: str) -> str:
+        """The precision of a component, or of all of them in words."""
+        by_component = dict(self.precisions)
+        if subject in by_component:
+            return by_component[subject]
+        several = sorted(set(by_component.values()))
+        return several[0] if len(several) == 1 else ", ".join(f"{name} {kind}" for name, kind in self.precisions)
+
+    def lowest(self, subject: str) -> Precision:
+        """Whose bounds a comparison is held against."""
+        by_component = dict(self.precisions)
+        taking_part = [by_component[subject]] if subject in by_component else list(by_component.values())
+        return max(taking_part, key=DESCENDING.index)
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether some activation is clipped to what samples reached; CPUs measure theirs while they run."""
+        return self.dialect != "fused" and any(kind in RANGED for _, kind in self.precisions)
+
+    @property
+    def label(self) -> str:
+        """What a draft deployment calls the target."""
+        return f"{self.dialect} {self.of('')}"
+
+
+def kinds_of(engines: Iterable[Engine], model: Model) -> Kinds:
+    """The kinds of the engines of one target."""
+    held = {engine.module: engine for engine in engines}
+    chosen = {component: held[module] for component, module in sorted(model.components.items())}
+    dialect, *_ = (engine.dialect for engine in chosen.values())
+    return Kinds(dialect, tuple((component, engine.precision) for component, engine in chosen.items()))

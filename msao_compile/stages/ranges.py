@@ -1,0 +1,209 @@
+"""Activation ranges of one model: its fp32 graphs answer samples, and each product's largest input is kept.
+
+Nothing of a sample stays in memory but those numbers, however many samples there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from msao_compile.errors import InputError, StageError
+from msao_compile.graph.precision.observe import observed
+from msao_compile.graph.precision.ranges import Ranges
+from msao_compile.manifest.schema import GROWS, Deployment, StateSpec
+from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.backends.base import Arrays, Engine, EngineFile, KVCache, open_engine
+from msao_compile.runtime.engines import Engines
+from msao_compile.runtime.loader import read_manifest
+from msao_compile.runtime.routes import Question, edge
+from msao_compile.runtime.sampling import SamplingParameters
+from msao_compile.runtime.session import ModelSession
+
+NEW_TOKENS = 8
+"""Decoded for each sample, so that steps are observed as prompts are."""
+APART = 3
+"""The first samples, which give no ranges: parity compares what is quantised on them, and not on noise."""
+SYNTHETIC = 8
+SIDE = 256
+QUESTIONS = ("What is in this picture?", "How many things are there, and of what color?")
+
+
+def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
+    """Ranges by component and value name; `arguments`: folder (draft), model, target and its dialect, components,
+    samples (None: synthetic), limit, output (the samples that are kept apart, as arrays).
+
+    Raises:
+        InputError: a sample cannot be read. StageError: the model cannot answer any, or a number is not finite.
+    """
+    folder = Path(arguments["folder"])
+    deployment = read_manifest(folder)
+    engines = Engines(folder, deployment, verify=True, demand="built", target=arguments["target"])
+    session = engines.session(deployment.model(arguments["model"]))
+    found = _watch(session, deployment, folder, arguments)
+    samples = _synthetic() if arguments["samples"] is None else _read(Path(arguments["samples"]))
+    takes_pictures = any(encoder.modality == "image" for encoder in session.model.encoders)
+    apart: Arrays = {}
+    taken = -APART
+    for question, picture in samples:
+        if taken == arguments["limit"]:
+            break
+        pictures = (picture,) if takes_pictures else ()
+        if taken < 0:
+            request = session.prepare(question, pictures)
+            inputs = {"input_ids": request.ids[None], "attention_mask": np.ones((1, len(request.ids)), np.int64)}
+            apart |= {f"{taken + APART}.{name}": value for name, value in {**inputs, **request.tensors}.items()}
+        else:
+            asked = Question(question, pictures, NEW_TOKENS, SamplingParameters(ignore_eos=True))
+            for _ in edge(session, asked, Clock()).tokens:
+                pass
+        taken += 1
+        on_progress({"samples": max(taken, 0)})
+    if taken < 1:
+        raise StageError(
+            f"{arguments['samples']}: {taken + APART} samples, of which {APART} are for parity and the others give "
+            "ranges; add some, or set synthetic = true"
+        )
+    np.savez(arguments["output"], allow_pickle=False, **apart)
+    coverage = {component: {**asdict(ranges.coverage())} for component, ranges in found.items()}
+    return {
+        "samples": taken,
+        "synthetic": arguments["samples"] is None,
+        "maximum": {component: ranges.maximum for component, ranges in found.items()},
+        "coverage": json.loads(json.dumps(coverage)),
+    }
+
+
+def _watch(session: ModelSession, deployment: Deployment, folder: Path, asked: Mapping[str, Any]) -> dict[str, Ranges]:
+    """Let the wanted modules run as graphs that also tell their largest activations."""
+    wanted, dialect = asked["components"], asked["dialect"]
+    found: dict[str, Ranges] = {}
+    for component in wanted:
+        module = deployment.module(session.model.components[component])
+        graph = next(one for one in module.graphs if (one.dialect, one.precision) == (dialect, "fp32"))
+        source = folder / graph.file.path
+        copy = source.with_name(f"observed.{source.name}")
+        found[component] = Ranges(observed(source, copy))
+        engine = open_engine("ort", EngineFile(copy, graph.dialect, deployment.runtime))
+        if component == "decoder":
+            session._decoder = ObservedDecoder(engine, graph.states, found[component])
+        else:
+            session.engines = {**session.engines, component: Observed(engine, found[component])}
+    return found
+
+
+@dataclass
+class Observed:
+    """A stateless module that tells its ranges at every run."""
+
+    engine: Engine
+    ranges: Ranges
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """Of the module itself."""
+        return self.engine.inputs
+
+    @property
+    def types(self) -> Mapping[str, str]:
+        """Of the module itself."""
+        return self.engine.types
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
+        """Every output, those that tell ranges too, which nobody asks for."""
+        outputs = self.engine.run(feed)
+        self.ranges.add(outputs)
+        return outputs
+
+
+@dataclass
+class PlainCache:
+    """State as arrays, passed through the graph at every step."""
+
+    values: Arrays
+    capacity: int
+    length: int = 0
+
+    def rollback(self, length: int) -> None:
+        """Never asked of samples.
+
+        Raises:
+            StageError: always.
+        """
+        raise StageError(f"a decoder that is observed cannot go back to {length}")
+
+
+class ObservedDecoder(Observed):
+    """A decoder that tells its ranges at every step; slow, since its state is copied in and out."""
+
+    def __init__(self, engine: Engine, states: tuple[StateSpec, ...], ranges: Ranges) -> None:
+        super().__init__(engine, ranges)
+        self.states = states
+        hidden = {state.name for state in states}
+        self.shown = {name: shape for name, shape in engine.inputs.items() if name not in hidden | {"write_indices"}}
+        self.shown["attention_mask"] = (engine.inputs["attention_mask"][0], "total_sequence_length")
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str, ...]]:
+        """What a session gives."""
+        return self.shown
+
+    def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
+        """No positions yet."""
+        values = {}
+        for state in self.states:
+            rows = capacity if state.update == "in_place" else 0
+            shape = [rows if size == GROWS else batch if isinstance(size, str) else size for size in state.shape]
+            values[state.name] = np.zeros(shape, np.dtype(state.dtype))
+        return PlainCache(values, capacity)
+
+    def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
+        """Logits of the fed positions, as every decoder gives them."""
+        held = cast("PlainCache", cache)
+        known = {**feed, **held.values}
+        if "write_indices" in self.engine.inputs:
+            mask = feed["attention_mask"]
+            known["attention_mask"] = np.pad(mask, ((0, 0), (0, held.capacity - mask.shape[1])))
+            known["write_indices"] = np.full(len(mask), held.length, np.int64)
+        outputs = self.run(known)
+        held.values = {state.name: outputs[state.output] for state in self.states}
+        held.length += feed["inputs_embeds"].shape[1]
+        return outputs["logits"]
+
+
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
+    """Question and picture of each line; pictures lie beside the file.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not such a sample.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); name a file of JSON lines in [ranges]") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            yield str(entry["question"]), path.parent / str(entry["image"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: line {number} is no object with question and image ({error!r})") from error
+
+
+def _synthetic() -> Iterator[tuple[str, bytes]]:
+    """Pictures of seeded noise over a ramp, PNG."""
+    import io
+
+    from PIL import Image
+
+    for seed in range(SYNTHETIC):
+        chance = np.random.default_rng(seed)
+        ramp = np.linspace(0, 200, SIDE)[:, None, None] * chance.random(3)
+        pixels = (ramp + chance.integers(0, 55, (SIDE, SIDE, 3))).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        yield QUESTIONS[seed % len(QUESTIONS)], buffer.getvalue()
