@@ -16,7 +16,7 @@ from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Deployment, Dialect, Graph, Module, RuntimeSettings
 from msao_compile.places import Places
 from msao_compile.runner import Ask
-from msao_compile.stages.compose import ModelParts, graph_name
+from msao_compile.stages.compose import ModelParts, Object, graph_name
 from msao_compile.stock import Stock
 
 EXPORT_TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript", "onnxruntime", "optimum")
@@ -106,8 +106,15 @@ def export(model: ModelParts, component: Component, dialect: Dialect, places: Pl
     return Ask("export", f"{model.name}/{name} ({dialect})", 2, fields, arguments, {"graph": graph}, prepare)
 
 
-def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: Deployment, stock: Stock) -> Ask:
-    """A model's modules, whole and cuts against its torch original."""
+def parity(
+    model: ModelParts,
+    folder: Path,
+    bounds: Mapping[str, Any],
+    draft: Deployment,
+    samples: Object | None,
+    stock: Stock,
+) -> Ask:
+    """A model's modules, whole and cuts against its torch original; `samples` are for what has ranges."""
     steps = stock.runner.recipe.parity.steps
     entry = draft.model(model.name)
     own = set(entry.components.values())
@@ -123,6 +130,7 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
         "config": stock.digest(folder / "config.json"),
         "weights": stock.digest_all(weight_files(folder)),
         "bounds": dict(bounds),
+        "samples": None if samples is None else samples.sha256,
         "steps": steps,
         "kv_capacity": model.kv_capacity,
         "tools": versions(EXPORT_TOOLS),
@@ -134,10 +142,13 @@ def parity(model: ModelParts, folder: Path, bounds: Mapping[str, Any], draft: De
         draft_folder = str(workspace / "draft")
         exclude = list(stock.runner.recipe.export.exclude)
         common = {"model": model.name, "bounds": dict(bounds), "steps": steps, "exclude": exclude}
+        common["samples"] = None if samples is None else str(workspace / "samples.npz")
         return {**common, "folder": draft_folder, "checkpoint": str(folder), "trusted": trusts(model.name, stock)}
 
     def prepare(workspace: Path) -> None:
         stock.deploy(workspace / "draft", draft)
+        if samples is not None:
+            stock.place(samples.sha256, workspace / "samples.npz")
 
     return Ask("parity", model.name, 1, fields, arguments, {}, prepare)
 

@@ -11,7 +11,7 @@ from typing import Any
 from msao_compile import asks
 from msao_compile.errors import InputError
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
-from msao_compile.manifest.schema import BuildOrder, Deployment, Dialect, Graph, Module, Precision
+from msao_compile.manifest.schema import BuildOrder, Deployment, Dialect, Graph, Module, Precision, RuntimeSettings
 from msao_compile.runner import Ask
 from msao_compile.runtime.backends.cuda import probe
 from msao_compile.stages.compose import graph_name
@@ -90,9 +90,10 @@ def ranges(model: str, dialect: Dialect, draft: Deployment, modules: Collection[
         return {
             "folder": str(workspace / "draft"), "model": model, "target": target, "dialect": dialect,
             "components": own, "samples": chosen.samples, "limit": chosen.limit,
+            "output": str(workspace / "apart.npz"),
         }  # fmt: skip
 
-    return Ask("ranges", model, 1, fields, arguments, {}, prepare)
+    return Ask("ranges", model, 1, fields, arguments, {"apart": "apart.npz"}, prepare)
 
 
 def _sample_digest(path: Path, stock: Stock) -> str:
@@ -148,6 +149,45 @@ def gpu() -> dict[str, Any]:
     """What an engine for this machine's own GPU depends on; empty where there is none."""
     found = probe()
     return {} if isinstance(found, str) else asdict(found.device)
+
+
+def weigh(
+    home: str,
+    module: Module,
+    variant: tuple[Dialect, Precision],
+    shapes: Mapping[str, list[int]],
+    settings: RuntimeSettings,
+    stock: Stock,
+) -> Ask:
+    """A quantised module and its fp32 sibling, timed in turn on this machine."""
+    dialect, kind = variant
+    graphs = {graph.precision: graph for graph in module.graphs if graph.dialect == dialect}
+    pair = {precision: graphs[precision] for precision in ("fp32", kind)}
+    capacity = stock.runner.recipe.shapes.kv_capacity
+    plain = settings.model_dump(mode="json")
+    fields = {
+        "files": sorted(reference.sha256 for graph in pair.values() for reference in (graph.file, *graph.data)),
+        "shapes": dict(shapes),
+        "settings": plain,
+        "kv_capacity": capacity,
+        "machine": asks.machine(),
+        "tools": asks.versions(asks.RUN_TOOLS),
+        "code": asks.source_digest("runtime/backends", "stages/weigh.py"),
+    }
+
+    def prepare(workspace: Path) -> None:
+        for graph in pair.values():
+            _place(graph, workspace, stock)
+
+    def arguments(workspace: Path) -> dict[str, Any]:
+        return {
+            "paths": {name: str(workspace / Path(graph.file.path).name) for name, graph in pair.items()},
+            "states": {name: [one.model_dump(mode="json") for one in graph.states] for name, graph in pair.items()},
+            "component": module.component, "dialect": dialect, "settings": plain, "capacity": capacity,
+            "shapes": dict(shapes),
+        }  # fmt: skip
+
+    return Ask("weigh", f"{home}/{module.component} ({dialect} {kind})", 1, fields, arguments, {}, prepare)
 
 
 def _weights(graph: Graph) -> int:

@@ -11,11 +11,11 @@ from msao_compile import asks, engine_asks
 from msao_compile.chosen import ahead_of_time
 from msao_compile.errors import RecipeError
 from msao_compile.manifest.schema import BuildOrder, Dialect, Engine, FileRef, Graph, Module, Precision
-from msao_compile.manifest.variants import Kinds
+from msao_compile.manifest.variants import RANGED, Kinds
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import TargetChoice
 from msao_compile.recipe.targets import find
-from msao_compile.runner import Ask
+from msao_compile.runner import Ask, Runner
 from msao_compile.stages import build, compose
 from msao_compile.stages.compose import Made
 from msao_compile.stages.profiles import profiles
@@ -24,8 +24,6 @@ from msao_compile.stock import result
 from msao_compile.store.record import Record
 
 logger = logging.getLogger(__name__)
-RANGED = ("int8", "fp8")
-"""Precisions of activations, which need to know how large those get."""
 GROWING = 0.25
 """Share of the ranges that may still have grown in the last quarter of the samples before it is warned of."""
 OPEN_COPIES = 2.0
@@ -34,6 +32,11 @@ OPEN_COPIES = 2.0
 
 class Walk(Steps):
     """All stages, in the order in which `pipeline` asks for them."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner)
+        self.told: dict[tuple[str, str], str] = {}
+        """By target and module, how fast quantised modules were beside their fp32 siblings."""
 
     def precisions(self) -> bool:
         """Every graph of less than fp32 that a target asks for; targets share what they agree on.
@@ -57,12 +60,45 @@ class Walk(Steps):
             blob, data = self.stock.output(record, "graph"), self.stock.output(record, "data")
             if record is not None and blob is not None:
                 self.exported[module.id].graphs[graph.dialect, kind] = Made(blob, result(record), data)
-        return all(records) or self._later(("parity", "build", "measure"), "quantize")
+        if not all(records):
+            return self._later(("weigh", "parity", "build", "measure"), "quantize")
+        return self._weigh() or self._later(("parity", "build", "measure"), "weigh")
+
+    def _weigh(self) -> bool:
+        """On CPUs: what is quantised is kept where it is faster than fp32 here, or where size is preferred."""
+        homes, settings, wanted = compose.owners(self.parts), self._settings(), {}
+        for name, choice in self.targets.items():
+            for module in self._modules() if find(choice.device).platform_kind == "cpu" else ():
+                kind = self.kind(name, module.id, module.component)
+                if kind != "fp32":
+                    variant, shapes = (choice.graph_dialect, kind), self._best_shapes(module, choice)
+                    wanted[name, module.id] = engine_asks.weigh(
+                        homes[module.id], module, variant, shapes, settings, self.stock
+                    )
+        for (name, module_id), ask in wanted.items():
+            [record] = self.runner.ask([ask])  # alone: two timings at once measure each other
+            if record is None:
+                return False
+            times, component = result(record)["median_ms"], self._module(module_id).component
+            asked = self.kind(name, module_id, component)
+            told = (
+                f"{result(record)['what']} took {times[asked]:.3g} ms in {asked}, {times['fp32']:.3g} ms in fp32 here"
+            )
+            self.told[name, module_id] = told
+            if self.targets[name].prefer == "speed" and times["fp32"] <= times[asked]:
+                self.kept[name, module_id] = "fp32"
+                logger.warning("%s/%s for %s stays fp32: %s", homes[module_id], component, name, told)
+        return True
+
+    def _best_shapes(self, module: Module, choice: TargetChoice) -> dict[str, list[int]]:
+        graph = graph_of(module, choice.graph_dialect, "fp32")
+        [profile, *_] = profiles(module.component, graph, self.recipe.shapes, self._tokens(module)) or (None,)
+        return {} if profile is None else {one.name: list(one.opt) for one in profile.inputs}
 
     def _lower(self) -> Iterator[tuple[Module, Graph, Precision]]:
-        for choice in self.targets.values():
+        for name, choice in self.targets.items():
             for module in self._modules():
-                kind = self.precision_of(module.component, choice)
+                kind = self.kind(name, module.id, module.component)
                 if kind != "fp32":
                     yield module, graph_of(module, choice.graph_dialect, "fp32"), kind
 
@@ -86,6 +122,8 @@ class Walk(Steps):
             if record is None:
                 return None
             self._tell_coverage(parts.name, result(record))
+            if (apart := self.stock.output(record, "apart")) is not None:
+                self.samples[parts.name] = apart
             components = {part["component"]: part["id"] for part in parts.split["components"]}
             found |= {components[name]: ranges for name, ranges in result(record)["maximum"].items()}
         return found
@@ -136,7 +174,7 @@ class Walk(Steps):
 
     def _planned(self, name: str, choice: TargetChoice, module: Module) -> Engine:
         """What is to be made of a module for a target; nothing is yet."""
-        device, kind = find(choice.device), self.precision_of(module.component, choice)
+        device, kind = find(choice.device), self.kind(name, module.id, module.component)
         graph = graph_of(module, choice.graph_dialect, kind)
         order = None
         if device.platform_kind != "cpu":
@@ -164,7 +202,8 @@ class Walk(Steps):
 
     def _settled(self, entry: Engine, module: Module, too_large: str | None, record: Record | None) -> Engine:
         if entry.backend == "ort":
-            return build.opened(entry, too_large, self._unproven(module, entry))
+            told = self.told.get((entry.target, module.id))
+            return build.opened(entry, too_large, self._unproven(module, entry), told)
         blob = self.stock.output(record, "engine")
         if record is None or blob is None:
             return entry
@@ -192,9 +231,10 @@ class Walk(Steps):
     def _kinds_in_words(self, model: str, target: str) -> str:
         """The precisions that a target runs a model in, as the rows of parity say them."""
         choice = self.targets[target]
-        components = next(parts for parts in self.parts if parts.name == model).split["components"]
-        names = sorted(component["component"] for component in components)
-        return Kinds(choice.graph_dialect, tuple((name, self.precision_of(name, choice)) for name in names)).of("")
+        parts = next(parts for parts in self.parts if parts.name == model).split["components"]
+        ids = sorted((part["component"], part["id"]) for part in parts)
+        kinds = tuple((name, self.kind(target, module, name)) for name, module in ids)
+        return Kinds(choice.graph_dialect, kinds).of("")
 
 
 def graph_of(module: Module, dialect: Dialect, precision: Precision) -> Graph:

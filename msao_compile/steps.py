@@ -32,7 +32,7 @@ from msao_compile.manifest.schema import (
 )
 from msao_compile.places import DataFile, Places
 from msao_compile.recipe.room import lack
-from msao_compile.recipe.schema import Bounds, Component, TargetChoice
+from msao_compile.recipe.schema import Bounds, Component
 from msao_compile.runner import Ask, Runner
 from msao_compile.runtime.compare import refuse_failures
 from msao_compile.stages import compose
@@ -72,6 +72,8 @@ class Steps:
         self.exported: dict[str, Exported] = {}
         self.rows: list[ParityRow] = []
         self.left_out: dict[str, str] = {}
+        self.samples: dict[str, Object] = {}
+        self.kept: dict[tuple[str, str], Precision] = {}
         self.bounds: dict[str, dict[str, float | None]] = {
             name: (getattr(self.recipe.parity, name) or bounds).model_dump(mode="json")
             for name, bounds in BOUNDS.items()
@@ -195,7 +197,9 @@ class Steps:
                 self.runner.defer(model.name, self.left_out[model.name], "parity")
         records = self.runner.ask(
             [
-                asks.parity(model, self.checkpoints[model.name], self.bounds, draft, self.stock)
+                asks.parity(
+                    model, self.checkpoints[model.name], self.bounds, draft, self.samples.get(model.name), self.stock
+                )
                 for model in self.parts if model.name not in self.left_out
             ]
         )  # fmt: skip
@@ -215,9 +219,9 @@ class Steps:
         Each dialect is also there in fp32, which tells a fault of the graph from one of its precision.
         """
         here = Compatibility(target_id="local-cpu", platform_kind="cpu")
-        for dialect, choice in [*((dialect, None) for dialect in self.dialects),
-                                *((choice.graph_dialect, choice) for choice in self.targets.values())]:  # fmt: skip
-            kinds = [(module, self.precision_of(module.component, choice)) for module in self._modules()]
+        targets = [(choice.graph_dialect, name) for name, choice in self.targets.items()]
+        for dialect, target in [*((dialect, None) for dialect in self.dialects), *targets]:
+            kinds = [(module, self.kind(target, module.id, module.component)) for module in self._modules()]
             if any(kind in NOT_ON_CPUS for _, kind in kinds):
                 continue
             label = f"{dialect} " + ", ".join(f"{module.component} {kind}" for module, kind in kinds)
@@ -227,10 +231,12 @@ class Steps:
                     compatibility=here,
                 )  # fmt: skip
 
-    @staticmethod
-    def precision_of(component: str, choice: TargetChoice | None) -> Precision:
-        """What a target asks of a component; fp32 of no target."""
-        return "fp32" if choice is None else choice.precision_of(cast("Component", component))
+    def kind(self, target: str | None, module: str, component: str) -> Precision:
+        """What a target keeps of what it asks of a module; fp32 of no target."""
+        if target is None:
+            return "fp32"
+        asked = self.targets[target].precision_of(cast("Component", component))
+        return self.kept.get((target, module), asked)
 
     def measure(self) -> None:
         """Time the routes, where this machine can run them and the checkpoints have what `run` needs."""

@@ -66,6 +66,11 @@ class Original:
         with contextlib.suppress(UnsupportedFamily):  # it answers nothing without a picture or a sound
             yield self._answered((), 0, np.random.default_rng(9))
 
+    def answers(self, modality: str, variant: int, inputs: dict[str, np.ndarray]) -> Asked:
+        """What it answers to a given request about one picture, clip or sound."""
+        with _features_of(self.model) as features:
+            return self._asked((modality,), variant, inputs, features)
+
     def twin(self, asked: Asked) -> Asked:
         """Another request of the same sizes."""
         kind = (asked.modalities, asked.variant)

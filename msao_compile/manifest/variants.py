@@ -11,6 +11,9 @@ from msao_compile.manifest.schema import Model
 DESCENDING: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 """From the precision that is held to the tightest bounds to the one with the widest."""
 
+RANGED: tuple[Precision, ...] = ("int8", "fp8")
+"""Precisions of activations as well, which need to know how large those get."""
+
 
 @dataclass(frozen=True)
 class Kinds:
@@ -32,6 +35,11 @@ class Kinds:
         by_component = dict(self.precisions)
         taking_part = [by_component[subject]] if subject in by_component else list(by_component.values())
         return max(taking_part, key=DESCENDING.index)
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether some activation is clipped to what samples reached; CPUs measure theirs while they run."""
+        return self.dialect != "fused" and any(kind in RANGED for _, kind in self.precisions)
 
     @property
     def label(self) -> str:

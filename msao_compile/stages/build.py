@@ -72,13 +72,14 @@ def planned(module: Module, name: str, choice: TargetChoice, precision: Precisio
     )
 
 
-def opened(entry: Engine, too_large: str | None, unproven: str | None) -> Engine:
+def opened(entry: Engine, too_large: str | None, unproven: str | None, told: str | None = None) -> Engine:
     """An engine of this machine's own backend.
 
-    `too_large` says why it was not opened here, `unproven` why nothing proves what it computes.
+    `too_large` says why it was not opened here, `unproven` why nothing proves what it computes, `told` why it has the
+    precision that it has.
     """
     status: Status = "deferred" if too_large else "ran" if unproven else "parity"
-    return entry.model_copy(update={"status": status, "reason": too_large or unproven})
+    return entry.model_copy(update={"status": status, "reason": too_large or unproven or told})
 
 
 def built(entry: Engine, file: FileRef, found: Mapping[str, Any], unproven: str | None) -> Engine:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 BoundsByPrecision = Mapping[str, Mapping[str, float | None]]
 Pair = tuple[np.ndarray, np.ndarray]
 TEXT_ONLY = "text"
+SAMPLE = 100
+"""Where the variants begin that are samples and not made-up requests."""
 STEPS = "steps"
 BATCH = "batch of 2"
 
@@ -53,10 +55,12 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         checkpoint, exclude = Path(arguments["checkpoint"]), tuple(arguments["exclude"])
         original = Original(checkpoint, exclude, int(arguments["steps"]), PARITY_PROMPT_TOKENS)
         model = deployment.model(arguments["model"])
+        real = [] if arguments["samples"] is None else list(_samples(original, Path(arguments["samples"])))
         for target, kinds in targets_of(deployment, model).items():
             session = Engines(folder, deployment, verify=True, demand="built", target=target).session(model)
             with patch.object(session, "encode", _once(session.encode)):
-                for subject, found in judge_of(original, session):
+                asked = real if kinds.has_ranges else None
+                for subject, found in judge_of(original, session, asked):
                     on_progress({"subject": subject, "target": target})
                     rows.append(_row(model.name, subject, kinds, found, arguments["bounds"]))
             subjects = {row.subject for row in rows if row.dialect == kinds.dialect}
@@ -66,6 +70,14 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
                 if subject not in subjects
             }
     return ParityEvidence(rows=tuple(rows), bounds=arguments["bounds"], left_out=left_out).model_dump(mode="json")
+
+
+def _samples(original: Original, path: Path) -> Iterator[Asked]:
+    """The original's answers to samples, for what clips whatever is larger than real requests are."""
+    held = dict(np.load(path, allow_pickle=False))
+    for number in sorted({name.partition(".")[0] for name in held}):
+        inputs = {name.partition(".")[2]: value for name, value in held.items() if name.partition(".")[0] == number}
+        yield original.answers("image", SAMPLE + int(number), inputs)
 
 
 def _impossible(session: ModelSession) -> Iterator[tuple[str, str]]:
@@ -131,10 +143,15 @@ def _given(session: ModelSession, asked: Asked, name: str) -> np.ndarray:
     return found[name]
 
 
-def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, Distance]]:
-    """Every comparison of one model: encoders, the whole pass, steps one by one, text alone, and each cut."""
-    yield from _encoders(original, session)
-    every = fitting(original.asked, session)
+def judge_of(
+    original: Original, session: ModelSession, given: Sequence[Asked] | None = None
+) -> Iterator[tuple[str, Distance]]:
+    """Every comparison of one model: encoders, the whole pass, steps one by one, text alone, and each cut.
+
+    `given` are the requests to compare on instead of the original's own.
+    """
+    every = fitting(original.asked if given is None else given, session)
+    yield from _encoders(every, session)
     if session.model.decoder is None:  # what compares texts with media gives nothing for texts alone
         every = [asked for asked in every if asked.modalities] or every
     names = {name: f"out.{name}" for name in every[0].outputs}
@@ -145,7 +162,7 @@ def judge_of(original: Original, session: ModelSession) -> Iterator[tuple[str, D
         return
     stepped = [(asked, _stepped(session, asked)) for asked in every]
     yield STEPS, distance([(ours, asked.steps) for asked, ours in stepped])
-    if session.takes_batches:
+    if session.takes_batches and given is None:
         pair = (every[0], original.twin(every[0]))
         yield BATCH, distance(list(zip(_together(session, pair), (asked.steps for asked in pair), strict=True)))
     alone = [(ours, asked.steps) for asked, ours in stepped if not asked.modalities]
@@ -188,11 +205,11 @@ def _flat(pairs: list[Pair]) -> list[Pair]:
     return [(ours.reshape(-1, ours.shape[-1]), theirs.reshape(-1, theirs.shape[-1])) for ours, theirs in pairs]
 
 
-def _encoders(original: Original, session: ModelSession) -> Iterator[tuple[str, Distance]]:
+def _encoders(every: Sequence[Asked], session: ModelSession) -> Iterator[tuple[str, Distance]]:
     """Features against the model's own method, where it has one that gives as many."""
     for encoder in session.model.encoders:
         name, pairs = f"{encoder.modality}_features", []
-        for asked in fitting(original.asked, session):
+        for asked in every:
             theirs = asked.features.get(name) if encoder.modality in asked.modalities else None
             ours = session.encode(asked.inputs, Clock()).get(name) if theirs is not None else None
             if ours is not None and theirs is not None and ours.size == theirs.size:

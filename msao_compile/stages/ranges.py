@@ -27,6 +27,8 @@ from msao_compile.runtime.session import ModelSession
 
 NEW_TOKENS = 8
 """Decoded for each sample, so that steps are observed as prompts are."""
+APART = 3
+"""The first samples, which give no ranges: parity compares what is quantised on them, and not on noise."""
 SYNTHETIC = 8
 SIDE = 256
 QUESTIONS = ("What is in this picture?", "How many things are there, and of what color?")
@@ -34,7 +36,7 @@ QUESTIONS = ("What is in this picture?", "How many things are there, and of what
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     """Ranges by component and value name; `arguments`: folder (draft), model, target and its dialect, components,
-    samples (None: synthetic), limit.
+    samples (None: synthetic), limit, output (the samples that are kept apart, as arrays).
 
     Raises:
         InputError: a sample cannot be read. StageError: the model cannot answer any, or a number is not finite.
@@ -46,21 +48,28 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     found = _watch(session, deployment, folder, arguments)
     samples = _synthetic() if arguments["samples"] is None else _read(Path(arguments["samples"]))
     takes_pictures = any(encoder.modality == "image" for encoder in session.model.encoders)
-    taken = 0
+    apart: Arrays = {}
+    taken = -APART
     for question, picture in samples:
         if taken == arguments["limit"]:
             break
-        asked = Question(
-            question, (picture,) if takes_pictures else (), NEW_TOKENS, SamplingParameters(ignore_eos=True)
-        )
-        for _ in edge(session, asked, Clock()).tokens:
-            pass
+        pictures = (picture,) if takes_pictures else ()
+        if taken < 0:
+            request = session.prepare(question, pictures)
+            inputs = {"input_ids": request.ids[None], "attention_mask": np.ones((1, len(request.ids)), np.int64)}
+            apart |= {f"{taken + APART}.{name}": value for name, value in {**inputs, **request.tensors}.items()}
+        else:
+            asked = Question(question, pictures, NEW_TOKENS, SamplingParameters(ignore_eos=True))
+            for _ in edge(session, asked, Clock()).tokens:
+                pass
         taken += 1
-        on_progress({"samples": taken})
-    if not taken:
+        on_progress({"samples": max(taken, 0)})
+    if taken < 1:
         raise StageError(
-            f"{arguments['samples']}: no sample in it, and so no ranges; add some, or set synthetic = true"
+            f"{arguments['samples']}: {taken + APART} samples, of which {APART} are for parity and the others give "
+            "ranges; add some, or set synthetic = true"
         )
+    np.savez(arguments["output"], allow_pickle=False, **apart)
     coverage = {component: {**asdict(ranges.coverage())} for component, ranges in found.items()}
     return {
         "samples": taken,

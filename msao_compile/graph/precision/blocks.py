@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx_ir as ir
@@ -65,6 +66,11 @@ def labels(model: ir.Model) -> dict[ir.Node, str]:
 def _blocks_of(node: ir.Node) -> list[str]:
     """The numbered prefix of each of a node's weights; "" for those without."""
     return [match[1] if match else "" for match in map(BLOCK.match, _weights(node))]
+
+
+def inside(block: str, islands: Collection[str]) -> bool:
+    """Whether a block is one of the islands or lies in one."""
+    return any(block == island or block.startswith(f"{island}.") for island in islands)
 
 
 def exits(model: ir.Model) -> dict[str, ir.Value]:

@@ -1,4 +1,4 @@
-"""Give every value its type: casts where fp32 and half meet and nowhere else, constants in the type that is asked for."""
+"""Give every value its type: casts where fp32 and half meet and nowhere else, constants as they are asked for."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def to_half(model: ir.Model, kind: ir.DataType, keep_fp32: Collection[str], stat
 
 def _drop_idle_casts(model: ir.Model) -> None:
     for node in list(model.graph):
-        source = node.inputs[0] if node.op_type == "Cast" else None
-        if source is not None and source.dtype == FLOAT and node.outputs[0].dtype == FLOAT:
-            if not node.outputs[0].is_graph_output():
-                node.outputs[0].replace_all_uses_with(source)
-                model.graph.remove(node, safe=True)
+        source, result = node.inputs[0] if node.op_type == "Cast" else None, node.outputs[0]
+        idle = source is not None and source.dtype == FLOAT and result.dtype == FLOAT
+        if source is not None and idle and not result.is_graph_output():
+            result.replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
 
 
 def _retype(

@@ -38,9 +38,11 @@ def norm_nodes(model: ir.Model) -> set[ir.Node]:
         if node.op_type in REDUCTIONS or leads:
             statistics.update(floats(node.outputs))
             found.add(node)
-        elif node.op_type in COMBINES and any(value in statistics for value in given):
+        elif _is_summed_square(node) or (node.op_type in COMBINES and any(value in statistics for value in given)):
             found.add(node)
-        elif node.op_type == "Pow" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1]):
-            if all(user.op_type in REDUCTIONS for user in node.outputs[0].consumers()):
-                found.add(node)
     return found
+
+
+def _is_summed_square(node: ir.Node) -> bool:
+    is_square = node.op_type == "Pow" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1])
+    return is_square and all(user.op_type in REDUCTIONS for user in node.outputs[0].consumers())

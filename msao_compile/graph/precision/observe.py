@@ -58,7 +58,7 @@ def _largest(model: ir.Model, value: ir.Value, name: str) -> str:
 def _constant(model: ir.Model, name: str, numbers: np.ndarray) -> ir.Value:
     if name not in model.graph.initializers:
         tensor = ir.tensor(numbers, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(numbers.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         model.graph.initializers[name] = value
     return model.graph.initializers[name]
 
@@ -114,6 +114,7 @@ def _save(model: ir.Model, source: Path, output: Path) -> None:
                 file.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(value.name)
             )
     _link(files, output.parent)
+    output.unlink(missing_ok=True)  # it may be a link to a file that others still read
     onnx.save(ir.to_proto(model), output)
 
 

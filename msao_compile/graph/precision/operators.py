@@ -16,8 +16,9 @@ NORMS = frozenset({"LayerNormalization", "RMSNormalization", "GroupNormalization
                    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})  # fmt: skip
 SUMS = REDUCTIONS | {"Softmax", "LogSoftmax", "Exp", "Log", "CumSum", "Softplus"}
 """What is added up or goes through an exponential; what only these take is computed in fp32 as well."""
-EXACT = SUMS | NORMS | {"Cos", "Sin", "Tan", "Acos", "Asin", "Atan", "Range", "Pow", "Sqrt", "Reciprocal", "Resize", "TopK",
-                        "CastLike", "ConstantOfShape", "RandomNormalLike", "RandomUniformLike", "STFT", "DFT"}  # fmt: skip
+EXACT = SUMS | NORMS | {"Cos", "Sin", "Tan", "Acos", "Asin", "Atan", "Range", "Pow", "Sqrt", "Reciprocal", "Resize",
+                        "TopK", "CastLike", "ConstantOfShape", "RandomNormalLike", "RandomUniformLike", "STFT",
+                        "DFT"}  # fmt: skip
 SAME_SHAPE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Clip", "Where", "Sum", "Sign", "Floor",
                         "Ceil", "Round", "Mod", "Identity"})  # fmt: skip
 LAYOUT = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Slice", "Split", "Concat",
@@ -50,8 +51,9 @@ def name_types(model: ir.Model) -> None:
             value.dtype = value.const_value.dtype
     for node in model.graph:
         for output in node.outputs:
-            if output.dtype is None:
-                output.dtype = _type_of(node)
+            kind = _type_of(node) if output.dtype is None else None
+            if kind is not None:
+                output.dtype = kind
 
 
 def _type_of(node: ir.Node) -> ir.DataType | None:
@@ -87,7 +89,7 @@ def allows(node: ir.Node, opset: int, kind: ir.DataType) -> bool:
     for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for place, value in enumerate(values):
             formal = formals[min(place, len(formals) - 1)]
-            if value is not None and value.dtype == FLOAT:
-                if wanted not in kinds.get(formal.type_str, {formal.type_str}):
-                    return False
+            is_float = value is not None and value.dtype == FLOAT
+            if is_float and wanted not in kinds.get(formal.type_str, {formal.type_str}):
+                return False
     return True

@@ -92,14 +92,10 @@ def _pinned(model: ir.Model, kind: ir.DataType, keep_fp32: Collection[str]) -> s
             for attribute in node.attributes.values()
         )
         or _comes_from_integers(node)
-        or any(_inside(of_block.get(node, ""), island) for island in keep_fp32)
+        or blocks.inside(of_block.get(node, ""), keep_fp32)
         or _has_unfit_constant(node, kind)
         or not allows(node, opset, kind)
     }
-
-
-def _inside(block: str, island: str) -> bool:
-    return block == island or block.startswith(f"{island}.")
 
 
 def _comes_from_integers(node: ir.Node) -> bool:
@@ -131,7 +127,8 @@ def _before_sums(model: ir.Model) -> set[ir.Node]:
         if node.domain or node.op_type not in SAME_SHAPE | RESHAPES or not floats(node.outputs):
             continue
         takers = [user for value in node.outputs for user in value.consumers()]
-        if takers and not any(value.is_graph_output() for value in node.outputs):
-            if all((user.op_type in SUMS and not user.domain) or user in found for user in takers):
-                found.add(node)
+        ends = any(value.is_graph_output() for value in node.outputs)
+        sums = all((user.op_type in SUMS and not user.domain) or user in found for user in takers)
+        if takers and sums and not ends:
+            found.add(node)
     return found

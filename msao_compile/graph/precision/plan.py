@@ -53,7 +53,3 @@ class Conversion:
     def rows(self) -> int:
         """Rows of a weight that share a scale, where scales are by blocks."""
         return self.block or (32 if self.dialect == "fused" else 128)
-
-    def keeps(self, block: str) -> bool:
-        """Whether a block is one of those that stay in fp32, or lies in one."""
-        return any(block == island or block.startswith(f"{island}.") for island in self.keep_fp32)

@@ -38,7 +38,7 @@ class Product:
     @property
     def shape(self) -> tuple[int, ...]:
         """The weight's shape, as it lies."""
-        return tuple(int(size) for size in self.weight.shape or ())
+        return self.weight.shape.numpy() if self.weight.shape is not None else ()
 
     @property
     def shape_ENK(self) -> tuple[int, int, int]:
@@ -60,7 +60,7 @@ class Product:
 
 
 def products(model: ir.Model) -> Iterator[Product]:
-    """Every MatMul, Gemm and Conv of an activation and a constant in float32: a matrix, one for each expert, filters."""
+    """Every MatMul, Gemm and Conv of an activation and a float32 constant: a matrix, one for each expert, filters."""
     for node in model.graph:
         if node.op_type in KINDS and len(node.inputs) > 1 and node.inputs[0] is not None and node.inputs[1] is not None:
             found = _product(node, node.inputs[0], node.inputs[1])
@@ -107,5 +107,5 @@ def made_of_weights(model: ir.Model) -> dict[str, str]:
 def _origin(value: ir.Value | None) -> ir.Value | None:
     while value is not None and (producer := value.producer()) is not None and producer.op_type in LAYOUT:
         value = producer.inputs[0]
-    is_weight = value is not None and value.const_value is not None and value.dtype == FLOAT
-    return value if is_weight and value is not None and value.const_value.size >= LEAST else None
+    tensor = value.const_value if value is not None and value.dtype == FLOAT else None
+    return value if tensor is not None and tensor.size >= LEAST else None

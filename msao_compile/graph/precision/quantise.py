@@ -15,6 +15,7 @@ from msao_compile.graph.precision.operators import FLOAT
 from msao_compile.graph.precision.plan import Conversion
 from msao_compile.graph.precision.products import Product, flag, made_of_weights, products
 
+LATER = ("int4", "fp8")  # INT4, and float8 through Transpose, came with this opset
 INT4_OPSET = 21
 """The first operator set whose DequantizeLinear knows 4-bit codes and blocks."""
 NARROWEST = 16
@@ -37,15 +38,15 @@ def quantise(model: ir.Model, plan: Conversion) -> tuple[int, dict[str, str]]:
     steps = Steps(model, plan)
     for product in list(products(model)):
         block = labels.get(product.node, "")
-        reason = "is in a block that stays in fp32" if plan.keeps(block) else obstacle(product, plan)
+        reason = "is in a block that stays in fp32" if blocks.inside(block, plan.keep_fp32) else obstacle(product, plan)
         if reason:
             left_alone[product.name] = reason
         else:
             steps.of(product)
             count += 1
     common.RemoveUnusedNodesPass()(model)
-    if count and plan.precision == "int4" and plan.dialect != "fused":
-        _raise_opset(model)
+    if count and plan.precision in LATER and plan.dialect != "fused":
+        _raise_opset(model, plan.precision)
     if count and plan.dialect == "fused":
         model.opset_imports.setdefault(MICROSOFT, 1)
     return count, left_alone
@@ -194,12 +195,12 @@ def _insert_behind(model: ir.Model, value: ir.Value, nodes: list[ir.Node]) -> No
         model.graph.insert_after(producer, nodes)
 
 
-def _raise_opset(model: ir.Model) -> None:
+def _raise_opset(model: ir.Model, precision: str) -> None:
     if model.opset_imports[""] >= INT4_OPSET:
         return
     if any(node.op_type == "GroupNormalization" for node in model.graph):
         raise StageError(
-            f"the graph has a GroupNormalization, which means another thing in opset {INT4_OPSET}, and int4 needs that "
+            f"the graph has a GroupNormalization, which means another thing in opset {INT4_OPSET}, and {precision} needs that "
             "opset: choose another precision"
         )
     model.opset_imports[""] = INT4_OPSET

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -52,10 +52,28 @@ def _located(tensor: ir.ExternalTensor, folder: Path, sizes: dict[Path, int]) ->
     )
 
 
+def merge_tied(model: ir.Model) -> None:
+    """After: weights that are the same bytes in the same shape are one constant, under the first one's name."""
+    first: dict[Any, ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and not value.is_graph_output():
+            kept = first.setdefault((_source(tensor), tensor.shape.numpy()), value)
+            if kept is not value:
+                value.replace_all_uses_with(kept)
+                del model.graph.initializers[name]
+
+
+def files(model: ir.Model) -> set[Path]:
+    """The data files that a graph's weights lie in."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return {Path(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+
+
 def array(tensor: ir.TensorProtocol) -> np.ndarray:
     """A tensor's numbers; those of a data file are mapped, not read."""
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
-        shape = tuple(int(size) for size in tensor.shape)
+        shape = tensor.shape.numpy()
         if not math.prod(shape):
             return np.empty(shape, tensor.dtype.numpy())
         return np.memmap(tensor.location, tensor.dtype.numpy(), "r", offset=tensor.offset or 0, shape=shape)
@@ -65,10 +83,10 @@ def array(tensor: ir.TensorProtocol) -> np.ndarray:
 def cast(tensor: ir.TensorProtocol, kind: ir.DataType, name: str) -> ir.LazyTensor:
     """The tensor in a half type, made when it is written; finite numbers beyond the type's range become its last."""
 
-    def made() -> ir.Tensor:
+    def made() -> ir.TensorProtocol:
         return ir.Tensor(rounded(array(tensor), kind), dtype=kind, name=name)
 
-    return ir.LazyTensor(made, kind, ir.Shape(tensor.shape), name=name)
+    return ir.LazyTensor(made, kind, ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def rounded(numbers: np.ndarray, kind: ir.DataType) -> np.ndarray:
@@ -91,6 +109,8 @@ def write(model: ir.Model, output: Path) -> int:
     """Write graph and `<output>.data`, one weight after the other; returns the bytes of both files."""
     data = output.with_name(f"{output.name}.data")
     output.parent.mkdir(parents=True, exist_ok=True)
+    for old in (output, data):
+        old.unlink(missing_ok=True)  # it may be a link to a file that others still read
     places: dict[Any, ir.ExternalTensor] = {}
     with open(data, "wb") as file:
         for name, value in model.graph.initializers.items():
@@ -104,13 +124,20 @@ def write(model: ir.Model, output: Path) -> int:
             if key not in places:
                 file.seek(-file.tell() % ALIGNMENT, 1)
                 offset = file.tell()
-                tensor.tofile(file)
+                _copy(tensor, file)
                 places[key] = _external(data.name, offset, tensor, name)
             value.const_value = _external(data.name, places[key].offset or 0, tensor, name)
     if not places:
         data.unlink()
     ir.save(model, output)
     return output.stat().st_size + (data.stat().st_size if places else 0)
+
+
+def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+    if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
 
 
 def _source(tensor: ir.TensorProtocol) -> Any:
@@ -121,4 +148,4 @@ def _source(tensor: ir.TensorProtocol) -> Any:
 
 
 def _external(file: str, offset: int, tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
-    return ir.ExternalTensor(file, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name)
+    return ir.ExternalTensor(file, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)

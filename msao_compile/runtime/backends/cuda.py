@@ -103,7 +103,7 @@ class Device:
 
 
 class Driver:
-    """The driver of one GPU, whose primary context it shares with every other library of this process."""
+    """The driver of one GPU; its primary context is shared with every library of this process, and kept to its end."""
 
     def __init__(self, library: Any, ordinal: int = 0) -> None:
         self._library = library
@@ -211,8 +211,10 @@ class Stream:
         self.driver.call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)
         try:
             work()
-        finally:
-            self.driver.call("cuStreamEndCapture", self.handle, byref(graph))
+        except StageError:  # its reason is worth more than that the capture is invalid now
+            self.driver._library.cuStreamEndCapture(self.handle, byref(graph))
+            raise
+        self.driver.call("cuStreamEndCapture", self.handle, byref(graph))
         return Graph(self.driver, graph.value or 0)
 
     def __del__(self) -> None:

@@ -109,7 +109,7 @@ class TrtEngine:
             {name: tuple(map(tuple, engine.get_tensor_profile_shape(name, profile))) for name in self._taken}
             for profile in range(engine.num_optimization_profiles)
         ]
-        self._slots = {name: cuda.Slot(self.driver) for name in names}
+        self._slots: dict[str, cuda.Slot] = {}
 
     def _open_contexts(self, lib: Any) -> None:
         """One context a profile; all compute in the same memory, which is right because they take turns."""
@@ -219,10 +219,15 @@ class TrtEngine:
             raise StageError(f"{self.path}: the shape of {unknown} depends on values, which this runtime does not take")
         return found
 
+    def _slot(self, name: str) -> cuda.Slot:
+        if name not in self._slots:
+            self._slots[name] = cuda.Slot(self.driver)
+        return self._slots[name]
+
     def _room(self, shapes: Shapes) -> dict[str, int]:
         """An address for each tensor."""
         return {
-            name: self._slots[name].room(math.prod(shape) * np.dtype(self._kinds[name]).itemsize)
+            name: self._slot(name).room(math.prod(shape) * np.dtype(self._kinds[name]).itemsize)
             for name, shape in shapes.items()
         }
 

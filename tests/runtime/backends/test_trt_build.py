@@ -18,6 +18,7 @@ from msao_compile.errors import DeploymentError, InputError, MissingTool, StageE
 from msao_compile.runtime.backends import cuda, engine_file, trt_build, trt_library
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="the extra [rtx] is not installed")
+PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 CPU_ONLY = pytest.mark.skipif(not isinstance(cuda.probe(), str), reason="says what happens without a GPU")
 
 
@@ -27,11 +28,11 @@ def encode(folder: Path, order: dict[str, Any] | None = None, **more: Any) -> tu
     return trt_build.build(graph, order, output, graphs.facts("encoder"), **more), output
 
 
-@pytest.mark.parametrize("kind", ["float", "float16"])
+@pytest.mark.parametrize("kind", PRECISIONS)
 @pytest.mark.parametrize("dialect", ["portable", "scatter"])
 def test_a_decoder_of_two_profiles_becomes_one_engine(tmp_path: Path, dialect: str, kind: str) -> None:
     graph, output = graphs.write_decoder(tmp_path, dialect, kind), tmp_path / "decoder.engine"
-    facts = graphs.facts(dialect=dialect, precision={"float": "fp32", "float16": "fp16"}[kind])
+    facts = graphs.facts(dialect=dialect, precision=PRECISIONS[kind])
     told = trt_build.build(graph, graphs.order(graphs.decoder_profiles(dialect), (80, 89)), output, facts)
     assert told["profiles"] == ["prefill", "decode"]
     assert told["library_version"] == rtx.__version__
@@ -92,6 +93,23 @@ def test_what_a_listener_raises_stops_the_build(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         encode(tmp_path, on_progress=stop)
     assert not (tmp_path / "encoder.engine").exists()
+
+
+def test_a_monitor_that_says_stop_ends_the_build_at_its_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = trt_build.Progress()
+    stopped.stop = True
+    monkeypatch.setattr(trt_build, "Progress", lambda: stopped)
+    with pytest.raises(StageError, match="TensorRT-RTX builds no engine of it"):
+        encode(tmp_path)
+    assert stopped.record()["steps"] < 20
+
+
+def test_a_draft_is_built_as_well(tmp_path: Path) -> None:
+    told, output = encode(tmp_path, graphs.order([graphs.encoder_profile()], level="draft"))
+    assert told["plan_bytes"] > 0
+    assert engine_file.read_header(output)["order"]["level"] == "draft"
 
 
 def test_where_no_engine_comes_out_the_library_says_why(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from msao_compile.runtime.backends import cuda
 from msao_compile.runtime.backends.ort import _give_threads
 
-OUT_OF_MEMORY, NO_DEVICE, CAPTURE_REFUSED = 2, 100, 900
+OUT_OF_MEMORY, NO_DEVICE, CAPTURE_REFUSED, CAPTURE_INVALID = 2, 100, 900, 901
 ERRORS = {2: b"CUDA_ERROR_OUT_OF_MEMORY", 100: b"CUDA_ERROR_NO_DEVICE", 900: b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"}
 ATTRIBUTES = {16: 46, 18: 0, 75: 8, 76: 9}
 TOTAL = 1 << 24
@@ -32,6 +32,7 @@ class Driver:
     """What `ctypes.CDLL("libcuda.so.1")` gives, through C calls of the declared types; SM 8.9, 16 MiB."""
 
     def __init__(self, init: int = 0) -> None:
+        self.capture_invalid = 0
         self.init, self.capture_refused, self.launches, self.handles = init, 0, 0, 0
         self.memory: dict[int, Any] = {}
         self.recording: list[Callable[[], None]] | None = None
@@ -125,6 +126,9 @@ class Driver:
         return self.capture_refused
 
     def _cuStreamEndCapture(self, stream: int, graph: Any) -> int:
+        if self.capture_invalid:
+            self.recording = None
+            return self.capture_invalid
         self.handles += 1
         graph[0], self.graphs[self.handles], self.recording = self.handles, self.recording or [], None
         return 0
@@ -186,7 +190,7 @@ class Engine:
         options = ort.SessionOptions()
         _give_threads(options, 1)
         self.session = ort.InferenceSession(said["graph"], options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(said["graph"]).graph
+        graph = onnx.load(said["graph"], load_external_data=False).graph
         self.inputs = {value.name: value.type.tensor_type for value in graph.input}
         self.outputs = {value.name: value.type.tensor_type for value in graph.output}
         self.tensors = {**self.inputs, **self.outputs}
