@@ -26,7 +26,9 @@ class TorchPeer:
         self.model.eval()
         self.ids, self.pixels = (torch.from_numpy(inputs[name]) for name in ("input_ids", "pixel_values"))
         self.compiled = compiled
-        self.advance: Any = torch.compile(self._advance, mode="reduce-overhead") if compiled else self._advance
+        self.advance: Any = (
+            torch.compile(self._advance, mode="reduce-overhead", dynamic=False) if compiled else self._advance
+        )
         self.caches: dict[int, Any] = {}
         self.cache: Any = None
         self.known = 0
