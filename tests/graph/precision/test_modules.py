@@ -26,9 +26,7 @@ def module(folder: Path, component: str) -> Path:
 
 
 @pytest.mark.parametrize(("family", "component"), MODULES)
-def test_half_gives_what_fp32_does(
-    built: Callable[[str], Path], tmp_path: Path, family: str, component: str
-) -> None:
+def test_half_gives_what_fp32_does(built: Callable[[str], Path], tmp_path: Path, family: str, component: str) -> None:
     source = module(built(family), component)
     facts = convert(source, tmp_path / "half.onnx", Conversion("fp16", "portable", states=states(source)))
     assert {entry["name"] for entry in facts["outputs"] if entry["dtype"] == "float16"} == {
