@@ -1,4 +1,4 @@
-"""Stored inputs and expected outputs of each module: its fp32 graph through ONNX Runtime's CPU, here."""
+"""Stored inputs and expected outputs of each module: its graph through ONNX Runtime's CPU, here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from msao_compile.errors import DeploymentError, InputError, StageError
-from msao_compile.manifest.schema import Deployment, Engine, Graph, Model, Module, ShapeProfile
+from msao_compile.manifest.schema import Deployment, Engine, Graph, Model, Module, Precision, ShapeProfile
+from msao_compile.manifest.variants import RANGED
 from msao_compile.runtime.backends.base import EngineFile, open_decoder, open_engine
 from msao_compile.runtime.loader import locate
 from msao_compile.stages.kit import contract
@@ -19,6 +20,8 @@ from msao_compile.stages.kit.seeds import Arrays, Facts, decoder_steps, seeded, 
 STEPS = 5
 """Runs of a decoder after its prefill."""
 WHICH = ("opt", "min")
+DIALECTS = ("portable", "scatter", "fused")
+"""From what engines are built of to what is furthest from it."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ def checks(folder: Path, deployment: Deployment, engine: Engine) -> Checks:
         DeploymentError: a file is missing or damaged. MissingTool: ONNX Runtime is not installed.
     """
     module, order = deployment.module(engine.module), engine.order
-    graph = _reference(module)
+    graph = _reference(module, engine.precision)
     if graph is None or order is None:
-        return Checks((), None, "the deployment has no fp32 graph of it for ONNX Runtime to say what is right")
+        return Checks((), None, "the deployment has no graph of it for ONNX Runtime to say what is right")
     for reference in (graph.file, *graph.data):
         locate(folder, reference)
     model = next(contract.owners(deployment, module), None)
@@ -59,13 +62,20 @@ def checks(folder: Path, deployment: Deployment, engine: Engine) -> Checks:
     except (StageError, InputError, DeploymentError) as error:
         return Checks((), None, " ".join(str(error).split()))
     known: dict[bytes, Stored] = {case.content: case for case in reversed(cases)}  # min may be opt
-    return Checks(tuple(reversed(known.values())), f"{graph.file.path} (fp32, {graph.dialect}) by ONNX Runtime", None)
+    return Checks(
+        tuple(reversed(known.values())), f"{graph.file.path} ({graph.precision}, {graph.dialect}) by ONNX Runtime", None
+    )
 
 
-def _reference(module: Module) -> Graph | None:
-    """The fp32 graph that this machine runs: portable, because its inputs are those of the engine's."""
-    every = [graph for graph in module.graphs if graph.precision == "fp32" and graph.dialect != "scatter"]
-    return min(every, key=lambda graph: graph.dialect != "portable", default=None)
+def _reference(module: Module, precision: Precision = "fp32") -> Graph | None:
+    """The graph that says what is right: the fp32 one, by whose numbers the precision is judged as well.
+
+    Of what clips activations to the ranges of real samples it is the engine's own graph: seeded numbers leave those
+    ranges, and an engine that clips as its graph does is right.
+    """
+    wanted = precision if precision in RANGED else "fp32"
+    every = [graph for graph in module.graphs if graph.precision == wanted]
+    return min(every, key=lambda graph: DIALECTS.index(graph.dialect), default=None)
 
 
 class _Made:
@@ -138,7 +148,7 @@ class _Made:
     def _check(self, found: Arrays) -> None:
         strange = next((name for name, value in found.items() if not np.isfinite(value).all()), None)
         if strange is not None:
-            raise StageError(f"the fp32 graph's own {strange} is not finite for seeded inputs")
+            raise StageError(f"the graph's own {strange} is not finite for seeded inputs")
 
 
 def _text_only(shape: tuple[int | str, ...], batch: int, count: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ Arrays = dict[str, np.ndarray]
 SPREAD = 1.0
 """Standard deviation of numbers that stand for pixels, features and embeddings."""
 TOKENS = ("input_ids", "decoder_input_ids")
+WRITE_INDICES = "write_indices"
 POSITIONS, ROWS, MASK = "position_ids", "logits_positions", "attention_mask"
 
 
@@ -37,7 +38,7 @@ def shapes_of(graph: Graph, profile: ShapeProfile, which: str) -> dict[str, tupl
 
 
 def seeded(graph: Graph, shapes: Mapping[str, tuple[int, ...]], facts: Facts, name: str) -> Arrays:
-    """An array for every input that is no state, the same for the same `name`.
+    """An array for every input that a decoder does not give itself, the same for the same `name`.
 
     Masks are all ones, positions count up, tokens are drawn from the vocabulary with a placeholder for each row of
     features where they fit, other numbers are normal.
@@ -45,10 +46,10 @@ def seeded(graph: Graph, shapes: Mapping[str, tuple[int, ...]], facts: Facts, na
     Raises:
         StageError: an input is of whole numbers that nothing here knows.
     """
-    states = {state.name for state in graph.states}
+    own = {*(state.name for state in graph.states), WRITE_INDICES}
     found: Arrays = {}
     for spec in graph.inputs:
-        if spec.name not in states:
+        if spec.name not in own:
             found[spec.name] = _array(spec, shapes[spec.name], facts, f"{name}.{spec.name}")
     for tokens in TOKENS:
         if tokens in found:
