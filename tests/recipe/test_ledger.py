@@ -37,6 +37,23 @@ def test_a_device_wants_three_and_a_half_copies_of_the_weights_beside_the_librar
     assert PEAKS["trt"] == Rate(900 * MB, 3.5)
 
 
+BUILT_WITHOUT_A_GPU = [
+    (269, 1447, 277), (187, 953, 194), (57, 395, 57), (10.0, 365, 19.1), (4.2, 342, 12.4), (5.05, 355, 15.6),
+    (0.2, 227, 0.8), (0.54, 281, 3.5),
+]  # fmt: skip
+"""Megabytes of weights, of memory at the peak and of the engine; TensorRT-RTX 1.7.1, shapes and standard models."""
+
+
+@pytest.mark.parametrize(("weights", "peak", "file"), BUILT_WITHOUT_A_GPU)
+def test_no_build_that_was_measured_took_more_than_the_prior_says_and_large_ones_not_much_less(
+    weights: float, peak: float, file: float
+) -> None:
+    need = predict("trt_rtx", int(weights * MB), [])
+    assert need.peak_bytes >= peak * MB
+    assert need.file_bytes >= file * MB
+    assert weights < 100 or need.peak_bytes < 1.4 * peak * MB
+
+
 SITUATIONS = {
     "nothing seen": ((), (100, 2.0)),
     "less than expected changes nothing": (((200, 300), (1, 50)), (100, 2.0)),
