@@ -50,9 +50,9 @@ def quantize(
         return {"source": str(source), "output": str(workspace / "made" / name), "plan": plan}
 
     outputs = {"graph": f"made/{name}", "data": f"made/{name}.data"}
-    size = sum(reference.size_bytes for reference in graph.data)
     subject = f"{home}/{module.component} ({graph.dialect} {precision})"
-    return Ask("quantize", subject, 1, fields, arguments, outputs, prepare, disk_bytes=min(size, module.weight_bytes))
+    size = weights(module, graph)
+    return Ask("quantize", subject, 1, fields, arguments, outputs, prepare, disk_bytes=size)
 
 
 def ranges(model: str, dialect: Dialect, draft: Deployment, modules: Collection[str], stock: Stock) -> Ask:
@@ -136,12 +136,11 @@ def engine(home: str, module: Module, graph: Graph, target: str, order: BuildOrd
             "facts": {**facts, "key": asked.key.digest},
             "output": str(workspace / "engine"),
             "timing_cache": cache,
+            "weight_bytes": weights(module, graph),
         }
 
     subject = f"{home}/{module.component} for {target}"
-    # An engine holds its weights, and about as much again where kernels want them in another layout.
-    size = 2 * _weights(graph)
-    asked = Ask("engine", subject, 1, fields, arguments, {"engine": "engine"}, prepare, disk_bytes=size)
+    asked = Ask("engine", subject, 1, fields, arguments, {"engine": "engine"}, prepare)
     return asked
 
 
@@ -190,8 +189,9 @@ def weigh(
     return Ask("weigh", f"{home}/{module.component} ({dialect} {kind})", 1, fields, arguments, {}, prepare)
 
 
-def _weights(graph: Graph) -> int:
-    return sum(reference.size_bytes for reference in graph.data)
+def weights(module: Module, graph: Graph) -> int:
+    """Bytes of a module's weights as a graph holds them; of a checkpoint's files the graph reads its own part only."""
+    return min(sum(reference.size_bytes for reference in graph.data), module.weight_bytes)
 
 
 def _place(graph: Graph, workspace: Path, stock: Stock) -> None:

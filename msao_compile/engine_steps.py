@@ -12,6 +12,7 @@ from msao_compile.chosen import ahead_of_time
 from msao_compile.errors import RecipeError
 from msao_compile.manifest.schema import BuildOrder, Dialect, Engine, FileRef, Graph, Module, Precision
 from msao_compile.manifest.variants import RANGED, Kinds
+from msao_compile.outlook import Costs, Holding, Outlook, holdings, outlooks, refuse
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import TargetChoice
 from msao_compile.recipe.targets import find
@@ -35,8 +36,24 @@ class Walk(Steps):
 
     def __init__(self, runner: Runner) -> None:
         super().__init__(runner)
+        self.costs = Costs(runner.store)
         self.told: dict[tuple[str, str], str] = {}
         """By target and module, how fast quantised modules were beside their fp32 siblings."""
+
+    def split(self) -> bool:
+        """Which modules each model has; a build that no device of a target can run ends here.
+
+        Raises:
+            RecipeError: as `outlook.refuse`. GateError: as there.
+        """
+        known = super().split()
+        if known and not self.runner.planning:
+            refuse(self, self.costs)
+        return known
+
+    def outlook(self) -> tuple[tuple[Outlook, ...], tuple[Holding, ...]]:
+        """What is to be expected of every engine, and of every model on a target, by what is known so far."""
+        return outlooks(self, self.costs), holdings(self)
 
     def precisions(self) -> bool:
         """Every graph of less than fp32 that a target asks for; targets share what they agree on.
@@ -157,7 +174,11 @@ class Walk(Steps):
                 )  # fmt: skip
 
     def engines(self) -> None:
-        """One entry per module and target: opened here, built here, or left to the device with all that it needs."""
+        """One entry per module and target: opened here, built here, or left to the device with all that it needs.
+
+        Raises:
+            GateError: a build here needs more memory than there is.
+        """
         modules = self._modules()
         large = {module.id: lack(OPEN_COPIES * module.weight_bytes) for module in modules}
         homes = compose.owners(self.parts)
@@ -173,17 +194,20 @@ class Walk(Steps):
             if here:
                 asked[name, owner] = asks.engine(module, graph, self._settings(), self.stock)
             elif entry.order is not None and entry.order.compute_capabilities:
-                asked[name, owner] = engine_asks.engine(homes[owner], module, graph, name, entry.order, self.stock)
+                ask = engine_asks.engine(homes[owner], module, graph, name, entry.order, self.stock)
+                asked[name, owner] = self.costs.sized(ask, entry.backend, engine_asks.weights(module, graph))
+            elif entry.backend != "ort":
+                planned[name, owner] = self.costs.told(entry, module, graph)
         self._keep({name: [ask for (target, _), ask in asked.items() if target == name] for name in self.targets})
         planned = {(name, owner): entry for (name, owner), entry in planned.items() if name in self.targets}
         asked = {(name, owner): ask for (name, owner), ask in asked.items() if name in self.targets}
         distinct = {ask.key.digest: ask for ask in asked.values()}
         records = dict(zip(distinct, self.runner.ask(list(distinct.values())), strict=True))
         for (name, owner), entry in planned.items():
-            ask = asked.get((name, owner))
-            record = None if ask is None else records[ask.key.digest]
+            made = asked.get((name, owner))
+            record = None if made is None else records[made.key.digest]
             settled = self._settled(entry, self._module(owner), large[owner], record)
-            if settled.status == "deferred":
+            if settled.status == "deferred" and made is None:  # in a plan an engine that will be made is none yet
                 self.runner.defer(f"{homes[owner]}/{self._module(owner).component} for {name}", settled.reason or "")
             self.entries.append(settled)
 

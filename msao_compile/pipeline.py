@@ -13,20 +13,31 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from msao_compile import hub
 from msao_compile.engine_steps import Walk
 from msao_compile.errors import InputError
+from msao_compile.outlook import Holding, Outlook
 from msao_compile.recipe.read import read_recipe
 from msao_compile.recipe.schema import Recipe
 from msao_compile.runner import Built, Event, Options, Runner, Step
 from msao_compile.sketch import Sketch, is_wanted, sketch
 
-__all__ = ["Built", "Event", "Options", "Sketch", "Step", "build", "plan"]
+__all__ = ["Built", "Event", "Options", "Plan", "Sketch", "Step", "build", "plan"]
 
 
-def plan(recipe_path: Path, options: Options) -> tuple[Step, ...] | Sketch:
+@dataclass(frozen=True)
+class Plan:
+    """What a build would do, what is to be expected of its engines, and whether targets can hold the models."""
+
+    steps: tuple[Step, ...]
+    engines: tuple[Outlook, ...]
+    holdings: tuple[Holding, ...]
+
+
+def plan(recipe_path: Path, options: Options) -> Plan | Sketch:
     """What `build` would run, reuse or defer, and why; writes nothing but the lock of hub checkpoints.
 
     Where a checkpoint has a config.json and no weights yet: what its modules are and need, and what can hold them.
@@ -43,14 +54,15 @@ def plan(recipe_path: Path, options: Options) -> tuple[Step, ...] | Sketch:
     if steps.split() and steps.export() and steps.precisions() and steps.parity():
         steps.engines()
         steps.measure()
-    return tuple(runner.steps)
+    return Plan(tuple(runner.steps), *steps.outlook())
 
 
 def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) -> Built:
     """Run every stage that is not already in the store, then emit the deployment.
 
     Raises:
-        InputError: the recipe or a checkpoint cannot be used. StageError: a stage failed. GateError: parity failed.
+        InputError: the recipe or a checkpoint cannot be used. StageError: a stage failed. GateError: parity failed, or
+            a memory is too small.
     """
     started = time.perf_counter()
     recipe = hub.resolve(read_recipe(recipe_path), recipe_path, options.frozen, weights=True)

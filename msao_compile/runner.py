@@ -11,14 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from msao_compile.errors import Interrupted
+from msao_compile.errors import GateError, Interrupted, StageError
 from msao_compile.farm.job import Job, Progress
 from msao_compile.farm.local import run as run_job
 from msao_compile.farm.process import stopped_by_signals
 from msao_compile.manifest.evidence import StageRun
 from msao_compile.manifest.schema import Deployment
+from msao_compile.recipe.ledger import at_once, short_here
+from msao_compile.recipe.room import memory_here
 from msao_compile.recipe.schema import Recipe
 from msao_compile.store.explain import explain, nearest
+from msao_compile.store.files import free_bytes, full
 from msao_compile.store.inputs import Inputs
 from msao_compile.store.key import Key
 from msao_compile.store.record import Record
@@ -105,6 +108,10 @@ class Ask:
     outputs: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Path], None] | None = None
     disk_bytes: int | None = None
+    peak_bytes: int | None = None
+    """Memory that it is expected to need; a run is refused where this machine has less."""
+    seconds: float | None = None
+    """Time that it is expected to take, where nothing of its subject ran before."""
 
     @property
     def key(self) -> Key:
@@ -132,13 +139,15 @@ class Runner:
 
         Raises:
             MsaoError: the first failure; what finished before it is kept.
+            GateError: a run needs more memory than this machine has. StageError: or more disk.
             Interrupted: Ctrl-C or SIGTERM; running children are ended, what finished is kept.
         """
         self.total += len(asks)
         if self.planning:
             return [self._plan(ask) for ask in asks]
         stop = threading.Event()
-        with stopped_by_signals(stop), ThreadPoolExecutor(max_workers=max(1, self.options.jobs)) as pool:
+        jobs = at_once((ask.peak_bytes or 0 for ask in asks), self.options.jobs, memory_here())
+        with stopped_by_signals(stop), ThreadPoolExecutor(max_workers=jobs) as pool:
             futures = [pool.submit(self._run, ask, stop) for ask in asks]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             failures = [error for future in done if (error := future.exception()) is not None]
@@ -154,7 +163,10 @@ class Runner:
         found = self.store.peek(ask.key, "digest")  # as `_run` looks: a plan that trusts sizes would promise too much
         before = nearest(self.store, ask.key)
         known = found if isinstance(found, Record) else before
-        cost = {"seconds": _number(known, "seconds"), "peak_rss_bytes": _whole(known, "peak_rss_bytes")}
+        cost = {
+            "seconds": ask.seconds if known is None else _number(known, "seconds"),
+            "peak_rss_bytes": ask.peak_bytes if known is None else _whole(known, "peak_rss_bytes"),
+        }
         if isinstance(found, Record):
             self.steps.append(
                 Step(
@@ -198,7 +210,9 @@ class Runner:
         return found
 
     def _make(self, ask: Ask, stop: threading.Event) -> Record:
-        expected = _number(nearest(self.store, ask.key), "seconds")
+        before = nearest(self.store, ask.key)
+        expected = ask.seconds if before is None else _number(before, "seconds")
+        self._refuse_shortage(ask)
         with self._lock:
             self.begun += 1
         self._say(ask.stage, ask.subject, "started", expected_seconds=expected)
@@ -220,6 +234,18 @@ class Runner:
         self._note(ask, record)
         self._say(ask.stage, ask.subject, "finished", seconds=seconds, peak_rss_bytes=result.peak_rss_bytes)
         return record
+
+    def _refuse_shortage(self, ask: Ask) -> None:
+        """Before a run is started that this machine cannot finish.
+
+        Raises:
+            GateError: too little memory. StageError: too little disk. Both say what is needed and what there is.
+        """
+        short = None if ask.peak_bytes is None else short_here(ask.peak_bytes, memory_here())
+        if short is not None:
+            raise GateError(f"{ask.subject}: {short}; build it on a larger machine, or ask for a lower precision")
+        if ask.disk_bytes is not None and ask.disk_bytes > free_bytes(self.store.root):
+            raise StageError(full(f"{ask.stage} of {ask.subject}", self.store.root, ask.disk_bytes))
 
     def _working(self, ask: Ask, record: Progress) -> None:
         self._say(

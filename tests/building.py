@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msao_compile import runner
 from msao_compile.farm.job import Job, Result
-from msao_compile.pipeline import Built, Event, Options, build
+from msao_compile.pipeline import Built, Event, Options, Plan, Step, build, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES_EDGE = ROOT / "calibration" / "models" / "shapes-edge"
@@ -66,6 +66,13 @@ class Workshop:
     def ran(self) -> list[str]:
         """The stages that the last build ran, by name, in no order."""
         return sorted(event.stage for event in self.events if event.state == "finished")
+
+
+def planned(recipe: Path, options: Options) -> tuple[Step, ...]:
+    """The steps of a plan for checkpoints that have weights."""
+    found = plan(recipe, options)
+    assert isinstance(found, Plan)
+    return found.steps
 
 
 def command(*arguments: object, workshop: Workshop | None = None) -> list[str]:

@@ -6,12 +6,14 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import SHAPES
 
-from msao_compile.errors import Interrupted
+from msao_compile.errors import GateError, Interrupted, StageError
 from msao_compile.farm.job import Job, OnProgress, Result
 from msao_compile.recipe.read import read_recipe
 from msao_compile.runner import Ask, Event, Options, Runner
@@ -64,6 +66,51 @@ def test_a_stage_that_starts_tells_how_long_its_like_took_before(
         runner.ask([ask])
     first, took, again, _ = events
     assert (first.expected_seconds, again.state, again.expected_seconds) == (None, "started", took.seconds)
+
+
+@pytest.mark.parametrize(("field", "kind"), [("peak_bytes", GateError), ("disk_bytes", StageError)])
+def test_a_run_that_this_machine_cannot_finish_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr("msao_compile.runner.run_job", lambda job, on_progress, stop: DONE)
+    events: list[Event] = []
+    runner = Runner(read_recipe(SHAPES), Options(tmp_path / "out", tmp_path / "store"), events.append)
+    size: dict[str, Any] = {field: 1 << 60}
+    with pytest.raises(kind, match=r"edge/decoder.*(1073741824\.0 GiB.* has|1152921504606\.8 MB and) \d+\.\d"):
+        runner.ask([dataclasses.replace(ASK, **size)])
+    assert events == []
+    runner.ask([ASK])
+    [record] = runner.ask([dataclasses.replace(ASK, **size)])  # what was made elsewhere is used here
+    assert isinstance(record, Record)
+
+
+def test_runs_that_do_not_fit_the_memory_together_go_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most = [0], [0]
+
+    def run_job(job: Job, on_progress: OnProgress, stop: object) -> Result:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        running[0] -= 1
+        return DONE
+
+    monkeypatch.setattr("msao_compile.runner.run_job", run_job)
+    monkeypatch.setattr("msao_compile.runner.memory_here", lambda: 10 << 30)
+    for peak, together in ((4 << 30, 2), (6 << 30, 1)):
+        options = Options(tmp_path / "out", tmp_path / f"store{peak}", jobs=2)
+        asks = [dataclasses.replace(ASK, fields={"which": which}, peak_bytes=peak) for which in range(4)]
+        most[0] = 0
+        Runner(read_recipe(SHAPES), options, lambda event: None).ask(asks)
+        assert most[0] == together
+
+
+def test_a_plan_tells_what_is_expected_where_nothing_ran_before(tmp_path: Path) -> None:
+    runner = Runner(read_recipe(SHAPES), Options(tmp_path / "out", tmp_path / "store"), tell=None)
+    runner.ask([dataclasses.replace(ASK, peak_bytes=5, seconds=7.0, disk_bytes=3)])
+    [step] = runner.steps
+    assert (step.peak_rss_bytes, step.seconds, step.disk_bytes) == (5, 7.0, 3)
 
 
 @pytest.mark.parametrize("moment", ["started", "finished", "reused"])

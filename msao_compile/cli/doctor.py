@@ -15,6 +15,8 @@ from msao_compile.cli.talk import talk_of
 from msao_compile.errors import MissingTool
 
 NEEDS_GPU = frozenset({"tensorrt", "tensorrt_rtx"})
+"""Backends that run nothing without a GPU; TensorRT-RTX builds without one all the same."""
+UNSAFE_WITHOUT_GPU = frozenset({"tensorrt"})
 BACKEND_EXTRAS = {"onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 COMPILE_PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 RUNTIME_PACKAGES = ("numpy", "tokenizers", "pillow")
@@ -31,7 +33,9 @@ class Finding:
 
 
 def doctor(context: typer.Context, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Check this machine: processor, memory, GPU, backends and libraries; exit 4 where no backend can run."""
+    """Check this machine: processor, memory, GPU, backends and libraries, and which targets it can build and run; exit
+    4 where no backend can run."""
+    from msao_compile.cli import reach
     from msao_compile.cli.machine import ask, machine_facts
 
     talk = talk_of(context, as_json, quiet)
@@ -39,6 +43,9 @@ def doctor(context: typer.Context, as_json: Json = False, quiet: Quiet = False) 
     gpu = ask("cuda")
     backends = [backend(name, gpu, ask(name) if may_ask(name, gpu) else None) for name in BACKEND_EXTRAS]
     packages = {name: version_of(name) for name in (*RUNTIME_PACKAGES, *COMPILE_PACKAGES)}
+    present = {one.name: one.present for one in backends}
+    present["onnxruntime-gpu"] = any("CUDAExecutionProvider" in one.detail for one in backends)
+    targets = reach.reaches(reach.Here(present, reach.sms(gpu), bool(machine["jetson"])))
     findings = [*machine_findings(machine), gpu_finding(gpu), *backends, *package_findings(packages)]
     facts = {
         "version": version_of("msao-compile"),
@@ -46,24 +53,29 @@ def doctor(context: typer.Context, as_json: Json = False, quiet: Quiet = False) 
         "gpu": gpu,
         "backends": [asdict(one) for one in backends],
         "packages": packages,
-        "can_run": any(one.present and answers_with(one.name) for one in backends),
+        "targets": [asdict(one) for one in targets],
+        "can_run": any(one.present and may_run(one.name, gpu) for one in backends),
         "can_compile": all(packages[name] for name in COMPILE_PACKAGES),
     }
-    talk.reply(facts, lambda: draw.table(("", "what", "found", "to do"), [_cells(one) for one in findings]))
+
+    def show() -> None:
+        draw.table(("", "what", "found", "to do"), [_cells(one) for one in findings])
+        draw.line("")
+        draw.table(reach.HEADERS, reach.rows(targets))
+
+    talk.reply(facts, show)
     if not facts["can_run"]:
         raise MissingTool("no backend can run on this machine; start with pip install 'msao-compile[ort]'")
 
 
 def may_ask(name: str, gpu: Mapping[str, Any]) -> bool:
-    """Whether importing a backend is safe: TensorRT's packages may crash where the driver does not start."""
+    """Whether importing a backend is safe: TensorRT's package may crash where the driver does not start."""
+    return name not in UNSAFE_WITHOUT_GPU or bool(gpu.get("usable"))
+
+
+def may_run(name: str, gpu: Mapping[str, Any]) -> bool:
+    """Whether a backend that is installed has what it runs on."""
     return name not in NEEDS_GPU or bool(gpu.get("usable"))
-
-
-def answers_with(name: str) -> bool:
-    """Whether the runtime of this version opens engines with a backend; others are only looked at."""
-    from msao_compile.runtime.backends.base import BACKENDS
-
-    return BACKEND_EXTRAS[name] in {extra for _, extra in BACKENDS.values()}
 
 
 def backend(name: str, gpu: Mapping[str, Any], answer: Mapping[str, Any] | None) -> Finding:
@@ -76,7 +88,7 @@ def backend(name: str, gpu: Mapping[str, Any], answer: Mapping[str, Any] | None)
     if "error" in answer:
         return Finding(name, False, str(answer["error"]), install)
     providers = ", ".join(answer.get("providers", ()))
-    advice = "" if answers_with(name) else "this version runs no deployment with it yet"
+    advice = "" if may_run(name, gpu) else f"builds engines for other machines; runs none here: {_no_gpu(gpu)}"
     return Finding(name, True, str(answer["version"]) + (f", {providers}" if providers else ""), advice)
 
 

@@ -94,19 +94,28 @@ def plan(
     come, which modules it has, what they need and which targets can hold them. Writes nothing but the lock of hub
     checkpoints."""
     from msao_compile import pipeline
-    from msao_compile.cli import sketch
+    from msao_compile.cli import outlook, sketch
 
     talk = talk_of(context, as_json, quiet)
     options = pipeline.Options(out, store, targets=tuple(target or ()), modules=tuple(module or ()), frozen=frozen)
-    steps = pipeline.plan(recipe, options)
-    if isinstance(steps, pipeline.Sketch):
-        found = steps
-        talk.reply(sketch.facts(recipe, found), lambda: sketch.show(found))
-        talk.say(sketch.summary(found))
+    found = pipeline.plan(recipe, options)
+    if isinstance(found, pipeline.Sketch):
+        drawn = found
+        talk.reply(sketch.facts(recipe, drawn), lambda: sketch.show(drawn))
+        talk.say(sketch.summary(drawn))
         return
-    facts = {"recipe": str(recipe), "steps": [asdict(step) for step in steps], "totals": totals(steps)}
-    talk.reply(facts, lambda: draw.table(PLAN_HEADERS, [_plan_row(step) for step in steps], frozenset({3, 4, 5})))
+    steps, expected = found.steps, outlook.facts(found)
+    facts = {"recipe": str(recipe), "steps": [asdict(step) for step in steps], "totals": totals(steps), **expected}
+    whole = found
+
+    def show() -> None:
+        draw.table(PLAN_HEADERS, [_plan_row(step) for step in steps], frozenset({3, 4, 5}))
+        outlook.show(whole)
+
+    talk.reply(facts, show)
     talk.say(forecast(steps))
+    for sentence in outlook.objections(whole):
+        talk.say(sentence)
 
 
 def build(

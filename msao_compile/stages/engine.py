@@ -12,7 +12,7 @@ SHOWN = 3
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
-    """Build `graph` as `order` says into `output`.
+    """Build `graph` as `order` says into `output`; what it took is kept beside `weight_bytes`, for the next forecast.
 
     Raises:
         StageError: the parser refuses nodes, or the builder gives nothing; the reason is the library's own.
@@ -28,4 +28,5 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         )
         raise StageError(f"{facts['component']}: the parser refuses {len(refused)} nodes: {shown}")
     cache = None if arguments["timing_cache"] is None else Path(arguments["timing_cache"])
-    return trt_build.build(graph, order, Path(arguments["output"]), facts, on_progress, cache)
+    found = trt_build.build(graph, order, Path(arguments["output"]), facts, on_progress, cache)
+    return {**found, "weight_bytes": arguments["weight_bytes"]}

@@ -39,13 +39,18 @@ def translated(doing: str, place: Path, needed_bytes: int | None = None) -> Iter
 
 def full(doing: str, place: Path, needed_bytes: int | None) -> str:
     """The sentence for a full disk: how much is needed and how much is free, in megabytes."""
-    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free / 1e6
+    free = free_bytes(place) / 1e6
     needs = "more space" if needed_bytes is None else f"{needed_bytes / 1e6:.1f} MB"
     return (
         f"no space is left for {place}: {doing} needs {needs} and {free:.1f} MB are free; "
         "free some space, and the next build continues from what is finished"
     )
+
+
+def free_bytes(place: Path) -> int:
+    """Free bytes of the file system that a path is on, or would be."""
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def sync_folder(folder: Path) -> None:

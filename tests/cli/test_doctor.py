@@ -30,7 +30,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, given: dict[str, dict[str, Any]]) -
 def test_tensorrt_is_never_imported_where_the_driver_does_not_start(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answers(monkeypatch, {"cuda": NO_GPU, "onnxruntime": ORT})
     ran = cli("doctor", "--json")
-    assert asked == ["cuda", "onnxruntime"]
+    assert asked == ["cuda", "onnxruntime", "tensorrt_rtx"]
     assert ran.code == 0
     tensorrt = ran.json["backends"][1]
     assert (tensorrt["present"], tensorrt["detail"]) == (False, "not asked: no NVIDIA driver")
@@ -50,6 +50,23 @@ def test_tensorrt_and_a_gpu_are_enough_to_run(cli: Cli, monkeypatch: pytest.Monk
     ran = cli("doctor", "--json")
     assert (ran.code, ran.json["can_run"]) == (0, True)
     assert ran.json["backends"][1]["advice"] == ""
+
+
+def test_tensorrt_rtx_without_a_gpu_builds_and_runs_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, {"cuda": NO_GPU, "tensorrt_rtx": {"version": "1.7.1"}})
+    ran = cli("doctor", "--json")
+    assert (ran.code, ran.json["can_run"]) == (4, False)
+    assert ran.json["backends"][2]["advice"] == "builds engines for other machines; runs none here: no NVIDIA driver"
+    builds = {one["target"]: (one["build"], one["runs"]) for one in ran.json["targets"]}
+    assert builds["nvidia-l4"] == ("ahead of time", False)
+    assert builds["jetson-orin-nano-8gb"] == ("on the device", False)
+
+
+def test_the_targets_are_one_short_table(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, {"cuda": NO_GPU, "onnxruntime": ORT})
+    table = cli("doctor").out.rpartition("\n\n")[2].splitlines()
+    assert [line.split("  ")[0] for line in table] == ["build", "here", "here", "on the device", "no"]
+    assert "pip install 'msao-compile[rtx]'" in table[-1]
 
 
 def test_without_any_backend_it_exits_4_and_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,10 @@ from msao_compile.cli.make import forecast, totals
 from msao_compile.errors import StageError
 from msao_compile.farm import local
 from msao_compile.farm.job import Job, Result
-from msao_compile.pipeline import Built, Event, Options, Step
+from msao_compile.outlook import Holding, Outlook
+from msao_compile.pipeline import Built, Event, Options, Plan, Step
+from msao_compile.recipe.room import room
+from msao_compile.recipe.targets import find
 from msao_compile.runtime.loader import read_manifest
 
 from .conftest import Cli
@@ -24,6 +27,27 @@ STEPS = (
     Step("parity", "edge", "reuse", (), 20.0, None, None),
     Step("build", "edge/decoder for orin", "deferred", ("the device builds it",), None, None, None),
 )
+
+ENGINES = (
+    Outlook(
+        "l4", "nvidia-l4", "edge/decoder", "fp16", "scatter", "trt_rtx", "ahead of time", 270_000_000, 1_100_000_000,
+        400_000_000, 95.0, "", None, None,
+    ),
+    Outlook(
+        "orin", "jetson-orin-nano-8gb", "edge/decoder", "fp16", "portable", "trt", "device", 270_000_000,
+        7_000_000_000, 400_000_000, None, "built on the device", None, "a build of it needs about 6.5 GiB",
+    ),
+    Outlook(
+        "orin8", "jetson-orin-nano-8gb", "edge/decoder", "fp8", "portable", "trt", "device", None, None, None, None,
+        "built on the device", "jetson-orin-nano-8gb: fp8 needs SM 89", None,
+    ),
+)  # fmt: skip
+GIB = 1 << 30
+HOLDINGS = (
+    Holding("edge", room("l4", find("nvidia-l4"), "fp16", GIB, GIB, None)),
+    Holding("cloud", room("orin", find("jetson-orin-nano-8gb"), "fp16", 14 * GIB, GIB, None)),
+)
+PLAN = Plan(STEPS, ENGINES, HOLDINGS)
 
 
 def test_a_forecast_sums_what_runs_and_says_what_it_does_not_know() -> None:
@@ -43,7 +67,7 @@ def test_the_peak_is_a_maximum_and_the_rest_are_sums() -> None:
 
 
 def test_a_plan_shows_each_step_with_its_reason(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msao_compile.pipeline.plan", lambda recipe, options: STEPS)
+    monkeypatch.setattr("msao_compile.pipeline.plan", lambda recipe, options: PLAN)
     ran = cli("plan", "recipe.toml")
     assert ran.code == 0
     words = " ".join(ran.out.splitlines()[1].split())
@@ -51,6 +75,31 @@ def test_a_plan_shows_each_step_with_its_reason(cli: Cli, monkeypatch: pytest.Mo
     facts = cli("plan", "recipe.toml", "--json").json
     assert [step["state"] for step in facts["steps"]] == ["run", "run", "reuse", "deferred"]
     assert facts["totals"]["unknown"] == 1
+
+
+def test_a_plan_says_of_each_engine_where_it_is_built_and_what_that_takes(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msao_compile.pipeline.plan", lambda recipe, options: PLAN)
+    ran = cli("plan", "recipe.toml")
+    engines = [" ".join(line.split()) for line in ran.out.split("\n\n")[1].splitlines()[1:]]
+    assert engines == [
+        "ahead of time l4 edge/decoder fp16 scatter trt_rtx 1 min 35 s 1.10 GB",
+        "device orin edge/decoder fp16 portable trt ? 7.00 GB a build of it needs about 6.5 GiB; built on the device",
+        "refused orin8 edge/decoder fp8 portable trt ? ? jetson-orin-nano-8gb: fp8 needs SM 89; built on the device",
+    ]
+    held = [" ".join(line.split()) for line in ran.out.split("\n\n")[2].splitlines()[1:]]
+    assert held[0].endswith("25.8 GB fits, 22.5 GB left")
+    assert held[1].endswith("8.59 GB 9.66 GB short")
+    assert "edge/decoder for orin8: a build refuses it, jetson-orin-nano-8gb: fp8 needs SM 89" in ran.err
+    assert "cloud for orin needs about 17.0 GiB to run" in ran.err
+    facts = cli("plan", "recipe.toml", "--json").json
+    assert [(one["place"], one["seconds"]) for one in facts["engines"]] == [
+        ("ahead of time", 95.0), ("device", None), ("device", None),
+    ]  # fmt: skip
+    assert [(one["model"], one["target"], one["fits"]) for one in facts["targets"]] == [
+        ("edge", "l4", True), ("cloud", "orin", False),
+    ]  # fmt: skip
 
 
 def test_plan_and_build_hand_the_same_choices_to_the_pipeline(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import building
 import pytest
-from building import Workshop, python, run, write_recipe
+from building import Workshop, planned, python, run, write_recipe
 
 from msao_compile import asks
 from msao_compile.errors import RecipeError
 from msao_compile.farm.job import Job, Result
-from msao_compile.pipeline import build, plan
+from msao_compile.pipeline import build
 from msao_compile.runtime import load
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.loader import read_manifest, verify
@@ -145,7 +145,7 @@ def test_two_builds_that_write_at_once_leave_one_whole_deployment(mine: Workshop
 def test_a_plan_says_why_and_writes_nothing(mine: Workshop, recipe: Path, checkpoint: Checkpoint) -> None:
     write_recipe(recipe, {"edge": (checkpoint("idefics3"), "draft")}, max_abs=2e-3)
     before = snapshot(mine.folder)
-    steps = {step.stage: step for step in plan(recipe, mine.options)}
+    steps = {step.stage: step for step in planned(recipe, mine.options)}
     assert snapshot(mine.folder) == before
     assert (steps["split"].state, steps["export"].state, steps["parity"].state) == ("reuse", "reuse", "run")
     assert steps["parity"].reasons == ("bounds.max_abs 0.001 → 0.002",)
@@ -288,7 +288,7 @@ def test_a_store_of_another_machine_opens_and_times_again_and_compares_nothing_a
     mine: Workshop, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asks, "machine", lambda: {"cpu": "another", "platform": "Linux x86_64", "cores": 64})
-    states = {(step.stage, step.state) for step in plan(recipe, mine.options)}
+    states = {(step.stage, step.state) for step in planned(recipe, mine.options)}
     assert {stage for stage, state in states if state == "run"} == {"build", "measure"}
 
 
@@ -298,7 +298,7 @@ def test_another_line_in_a_stage_s_code_runs_it_again_and_nothing_before_it(
 ) -> None:
     digest = asks.source_digest
     monkeypatch.setattr(asks, "source_digest", lambda *places: digest(*places) + "x" * (f"stages/{stage}.py" in places))
-    states = {(step.stage, step.state) for step in plan(recipe, mine.options)}
+    states = {(step.stage, step.state) for step in planned(recipe, mine.options)}
     assert {(stage, "run"), (before, "reuse")} <= states
     assert not states & {(stage, "reuse"), (before, "run")}
 
@@ -307,7 +307,9 @@ def test_a_plan_finds_a_flipped_byte_as_the_build_does(mine: Workshop, recipe: P
     reference = read_manifest(deployment).all_files()["modules/edge/embed_tokens.fused.onnx"]
     damage(next((mine.options.store / "objects").rglob(reference.sha256)))
     before = snapshot(mine.folder)
-    [reasons] = [step.reasons for step in plan(recipe, mine.options) if (step.stage, step.state) == ("export", "run")]
+    [reasons] = [
+        step.reasons for step in planned(recipe, mine.options) if (step.stage, step.state) == ("export", "run")
+    ]
     assert "has changed: its bytes are now" in reasons[0]
     assert snapshot(mine.folder) == before
 

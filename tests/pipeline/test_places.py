@@ -11,7 +11,7 @@ import pytest
 from building import Workshop, write_recipe
 
 from msao_compile.cli.app import main
-from msao_compile.pipeline import plan
+from msao_compile.pipeline import Plan, plan
 
 Capture = pytest.CaptureFixture[str]
 
@@ -39,8 +39,10 @@ def test_what_is_left_to_a_device_is_told_with_its_model(
     recipe = write_recipe(tmp_path / "tiny.toml", {"edge": (checkpoint("idefics3"), "draft")})
     jetson = '[targets.jetson]\ndevice = "jetson-orin-nano-8gb"\nprecision = "fp16"\n'
     recipe.write_text(recipe.read_text().replace("[shapes", f"{jetson}[shapes"))
-    steps = [step.subject for step in plan(recipe, workshop.options) if step.state == "deferred"]
-    assert steps == [f"edge/{name} for jetson" for name in ("vision_encoder", "embed_tokens", "decoder")]
+    found = plan(recipe, workshop.options)
+    assert isinstance(found, Plan)
+    left = [(one.target, one.subject, one.precision) for one in found.engines if one.place == "device"]
+    assert left == [("jetson", f"edge/{name}", "fp16") for name in ("vision_encoder", "embed_tokens", "decoder")]
 
 
 def test_a_checkpoint_whose_path_is_not_utf8_is_refused_and_nothing_is_written(
