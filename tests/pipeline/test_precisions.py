@@ -108,7 +108,7 @@ def test_a_plan_before_anything_ran_follows_the_stages(workshop: Workshop, recip
     fresh = dataclasses.replace(workshop.options, store=tmp_path / "store")
     steps = plan(recipe, fresh)
     assert isinstance(steps, tuple)
-    assert [step.stage for step in steps][0] == "split"
+    assert next(step.stage for step in steps) == "split"
     assert all(isinstance(step, Step) and step.state == "run" for step in steps)
 
 
