@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph.small import graph, numbers, operators, run
 
+from graph.small import graph, numbers, operators, run
 from msao_compile.graph.passes.scatter import OPSET, scatter_state
 
 CAPACITY, WIDTH = 9, 4

@@ -25,7 +25,7 @@ PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 LIBRARIES = (("libcudart", True), ("libnvrtc", True), ("libnvJitLink", True), ("libcublasLt", True),
              ("libcublas", True), ("libcurand", False), ("libcufft", False), ("libcudnn", False))  # fmt: skip
 logger = logging.getLogger(__name__)
-GRAPH_ID, NOT_CAPTURED = "gpu_graph_id", "-1"  # the id under which ONNX Runtime runs without capturing
+GRAPH_ID = "gpu_graph_id"
 
 
 def providers(settings: RuntimeSettings, capture: bool = False) -> list[Any]:
@@ -164,13 +164,6 @@ class FixedSteps:
 def device_value(value: np.ndarray, device: str) -> Any:
     """The same numbers in the memory of `cpu` or `cuda`."""
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), device, 0)
-
-
-def uncaptured() -> ort.RunOptions:
-    """How a session that captures graphs runs something once."""
-    options = ort.RunOptions()
-    options.add_run_config_entry(GRAPH_ID, NOT_CAPTURED)
-    return options
 
 
 def fixed(feed: Mapping[str, np.ndarray]) -> bool:

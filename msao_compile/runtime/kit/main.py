@@ -13,11 +13,11 @@ from msao_compile.errors import InputError, MsaoError, StageError
 from msao_compile.runtime.kit import child, device, receipt
 from msao_compile.runtime.kit.device import Device
 from msao_compile.runtime.kit.journal import Entry, Journal
-from msao_compile.runtime.kit.ladder import DONE
 from msao_compile.runtime.kit.phases import Bench, climb
 from msao_compile.runtime.kit.plan import Module, Plan, check_files, read_plan
 from msao_compile.runtime.kit.power import power_facts
 from msao_compile.runtime.kit.runners import ENGINE, RUNNERS
+from msao_compile.runtime.ladder import DONE
 
 Tell = Callable[[str], None]
 WHOLE = "device"

@@ -12,9 +12,9 @@ from msao_compile.errors import StageError
 from msao_compile.runtime.kit import child, files
 from msao_compile.runtime.kit.device import Device
 from msao_compile.runtime.kit.journal import Entry, Journal
-from msao_compile.runtime.kit.ladder import DONE, PHASES
 from msao_compile.runtime.kit.plan import Module, Plan
 from msao_compile.runtime.kit.power import power_mode
+from msao_compile.runtime.ladder import DONE, PHASES
 
 ENGINES, TIMING = "engines", "timing"
 

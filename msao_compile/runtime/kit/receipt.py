@@ -12,9 +12,9 @@ import numpy as np
 
 from msao_compile.runtime.kit.files import write_json
 from msao_compile.runtime.kit.journal import Entry
-from msao_compile.runtime.kit.ladder import status
 from msao_compile.runtime.kit.phases import Bench
 from msao_compile.runtime.kit.plan import Module
+from msao_compile.runtime.ladder import status
 
 RECEIPT_NAME = "receipt.json"
 FORMAT = "receipt/1"

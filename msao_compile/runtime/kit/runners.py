@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from msao_compile.errors import MissingTool, StageError
-from msao_compile.runtime.kit.ladder import STAND_IN
 from msao_compile.runtime.kit.plan import Case, Module, State
+from msao_compile.runtime.ladder import STAND_IN
 
 WARM_UP, RUNS = 2, 7
 ENGINE = "engine"

@@ -14,10 +14,11 @@ from msao_compile.manifest.digest import sha256_file
 from msao_compile.manifest.receipt import BuiltModule, Receipt
 from msao_compile.manifest.schema import Compatibility, Deployment, Engine, FileRef, Status
 from msao_compile.manifest.signature import ENDING
+from msao_compile.recipe.schema import DEFAULT_BOUNDS
 from msao_compile.runtime.compare import Distance, verdict
-from msao_compile.runtime.kit.ladder import LADDER, status
+from msao_compile.runtime.ladder import LADDER, status
 from msao_compile.stages.kit import contract
-from msao_compile.stages.kit.pack import DEFAULT_BOUNDS, BoundsBy, held_to
+from msao_compile.stages.kit.pack import BoundsBy, held_to
 
 MEASURED = ("max_abs", "min_cosine", "argmax_agreement", "near_ties_only", "compared")
 

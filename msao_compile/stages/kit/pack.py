@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Deployment, Engine, FileRef
+from msao_compile.recipe.schema import DEFAULT_BOUNDS
 from msao_compile.runtime.kit.plan import FORMAT, PLAN_NAME
 from msao_compile.runtime.loader import locate
 from msao_compile.stages.kit import contract
@@ -24,16 +25,11 @@ Bounds = Mapping[str, float | None]
 BoundsBy = Mapping[str, Bounds]
 """Bounds by precision."""
 ENTRY = "kit.py"
-CARRIED = ("errors.py", "runtime/compare.py")
+CARRIED = ("errors.py", "runtime/compare.py", "runtime/ladder.py")
 ROOMS = {"runtime/kit": ("",), "runtime/backends": ("cuda", "engine_file", "trt")}
 """Files of this package that a kit carries, by folder and how their names begin: they need NumPy and the device's own
 library only."""
 LEFT_HERE = ("entry.py", "__init__.py")
-DEFAULT_BOUNDS: BoundsBy = {
-    "fp32": {"min_cosine": 0.9999}, "fp16": {"min_cosine": 0.999}, "bf16": {"min_cosine": 0.99},
-    "int8": {"min_cosine": 0.98}, "fp8": {"min_cosine": 0.98}, "int4": {"min_cosine": 0.95},
-}  # fmt: skip
-"""How far an engine may be from its fp32 graph where the deployment's own evidence sets no bound."""
 BUILD_COPIES, LIBRARY_BYTES = 4, 900_000_000
 """Peak memory of a build: copies of the weights that it holds, and what the library takes by itself. By the rule of
 thumb of 3 to 4 times the parameters, and one build measured off-GPU; no Jetson was measured."""

@@ -119,7 +119,8 @@ def main() -> None:
     name = "torch.compile, static cache" if chosen.compile else f"torch eager, {chosen.attention}"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     result = Result(chosen.out, peer=name, precision=chosen.precision, versions=versions)
-    with torch.inference_mode():
+    # `generate` compiles under no_grad; tensors of inference mode cannot all be captured
+    with torch.no_grad() if chosen.compile else torch.inference_mode():
         peer = TorchPeer(work, chosen.precision, chosen.attention, chosen.compile)
         say(f"{name} loaded")
         if chosen.reference:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msao_compile.runtime.kit.ladder import PHASES, status
+from msao_compile.runtime.ladder import PHASES, status
 
 DONE, FAILED, SKIPPED = "done", "failed", "not run"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 LADDER = ("deferred", "built", "ran", "parity", "qualified")
+"""Each only after the ones before it."""
 PHASES = ("build", "run", "parity", "measure")
 """What takes an engine from each rung to the next."""
 DONE = "done"
