@@ -12,7 +12,6 @@ from typing import Any
 import kits
 import numpy as np
 import onnxruntime as ort
-import pytest
 
 from msao_compile.runtime.loader import read_manifest
 from msao_compile.stages.kit import pack
