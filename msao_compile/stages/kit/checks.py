@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from msao_compile.manifest.variants import RANGED
 from msao_compile.runtime.backends.base import EngineFile, open_decoder, open_engine
 from msao_compile.runtime.loader import locate
 from msao_compile.stages.kit import contract
+from msao_compile.stages.kit.picture import picture_feed
 from msao_compile.stages.kit.seeds import Arrays, Facts, decoder_steps, seeded, shapes_of
 
 STEPS = 5
@@ -58,7 +60,7 @@ def checks(folder: Path, deployment: Deployment, engine: Engine) -> Checks:
     profiles = [profile for profile in order.profiles if profile.name != "decode"]
     try:
         made = _Made(folder, deployment, module, graph, model)
-        cases = [made.case(profile, which) for profile in profiles for which in WHICH]
+        cases = made.cases(profiles)
     except (StageError, InputError, DeploymentError) as error:
         return Checks((), None, " ".join(str(error).split()))
     known: dict[bytes, Stored] = {case.content: case for case in reversed(cases)}  # min may be opt
@@ -90,6 +92,23 @@ class _Made:
         vocabulary = 1 if decoder is None else decoder.vocab_size
         self.facts = Facts(vocabulary, {} if model is None else model.placeholders)
 
+    def cases(self, profiles: Sequence[ShapeProfile]) -> list[Stored]:
+        """Cases in the best and the smallest shapes; where inputs depend on a picture, one of a picture.
+
+        Raises:
+            StageError: neither can be made; says why not the first.
+        """
+        try:
+            return [self.case(profile, which) for profile in profiles for which in WHICH]
+        except StageError as error:
+            if self.model is None or self.graph.states:
+                raise
+            try:
+                fed = picture_feed(self.folder, self.model, self.module.component, self.engine, _fitting(profiles))
+            except InputError as other:
+                raise StageError(f"{error}, and {other}") from error
+            return [self._stateless("picture", fed)]
+
     def case(self, profile: ShapeProfile, which: str) -> Stored:
         """One case in the shapes of a profile."""
         name = f"{profile.name}-{which}"
@@ -98,6 +117,9 @@ class _Made:
         )
         if self.graph.states:
             return self._decoded(name, arrays)
+        return self._stateless(name, arrays)
+
+    def _stateless(self, name: str, arrays: Arrays) -> Stored:
         found = self.engine.run(arrays)
         self._check(found)
         return Stored(name, 0, packed({**_named("in.", arrays), **_named("out.", found)}))
@@ -149,6 +171,24 @@ class _Made:
         strange = next((name for name, value in found.items() if not np.isfinite(value).all()), None)
         if strange is not None:
             raise StageError(f"the graph's own {strange} is not finite for seeded inputs")
+
+
+def _fitting(profiles: Sequence[ShapeProfile]) -> Callable[[Arrays], bool]:
+    """Whether every shape is inside one of the profiles."""
+
+    def fits(fed: Arrays) -> bool:
+        return any(
+            all(
+                len(fed[one.name].shape) == len(one.min)
+                and all(
+                    low <= size <= high for low, size, high in zip(one.min, fed[one.name].shape, one.max, strict=True)
+                )
+                for one in profile.inputs
+            )
+            for profile in profiles
+        )
+
+    return fits
 
 
 def _text_only(shape: tuple[int | str, ...], batch: int, count: int) -> tuple[int, ...]:

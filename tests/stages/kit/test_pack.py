@@ -45,6 +45,7 @@ def test_the_same_deployment_gives_the_same_bytes(orders: Path, tmp_path: Path, 
 
 def test_an_archive_holds_names_in_order_and_neither_times_nor_owners(packed: pack.Packed, tmp_path: Path) -> None:
     path = archive.write(tmp_path / "kit.tar.gz", packed.entries)
+    assert path.read_bytes()[4:8] == bytes(4), "gzip's own time"
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(path.read_bytes()))) as opened:
         members = opened.getmembers()
     names = [member.name for member in members]
@@ -69,6 +70,7 @@ def test_expected_outputs_are_those_of_the_graph_step_by_step(packed: pack.Packe
         np.testing.assert_allclose(stored[f"{step}.out.logits"], logits, rtol=0, atol=1e-6)
         state = {"past_key_values.0.key": key, "past_key_values.0.value": value}
         lengths.append((feed["inputs_embeds"].shape[1], feed["attention_mask"].shape[1]))
+        assert feed["logits_positions"].tolist() == [lengths[-1][0] - 1], "logits of the last position"
     assert lengths == [(6, 6), (1, 7), (1, 8), (1, 9), (1, 10), (1, 11)]
 
 
