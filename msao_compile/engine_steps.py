@@ -189,7 +189,8 @@ class Walk(Steps):
         }
         asked: dict[tuple[str, str], Ask] = {}
         for (name, owner), entry in planned.items():
-            module, here = self._module(owner), entry.backend == "ort" and large[owner] is None
+            on_cpu = entry.compatibility.platform_kind == "cpu"
+            module, here = self._module(owner), on_cpu and large[owner] is None
             graph = graph_of(module, entry.dialect, entry.precision)
             if here:
                 asked[name, owner] = asks.engine(module, graph, self._settings(), self.stock)
@@ -219,7 +220,7 @@ class Walk(Steps):
         device, kind = find(choice.device), self.kind(name, module.id, module.component)
         graph = graph_of(module, choice.graph_dialect, kind)
         order = None
-        if device.platform_kind != "cpu":
+        if build.library(device) != "ort":
             others = [find(other).sm for other in choice.also_for]
             capabilities = sorted({sm for sm in (device.sm, *others) if sm is not None})
             order = BuildOrder(
@@ -243,6 +244,8 @@ class Walk(Steps):
         return min(counts, default=None)
 
     def _settled(self, entry: Engine, module: Module, too_large: str | None, record: Record | None) -> Engine:
+        if entry.backend == "ort" and entry.compatibility.platform_kind != "cpu":
+            return build.unseen(entry, self._unproven(module, entry))
         if entry.backend == "ort":
             told = self.told.get((entry.target, module.id))
             return build.opened(entry, too_large, self._unproven(module, entry), told)

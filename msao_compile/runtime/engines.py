@@ -84,6 +84,8 @@ class Engines:
     def _file(self, module: str) -> tuple[str, base.EngineFile]:
         engine = self._choose(module)
         graph, settings = self._graph(engine), self.deployment.runtime
+        if _is_ort_on_gpu(engine):
+            settings = settings.model_copy(update={"provider": "cuda"})
         needed = (graph.file, *graph.data) if engine.file is None else (engine.file,)
         paths = [locate(self.folder, reference, self.verify) for reference in needed]
         if LADDER.index(engine.status) < LADDER.index("parity"):
@@ -119,24 +121,29 @@ class Engines:
         )
 
     def _is_proven(self, engine: Engine) -> bool:
-        least = self.demand or LEAST[engine.backend]
+        least = self.demand or ("built" if _is_ort_on_gpu(engine) else LEAST[engine.backend])
         return engine.status != "deferred" and LADDER.index(engine.status) >= LADDER.index(least)
 
     def _fault(self, engine: Engine) -> str | None:
         """Why an engine does not run here; one that a target names is opened, to say so itself."""
         if self.target is not None:
             return None
-        return base.fault(engine.backend, () if engine.order is None else engine.order.compute_capabilities)
+        capabilities = () if engine.order is None else engine.order.compute_capabilities
+        return base.fault(engine.backend, capabilities, _is_ort_on_gpu(engine))
 
     def _none(self, module: str, found: list[Engine], faults: dict[str, str]) -> str:
         states = ", ".join(f"{engine.target}: {engine.backend} {engine.status}" for engine in found) or "none"
-        least = self.demand or "parity (built, for TensorRT)"
+        least = self.demand or "parity, or built for a GPU"
         why = "".join(f"; {name}: {reason}" for name, reason in faults.items())
         return (
             f"{self.deployment.module(module).component}: no engine here that is at least {least} (found {states}){why}"
             '; add a target with device = "local-cpu" to the recipe and build again, or prove one on its device with '
             f"`msao-compile kit {self.folder} --target TARGET`"
         )
+
+
+def _is_ort_on_gpu(engine: Engine) -> bool:
+    return engine.backend == "ort" and engine.compatibility.platform_kind != "cpu"
 
 
 def _check_known(model: Model) -> None:

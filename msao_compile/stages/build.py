@@ -22,6 +22,7 @@ from msao_compile.recipe.targets import Target, find
 
 MEDIA = {"vision_encoder": "picture", "video_encoder": "clip", "audio_encoder": "sound", "encoder": "sound"}
 """The word in the name of each class of requests that an encoder has a part in."""
+NOT_ON_GPU = "its graph was compared by ONNX Runtime's CPU kernels; those of a GPU were not run"
 NOT_RUN = "built without a GPU: the engine itself was neither run nor compared; its graph was, by ONNX Runtime"
 
 
@@ -80,6 +81,11 @@ def opened(entry: Engine, too_large: str | None, unproven: str | None, told: str
     """
     status: Status = "deferred" if too_large else "ran" if unproven else "parity"
     return entry.model_copy(update={"status": status, "reason": too_large or unproven or told})
+
+
+def unseen(entry: Engine, unproven: str | None) -> Engine:
+    """A graph for ONNX Runtime's GPU kernels, which the CPU's say nothing of; `unproven` as above."""
+    return entry.model_copy(update={"status": "built", "reason": unproven or NOT_ON_GPU})
 
 
 def built(entry: Engine, file: FileRef, found: Mapping[str, Any], unproven: str | None) -> Engine:

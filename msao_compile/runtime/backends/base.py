@@ -79,15 +79,15 @@ PACKAGES = {"ort": "onnxruntime", "trt": "tensorrt", "trt_rtx": "tensorrt_rtx"}
 NEEDS_GPU = ("trt", "trt_rtx")
 
 
-def fault(backend: str, capabilities: Sequence[int] = ()) -> str | None:
+def fault(backend: str, capabilities: Sequence[int] = (), on_gpu: bool = False) -> str | None:
     """Why a backend's engines do not run here, in a few words; None where they do.
 
-    `capabilities` are those that an engine was built for, none where that is told elsewhere. A GPU's driver is asked
-    before any library is touched.
+    `capabilities` are those that an engine was built for, none where that is told elsewhere; `on_gpu` is for what a
+    backend of CPUs runs on a GPU. A GPU's driver is asked before any library is touched.
     """
     if backend not in BACKENDS:
         return "not known to this runtime"
-    if backend in NEEDS_GPU:
+    if on_gpu or backend in NEEDS_GPU:
         from msao_compile.runtime.backends.cuda import probe
 
         driver = probe()
