@@ -83,7 +83,7 @@ def test_every_module_of_every_target_has_its_place_precision_and_need(tmp_path:
         ("orin", "edge/decoder", "device", "fp16", 50_000_000),
     ]
     assert rows[3].peak_bytes == PEAKS["trt"].of(50_000_000)
-    assert "msao-compile kit --target orin" in rows[3].note
+    assert "msao-compile kit DEPLOYMENT --target orin" in rows[3].note
     assert {one.type_lacking or one.memory_lacking for one in rows} == {None}
 
 
