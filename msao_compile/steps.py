@@ -32,7 +32,7 @@ from msao_compile.manifest.schema import (
 )
 from msao_compile.places import DataFile, Places
 from msao_compile.recipe.room import lack
-from msao_compile.recipe.schema import Bounds, Component
+from msao_compile.recipe.schema import DEFAULT_BOUNDS, Component
 from msao_compile.runner import Ask, Runner
 from msao_compile.runtime.compare import refuse_failures
 from msao_compile.stages import compose
@@ -45,15 +45,6 @@ PARITY_COPIES = 3.6
 """Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
-BOUNDS: dict[Precision, Bounds] = {
-    "fp32": Bounds(min_cosine=0.9999, max_abs=1e-3),
-    "fp16": Bounds(min_cosine=0.999),
-    "bf16": Bounds(min_cosine=0.99),
-    "int8": Bounds(min_cosine=0.98),
-    "fp8": Bounds(min_cosine=0.98),
-    "int4": Bounds(min_cosine=0.95),
-}
-"""Of a recipe that sets none."""
 NOT_ON_CPUS = ("bf16",)
 """Precisions in which ONNX Runtime's CPU kernels multiply nothing."""
 OF_ALL_MODULES = ("whole", "steps", "batch")
@@ -76,8 +67,10 @@ class Steps:
         self.samples: dict[str, Object] = {}
         self.kept: dict[tuple[str, str], Precision] = {}
         self.bounds: dict[str, dict[str, float | None]] = {
-            name: (getattr(self.recipe.parity, name) or bounds).model_dump(mode="json")
-            for name, bounds in BOUNDS.items()
+            name: dict(bounds)
+            if (given := getattr(self.recipe.parity, name)) is None
+            else given.model_dump(mode="json")
+            for name, bounds in DEFAULT_BOUNDS.items()
         }
         self.measured: MeasureEvidence | None = None
         self.entries: list[Engine] = []
