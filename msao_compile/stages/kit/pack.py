@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Deployment, Engine, FileRef
+from msao_compile.recipe.ledger import PEAKS
 from msao_compile.recipe.schema import DEFAULT_BOUNDS
 from msao_compile.runtime.kit.plan import FORMAT, PLAN_NAME
 from msao_compile.runtime.loader import locate
@@ -30,9 +31,6 @@ ROOMS = {"runtime/kit": ("",), "runtime/backends": ("cuda", "engine_file", "trt"
 """Files of this package that a kit carries, by folder and how their names begin: they need NumPy and the device's own
 library only."""
 LEFT_HERE = ("entry.py", "__init__.py")
-BUILD_COPIES, LIBRARY_BYTES = 4, 900_000_000
-"""Peak memory of a build: copies of the weights that it holds, and what the library takes by itself. By the rule of
-thumb of 3 to 4 times the parameters, and one build measured off-GPU; no Jetson was measured."""
 ENGINE_COPIES, ENGINE_BYTES = 2, 20_000_000
 """Disk of an engine: its file and the one it is written to before, and what it has beside weights."""
 
@@ -104,7 +102,7 @@ def _about(deployment: Deployment, engine: Engine, found: Checks, paths: list[st
         "reference": found.reference,
         "left_out": found.left_out,
         "bounds": held_to(bounds[engine.precision], module.component),
-        "memory_bytes": LIBRARY_BYTES + BUILD_COPIES * weights,
+        "memory_bytes": PEAKS[engine.backend].of(weights),
         "disk_bytes": ENGINE_BYTES + ENGINE_COPIES * weights,
     }
 
