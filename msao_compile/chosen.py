@@ -48,6 +48,9 @@ def _refuse(name: str, choice: TargetChoice) -> None:
             )
     elif choice.graph_dialect == "fused":
         raise RecipeError(f'targets.{name}.dialect: "fused" runs on CPUs only; take "portable" or "scatter"')
+    if choice.jetpack is not None and choice.jetpack not in device.jetpack:
+        known = " or ".join(device.jetpack) or "none: it is no Jetson"
+        raise RecipeError(f'targets.{name}.jetpack: "{choice.jetpack}" is not known of {choice.device}; known: {known}')
     for other in choice.also_for:
         if not (ahead_of_time(device) and ahead_of_time(find(other))):
             raise RecipeError(

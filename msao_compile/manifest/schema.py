@@ -228,7 +228,7 @@ def _check_states(graph: Graph) -> None:
                 f"the state {state.name} {state.shape} with {state.output} is not what goes in and out of "
                 f"{graph.file.path}; build it again"
             )
-        if state.update == "concat" and GROWS not in state.shape:
+        if state.rollback and GROWS not in state.shape and graph.dialect != "scatter":
             raise ValueError(f"the state {state.name} of {graph.file.path} is {state.update}, but has no {GROWS}")
 
 

@@ -143,6 +143,8 @@ class TargetChoice(Part):
     dialect: Dialect | None = None
     also_for: tuple[Annotated[str, AfterValidator(_device)], ...] = ()
     """Further devices that the same engine files have to run on: built ahead of time for all of them."""
+    jetpack: Annotated[str, Field(min_length=1)] | None = None
+    """The JetPack release of a Jetson, which brings its TensorRT; the newest known one where it is not said."""
     level: Literal["draft", "release"] = "release"
     """How long a builder may search for fast kernels: draft builds in a fraction of the time."""
     prefer: Literal["speed", "size"] = "speed"

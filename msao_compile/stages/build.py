@@ -50,7 +50,7 @@ def library(device: Target) -> Backend:
 def planned(module: Module, name: str, choice: TargetChoice, precision: Precision, order: BuildOrder | None) -> Engine:
     """The manifest's entry of an engine that nothing was done for yet: the device can make it as `order` says."""
     device = find(choice.device)
-    release = max(device.jetpack, default=None)
+    release = choice.jetpack or max(device.jetpack, default=None)
     return Engine(
         module=module.id,
         target=name,

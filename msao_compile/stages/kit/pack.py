@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Deployment, Engine, FileRef
-from msao_compile.recipe.ledger import PEAKS
+from msao_compile.recipe.ledger import predict
 from msao_compile.recipe.schema import DEFAULT_BOUNDS
 from msao_compile.runtime.kit.plan import FORMAT, PLAN_NAME
 from msao_compile.runtime.loader import locate
@@ -31,8 +31,6 @@ ROOMS = {"runtime/kit": ("",), "runtime/backends": ("cuda", "engine_file", "trt"
 """Files of this package that a kit carries, by folder and how their names begin: they need NumPy and the device's own
 library only."""
 LEFT_HERE = ("entry.py", "__init__.py")
-ENGINE_COPIES, ENGINE_BYTES = 2, 20_000_000
-"""Disk of an engine: its file and the one it is written to before, and what it has beside weights."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,7 @@ def _about(deployment: Deployment, engine: Engine, found: Checks, paths: list[st
     graph, module = contract.graph_of(deployment, engine), deployment.module(engine.module)
     decoders = (model.decoder for model in contract.owners(deployment, module) if model.decoder is not None)
     weights = sum(reference.size_bytes for reference in graph.data) + graph.file.size_bytes
+    need = predict(engine.backend, weights, ())
     return {
         "states": [{**state.model_dump(mode="json"), "shape": list(state.shape)} for state in graph.states],
         "kv_capacity": next((facts.kv_capacity for facts in decoders), 0),
@@ -102,8 +101,8 @@ def _about(deployment: Deployment, engine: Engine, found: Checks, paths: list[st
         "reference": found.reference,
         "left_out": found.left_out,
         "bounds": held_to(bounds[engine.precision], module.component),
-        "memory_bytes": PEAKS[engine.backend].of(weights),
-        "disk_bytes": ENGINE_BYTES + ENGINE_COPIES * weights,
+        "memory_bytes": need.peak_bytes,
+        "disk_bytes": 2 * need.file_bytes,  # the engine, and the file that it is written to before
     }
 
 
