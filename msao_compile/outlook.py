@@ -165,7 +165,7 @@ def _outlook(
 def _note(name: str, device: Target, here: Mapping[str, Any]) -> str:
     own = here.get("sm") == device.sm and find_spec("tensorrt") is not None
     where = "this machine has such a GPU: run it here" if own else "not here"
-    return f"built on the device with tensorrt by `msao-compile kit --target {name}`; {where}"
+    return f"built on the device with tensorrt by `msao-compile kit DEPLOYMENT --target {name}`; {where}"
 
 
 def _types(kind: Precision, choice: TargetChoice, backend: Backend) -> Iterator[str]:

@@ -11,11 +11,13 @@ from building import SHAPES_EDGE
 
 from msao_compile.engine_steps import Walk
 from msao_compile.errors import GateError, RecipeError
+from msao_compile.manifest.schema import FileRef, Graph, Module
 from msao_compile.outlook import Costs, build_run, holdings, outlooks, refuse, shortage
 from msao_compile.recipe.ledger import PEAKS, BuildRun
 from msao_compile.recipe.read import read_recipe
 from msao_compile.recipe.room import GIB
 from msao_compile.runner import Options, Runner
+from msao_compile.stages import build
 from msao_compile.stages.compose import ModelParts
 from msao_compile.store.key import Key
 from msao_compile.store.record import Record
@@ -83,7 +85,7 @@ def test_every_module_of_every_target_has_its_place_precision_and_need(tmp_path:
         ("orin", "edge/decoder", "device", "fp16", 50_000_000),
     ]
     assert rows[3].peak_bytes == PEAKS["trt"].of(50_000_000)
-    assert "msao-compile kit --target orin" in rows[3].note
+    assert "msao-compile kit DEPLOYMENT --target orin" in rows[3].note
     assert {one.type_lacking or one.memory_lacking for one in rows} == {None}
 
 
@@ -106,6 +108,20 @@ def test_a_build_that_a_device_has_no_memory_for_says_both_numbers(tmp_path: Pat
     [row] = outlooks(found, found.costs)
     assert row.memory_lacking is not None
     assert "needs about 7.8 GiB of memory where jetson-orin-nano-8gb has 8.0" in row.memory_lacking
+
+
+@pytest.mark.parametrize(("size", "short"), [(1 << 20, False), (4 * GIB, True)])
+def test_an_entry_that_is_left_to_a_small_device_says_that_it_cannot_build_it(
+    tmp_path: Path, size: int, short: bool
+) -> None:
+    found = walk(tmp_path, target("orin", "jetson-orin-nano-8gb", "fp16"), {"decoder": size})
+    file = FileRef(path="modules/edge/decoder.onnx.data", sha256="a" * 64, size_bytes=size)
+    graph = Graph(dialect="portable", precision="fp16", opset=20, file=file, data=(file,), inputs=(), outputs=())
+    module = Module(id="b" * 64, component="decoder", params=1, weight_bytes=size, graphs=(graph,))
+    entry = build.planned(module, "orin", found.targets["orin"], "fp16", None)
+    told = found.costs.told(entry, module, graph)
+    assert (told.status, "; a build of it needs about 14.8 GiB" in (told.reason or "")) == ("deferred", short)
+    assert (told == entry) is not short
 
 
 @pytest.mark.parametrize("capacity_state", ["past_sequence_length", CAPACITY])

@@ -58,9 +58,9 @@ RECIPES: dict[str, tuple[Change, str]] = {
         "did you mean 'local-cpu'",
     ),
     "unknown model": (lambda text: text.replace("models = ['edge']", 'models = ["edgy"]'), "did you mean 'edge'"),
-    "a precision that is not built": (
+    "a precision that CPUs are slow in": (
         lambda text: text.replace('"fp32"', '"fp16"', 1),
-        "targets.edge.precision: only fp32",
+        "targets.edge.precision: fp16 is slower than fp32 on a CPU",
     ),
 }
 

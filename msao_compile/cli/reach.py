@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 HEADERS = ("build", "targets", "run", "to do")
 INSTALL = "pip install 'msao-compile[{}]'"
 NO_GPU = "no NVIDIA GPU that works"
-KIT = "msao-compile kit --target NAME makes what the device needs"
+KIT = "msao-compile kit DEPLOYMENT --target NAME makes what the device needs"
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,19 @@ class Rate:
 PEAKS: Mapping[Backend, Rate] = {
     "ort": Rate(60_000_000, 2.0),
     "trt": Rate(900_000_000, 3.5),
-    "trt_rtx": Rate(335_000_000, 4.6),
+    "trt_rtx": Rate(335_000_000, 4.8),
 }
 """Memory of a build where none was measured yet. `ort`: a graph that is opened, the mapped file and packed weights.
 `trt`: 3 to 4 copies are what builds on Jetson are known for; never measured here. `trt_rtx` 1.7.1, built without a GPU:
 230 MB before a graph is there, 290 to 365 with one of few weights, and 2.9 (a table of embeddings), 3.9 (a vision
-encoder of 93 M parameters) and 4.5 (a decoder of 135 M) copies beside that; docs/targets.md has them all."""
+encoder of 93 M parameters) and 4.5 to 5.2 (a decoder of 135 M) copies beside that; docs/targets.md has them all."""
 FILES: Mapping[Backend, Rate] = {
     "ort": Rate(0, 0.0),
     "trt": Rate(11_000_000, 1.5),
     "trt_rtx": Rate(11_000_000, 1.5),
 }
-"""Size of the engine's file, in the same way; `trt_rtx`: its kernels took up to 11 MB, and a large fp16 decoder 1.03
-copies of its weights."""
+"""Size of the engine's file, in the same way; `trt_rtx`: its kernels took up to 11 MB, and a large fp16 decoder up to
+1.13 copies of its weights."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 from msao_compile.manifest.digest import sha256_file
@@ -52,7 +53,7 @@ class Inputs:
         if not self.write:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}")
         temporary.write_text(json.dumps(self._known), encoding="utf-8")
         temporary.replace(self.path)
 

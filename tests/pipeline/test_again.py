@@ -148,7 +148,7 @@ def test_a_plan_says_why_and_writes_nothing(mine: Workshop, recipe: Path, checkp
     steps = {step.stage: step for step in planned(recipe, mine.options)}
     assert snapshot(mine.folder) == before
     assert (steps["split"].state, steps["export"].state, steps["parity"].state) == ("reuse", "reuse", "run")
-    assert steps["parity"].reasons == ("bounds.max_abs 0.001 → 0.002",)
+    assert steps["parity"].reasons == ("bounds.fp32.max_abs 0.001 → 0.002",)
     assert steps["parity"].seconds is not None
 
 
