@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +41,9 @@ def bisected(talk: Talk, wanted: Wanted, options: Options) -> None:
         GateError: the build with the islands fails too.
     """
     found = findings(talk, wanted, options)
-    facts: dict[str, Any] = {"subject": str(wanted.place), **found.model_dump(mode="json")}
+    facts: dict[str, Any] = {
+        "subject": str(wanted.place), **found.model_dump(mode="json"), "islands": found.islands,
+    }  # fmt: skip
     talk.reply(facts, lambda: show(found))
     for entry in found.modules:
         talk.say(sentence(entry))
@@ -72,7 +73,7 @@ def findings(talk: Talk, wanted: Wanted, options: Options) -> Findings:
         }  # fmt: skip
         job = Job(function="msao_compile.stages.bisect:run", arguments=arguments)
         told = run(job, lambda at: talk.say(f"bisecting {at['model']} ({at['dialect']})")).value
-        return Findings.model_validate_json(json.dumps(told))
+        return Findings.model_validate(told)
 
 
 @contextmanager

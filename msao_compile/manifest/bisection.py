@@ -50,13 +50,18 @@ class Bisected(Frozen):
 
 
 class Findings(Frozen):
-    """Every module that could be compared, and why others could not, by target, model and component.
-
-    `islands` is what a recipe's `[islands]` may take over, by component.
-    """
+    """Every module that could be compared, and why others could not, by target, model and component."""
 
     name: str
     asked: str
     modules: tuple[Bisected, ...]
-    islands: dict[str, tuple[str, ...]]
     left_out: dict[str, str]
+
+    @property
+    def islands(self) -> dict[str, tuple[str, ...]]:
+        """What a recipe's `[islands]` may take over, by component."""
+        found: dict[str, tuple[str, ...]] = {}
+        for entry in self.modules:
+            if entry.island:
+                found[entry.component] = tuple(dict.fromkeys((*found.get(entry.component, ()), *entry.island)))
+        return found

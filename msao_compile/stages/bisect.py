@@ -89,12 +89,8 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
                 left_out |= {f"{target} {model.name}/{subject.component}": trial for target in own[subject]}
             else:
                 found.append(judged(subject, own[subject], trial, _bound(evidence, subject)))
-    islands: dict[str, tuple[str, ...]] = {}
-    for entry in found:
-        if entry.island:
-            islands[entry.component] = tuple(dict.fromkeys((*islands.get(entry.component, ()), *entry.island)))
     of = "the requests of parity" if arguments["requests"] else "seeded questions"
-    findings = Findings(name=deployment.name, asked=of, modules=tuple(found), islands=islands, left_out=left_out)
+    findings = Findings(name=deployment.name, asked=of, modules=tuple(found), left_out=left_out)
     return findings.model_dump(mode="json")
 
 
