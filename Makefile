@@ -10,7 +10,7 @@ LLAMA := .venv-bench
 # A folder of tiny checkpoints, each written by `save_pretrained`, with what transformers answered beside it.
 ZOO ?=
 
-.PHONY: demo test check fast bench scale families zoo-is-given calibrate clean
+.PHONY: demo test check fast bench gpu-check scale families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -44,6 +44,11 @@ bench: $(STAMP)
 	  CMAKE_ARGS="-DGGML_NATIVE=on" $(LLAMA)/bin/python -m pip install --quiet -r tests/bench/requirements-llama.txt; } || true
 	$(BIN)/python -m tests.bench --builds 1 --json docs/benchmarks.json --markdown docs/benchmarks.md
 
+# On a machine with an NVIDIA GPU and no network: the environment here where there is one, else what $(PYTHON) has.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.bench.gpu \
+	  --json 'docs/gpu/{gpu}.json' --markdown 'docs/gpu/{gpu}.md'
+
 scale: $(STAMP)
 	$(BIN)/python -m tests.bench.scale --json docs/scale.json --markdown docs/scale.md
 
@@ -63,5 +68,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[compile,dev,rtx]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[compile,dev,kit,rtx]"
 	touch $(STAMP)

@@ -44,18 +44,22 @@ class Walk(Steps):
         Raises:
             RecipeError: a target asks for int8 or fp8, and the recipe names no samples for their ranges.
         """
-        wanted = list(dict.fromkeys(self._lower()))
-        ranges = self._ranges([(module, graph) for module, graph, kind in wanted if kind in RANGED])
+        lower = {name: list(self._lower(name)) for name in self.targets}
+        ranges = self._ranges(
+            [(module, graph) for one in lower.values() for module, graph, kind in one if kind in RANGED]
+        )
         if ranges is None:
             return self._later(("quantize", "parity", "build", "measure"), "ranges")
         homes = compose.owners(self.parts)
-        asked = [
-            engine_asks.quantize(
+        asked = {
+            (module, graph, kind): engine_asks.quantize(
                 homes[module.id], module, graph, kind, ranges.get(module.id, {}) if kind in RANGED else {}, self.stock
             )
-            for module, graph, kind in wanted
-        ]
-        records = self.runner.ask(asked)
+            for one in lower.values() for module, graph, kind in one
+        }  # fmt: skip
+        self._keep({name: [asked[item] for item in one] for name, one in lower.items()})
+        wanted = list(dict.fromkeys(item for name, one in lower.items() if name in self.targets for item in one))
+        records = self.runner.ask([asked[item] for item in wanted])
         for (module, graph, kind), record in zip(wanted, records, strict=True):
             blob, data = self.stock.output(record, "graph"), self.stock.output(record, "data")
             if record is not None and blob is not None:
@@ -95,12 +99,23 @@ class Walk(Steps):
         [profile, *_] = profiles(module.component, graph, self.recipe.shapes, self._tokens(module)) or (None,)
         return {} if profile is None else {one.name: list(one.opt) for one in profile.inputs}
 
-    def _lower(self) -> Iterator[tuple[Module, Graph, Precision]]:
-        for name, choice in self.targets.items():
-            for module in self._modules():
-                kind = self.kind(name, module.id, module.component)
-                if kind != "fp32":
-                    yield module, graph_of(module, choice.graph_dialect, "fp32"), kind
+    def _lower(self, target: str) -> Iterator[tuple[Module, Graph, Precision]]:
+        for module in self._modules():
+            kind = self.kind(target, module.id, module.component)
+            if kind != "fp32":
+                yield module, graph_of(module, self.targets[target].graph_dialect, "fp32"), kind
+
+    def _keep(self, needed: Mapping[str, Sequence[Ask]]) -> None:
+        """With --target: others stay where the store has all that they need, and leave the deployment else."""
+        for name, asked in needed.items():
+            missing = (ask for ask in asked if not isinstance(self.runner.store.peek(ask.key), Record))
+            lacking = None if name in self.asked_for else next(missing, None)
+            if lacking is not None:
+                del self.targets[name]
+                logger.warning(
+                    "target %s is left out: the store lacks %s %s; build without --target",
+                    name, lacking.stage, lacking.subject,
+                )  # fmt: skip
 
     def _ranges(self, wanted: Sequence[tuple[Module, Graph]]) -> dict[str, Mapping[str, float]] | None:
         """The largest activations of each module that wants them, over the recipe's samples; None in a plan."""
@@ -171,6 +186,9 @@ class Walk(Steps):
                 asked[name, owner] = asks.engine(module, graph, self._settings(), self.stock)
             elif entry.order is not None and entry.order.compute_capabilities:
                 asked[name, owner] = engine_asks.engine(homes[owner], module, graph, name, entry.order, self.stock)
+        self._keep({name: [ask for (target, _), ask in asked.items() if target == name] for name in self.targets})
+        planned = {(name, owner): entry for (name, owner), entry in planned.items() if name in self.targets}
+        asked = {(name, owner): ask for (name, owner), ask in asked.items() if name in self.targets}
         distinct = {ask.key.digest: ask for ask in asked.values()}
         records = dict(zip(distinct, self.runner.ask(list(distinct.values())), strict=True))
         for (name, owner), entry in planned.items():

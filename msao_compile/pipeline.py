@@ -2,7 +2,7 @@
 
     read recipe → find hub checkpoints → split each model → load and export each distinct module
                 → bring it into the targets' precisions → parity of each model → build engines → measure the routes
-                → emit the deployment
+                → take in receipts of devices → emit the deployment
 
 Every stage is asked of the store first; what is not there runs in a child process and is kept. A no-op build imports
 neither torch nor onnx.
@@ -67,6 +67,9 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         steps.measure()
         deployment = steps.deployment()
         folder = options.out / runner.recipe.name
+        for receipt in options.receipts:
+            deployment = steps.stock.accept(deployment, receipt, receipt.parent, steps.bounds)
+        deployment = steps.stock.accept_again(deployment, folder, steps.bounds)
         steps.stock.deploy(folder, deployment)
         runner.inputs.settle()
     copied = steps.stock.copied(folder, deployment)

@@ -40,6 +40,10 @@ class Options:
     modules: tuple[str, ...] = ()
     frozen: bool = False
     """Resolve no hub checkpoint that the lock file does not pin."""
+    receipts: tuple[Path, ...] = ()
+    """What devices proved of this deployment's engines, to be taken in."""
+    trusted_keys: Path | None = None
+    """Whose signatures receipts must have; None takes unsigned ones."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from msao_compile.manifest.schema import (
 from msao_compile.manifest.variants import HERE
 from msao_compile.places import DataFile, Places
 from msao_compile.recipe.room import lack
-from msao_compile.recipe.schema import Bounds, Component
+from msao_compile.recipe.schema import DEFAULT_BOUNDS, Component
 from msao_compile.runner import Ask, Runner
 from msao_compile.runtime.compare import refuse_failures
 from msao_compile.stages import compose
@@ -45,15 +45,6 @@ PARITY_COPIES = 3.6
 """Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
-BOUNDS: dict[Precision, Bounds] = {
-    "fp32": Bounds(min_cosine=0.9999, max_abs=1e-3),
-    "fp16": Bounds(min_cosine=0.999),
-    "bf16": Bounds(min_cosine=0.99),
-    "int8": Bounds(min_cosine=0.98),
-    "fp8": Bounds(min_cosine=0.98),
-    "int4": Bounds(min_cosine=0.95),
-}
-"""Of a recipe that sets none."""
 NOT_ON_CPUS = ("bf16",)
 """Precisions in which ONNX Runtime's CPU kernels multiply nothing."""
 OF_ALL_MODULES = ("whole", "steps", "batch")
@@ -66,6 +57,7 @@ class Steps:
     def __init__(self, runner: Runner) -> None:
         self.runner, self.recipe, self.stock = runner, runner.recipe, Stock(runner)
         self.targets = chosen(runner)
+        self.asked_for = frozenset(self.targets)
         self.checkpoints = {name: Path(model.checkpoint) for name, model in self.recipe.models.items()}
         self.parts: list[ModelParts] = []
         self.places = Places((), {})
@@ -76,8 +68,10 @@ class Steps:
         self.requests: dict[str, Object] = {}
         self.kept: dict[tuple[str, str], Precision] = {}
         self.bounds: dict[str, dict[str, float | None]] = {
-            name: (getattr(self.recipe.parity, name) or bounds).model_dump(mode="json")
-            for name, bounds in BOUNDS.items()
+            name: dict(bounds)
+            if (given := getattr(self.recipe.parity, name)) is None
+            else given.model_dump(mode="json")
+            for name, bounds in DEFAULT_BOUNDS.items()
         }
         self.measured: MeasureEvidence | None = None
         self.entries: list[Engine] = []
@@ -165,7 +159,7 @@ class Steps:
         kept = {}
         for name, choice in self.recipe.targets.items():
             graphs = (self._export(model, part, choice.graph_dialect) for model, part in distinct)
-            if name in self.targets or (all(isinstance(self.runner.store.peek(ask.key), Record) for ask in graphs)):
+            if name in self.targets or all(isinstance(self.runner.store.peek(ask.key), Record) for ask in graphs):
                 kept[name] = choice
             else:
                 logger.warning("target %s is left out: the store lacks a graph of it; build without --target", name)
@@ -263,7 +257,24 @@ class Steps:
         }
         if self.measured is not None:
             evidence["measure"] = self.stock.evidence("measure", self.measured)
-        return self._manifest(tuple(self.entries), evidence)
+        return self._used(self._manifest(tuple(self.entries), evidence))
+
+    @staticmethod
+    def _used(deployment: Deployment) -> Deployment:
+        """Without the graphs of lower precision that no engine is made of, as where fp32 was faster."""
+        named = {(engine.module, engine.dialect, engine.precision) for engine in deployment.engines}
+        modules = [
+            module.model_copy(
+                update={
+                    "graphs": tuple(
+                        graph for graph in module.graphs
+                        if graph.precision == "fp32" or (module.id, graph.dialect, graph.precision) in named
+                    )
+                }
+            )
+            for module in deployment.modules
+        ]  # fmt: skip
+        return deployment.model_copy(update={"modules": tuple(modules)})
 
     def _manifest(self, engines: tuple[Engine, ...], evidence: Mapping[str, FileRef]) -> Deployment:
         models = [compose.model(parts) for parts in self.parts]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from msao_compile.errors import StageError
+from msao_compile.errors import InputError, StageError
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import Deployment, FileRef, Frozen
+from msao_compile.manifest.signature import refuse_untrusted
 from msao_compile.runner import Runner
 from msao_compile.stages import emit
 from msao_compile.stages.compose import Object
+from msao_compile.stages.kit import accept
+from msao_compile.stages.kit.pack import BoundsBy
 from msao_compile.store.record import Blob, Record
+
+logger = logging.getLogger(__name__)
 
 
 class Stock:
@@ -69,6 +75,35 @@ class Stock:
     def place(self, sha256: str, destination: Path) -> None:
         """Link an object to where a stage reads it."""
         self.runner.store.materialise(self.blobs[sha256], destination)
+
+    def accept(self, deployment: Deployment, path: Path, engines: Path, bounds: BoundsBy) -> Deployment:
+        """The deployment with a device's receipt; the engines that it names stand below the folder `engines`.
+
+        Raises:
+            DeploymentError: the receipt is damaged or of something else, or is not signed as the options want.
+        """
+        if self.runner.options.trusted_keys is not None:
+            refuse_untrusted(path, self.runner.options.trusted_keys)
+        receipt = accept.read_receipt(path)
+        for file in accept.engine_files(receipt, engines).values():
+            self.put(file)
+        evidence = {}
+        for name, (place, file) in accept.evidence_files(receipt, path).items():
+            held = self.put(file)
+            evidence[name] = FileRef(path=place, sha256=held.sha256, size_bytes=held.size_bytes)
+        return accept.merged(deployment, receipt, evidence, bounds)
+
+    def accept_again(self, deployment: Deployment, folder: Path, bounds: BoundsBy) -> Deployment:
+        """The deployment with the receipts that an earlier build took in, where they are still of what is built now."""
+        taken = {name.removesuffix("-signature") for name in deployment.evidence}
+        for path in sorted((folder / "evidence").glob("receipt-*.json")):
+            if path.stem in taken:
+                continue
+            try:
+                deployment = self.accept(deployment, path, folder, bounds)
+            except InputError as error:
+                logger.warning("%s is not taken over: %s", path, error)
+        return deployment
 
     def deploy(self, folder: Path, manifest: Deployment) -> None:
         """Write a deployment folder from the objects kept here."""

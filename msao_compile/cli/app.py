@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from msao_compile.cli import answer, care, doctor, draw, look, make, prove, report
+from msao_compile.cli import answer, care, doctor, draw, kit, look, make, prove, report, vouch
 from msao_compile.cli.talk import StderrHandler, Talk, write_line
 from msao_compile.errors import InputError, MsaoError
 
@@ -29,6 +29,8 @@ EXTRAS = {
     "onnx_ir": "compile",
     "onnxscript": "compile",
     "onnxruntime": "ort",
+    "cryptography": "kit",
+    "zstandard": "kit",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
 }
@@ -37,6 +39,9 @@ COMMANDS = (
     (make.init, "propose a recipe for a checkpoint", "init ./SmolVLM-256M -o smolvlm.toml"),
     (make.plan, "what a build would run, and why", "plan recipes/shapes-vqa.toml"),
     (make.build, "build a deployment", "build recipes/shapes-vqa.toml --target edge --jobs 2"),
+    (kit.kit, "pack what a device builds its engines from", "kit DEPLOYMENT --target jetson -o kit.tar.zst"),
+    (vouch.keygen, "make a key to sign with", "keygen ~/.keys/builder.pem"),
+    (vouch.sign, "sign a receipt or a deployment", "sign receipt.json --key ~/.keys/builder.pem"),
     (prove.parity, "compare with the torch original", "parity DEPLOYMENT --reference outputs.npz --model edge"),
     (answer.run, "answer one prompt", "run DEPLOYMENT --prompt 'what color is the circle?' --image photo.png"),
     (report.report, "one HTML page with pictures", "report artifacts/deployments/shapes-vqa -o report.html"),

@@ -21,9 +21,11 @@ from msao_compile.cli.options import (
     Modules,
     Out,
     Quiet,
+    Receipts,
     RecipeFile,
     StoreFolder,
     Targets,
+    TrustedKeys,
 )
 from msao_compile.cli.talk import talk_of
 from msao_compile.errors import CheckpointError, InputError, StageError, UnsupportedFamily
@@ -117,6 +119,8 @@ def build(
     out: Out = DEPLOYMENTS,
     store: StoreFolder = STORE,
     frozen: Frozen = False,
+    accept_receipt: Receipts = None,
+    trusted_keys: TrustedKeys = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -125,7 +129,9 @@ def build(
     from msao_compile.cli.progress import progress
 
     talk = talk_of(context, as_json, quiet)
-    options = pipeline.Options(out, store, jobs, tuple(target or ()), tuple(module or ()), frozen)
+    options = pipeline.Options(
+        out, store, jobs, tuple(target or ()), tuple(module or ()), frozen, tuple(accept_receipt or ()), trusted_keys
+    )
     with progress(talk) as tell:
         built = pipeline.build(recipe, options, tell)
     page = _page(built)

@@ -31,3 +31,17 @@ Modules = Annotated[
     list[str] | None,
     typer.Option("--module", "-m", metavar="M", help="Only this component; may be repeated.", show_default=False),
 ]
+Receipts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--accept-receipt", metavar="FILE", show_default=False,
+        help="Take in what a device proved: a receipt.json with its engines/ beside it; may be repeated.",
+    ),
+]  # fmt: skip
+TrustedKeys = Annotated[
+    Path | None,
+    typer.Option(
+        "--trusted-keys", metavar="PATH", help="Refuse receipts that no key in this file or folder signed.",
+        show_default=False,
+    ),
+]  # fmt: skip

@@ -200,7 +200,8 @@ class RuntimeSettings(Frozen):
     provider: Literal["cpu", "cuda"] = "cpu"
     """Where ONNX Runtime runs; `cuda` is the NVIDIA GPU of the machine itself."""
     cuda_graphs: bool = False
-    """Capture decode steps and replay them: for decoders of the dialect `scatter` on `cuda` alone."""
+    """Capture decode steps and replay them: for decoders of the dialect `scatter` on `cuda` alone, and at the price of
+    another copy of their weights for every batch size."""
 
     @model_validator(mode="after")
     def _graphs_are_captured_on_a_gpu(self) -> RuntimeSettings:

@@ -214,6 +214,14 @@ class Bounds(Part):
         return self
 
 
+DEFAULT_BOUNDS: Mapping[str, Mapping[str, float | None]] = {
+    "fp32": {"min_cosine": 0.9999, "max_abs": 1e-3, "argmax_agreement": None},
+    "fp16": {"min_cosine": 0.999}, "bf16": {"min_cosine": 0.99}, "int8": {"min_cosine": 0.98},
+    "fp8": {"min_cosine": 0.98}, "int4": {"min_cosine": 0.95},
+}  # fmt: skip
+"""By precision, of a recipe that sets none."""
+
+
 class Parity(Part):
     """Parity bounds by precision, and how many decode steps are compared."""
 
@@ -224,6 +232,11 @@ class Parity(Part):
     fp8: Bounds | None = None
     int4: Bounds | None = None
     steps: Count = 8
+
+    def bounds(self, precision: str) -> dict[str, float | None]:
+        """The bounds of a precision, ours where the recipe sets none."""
+        given: Bounds | None = getattr(self, precision)
+        return dict(DEFAULT_BOUNDS[precision]) if given is None else given.model_dump(mode="json")
 
 
 class Ranges(Part):

@@ -13,11 +13,16 @@ __all__ = ["Answer", "Piece", "Runtime", "Timing", "load"]
 _HOMES = {"Runtime": "api", "Answer": "answer", "Piece": "answer", "Timing": "answer"}
 
 
-def load(folder: str | os.PathLike[str], cloud: str | None = None, verify: bool = True) -> Runtime:
+def load(
+    folder: str | os.PathLike[str],
+    cloud: str | None = None,
+    verify: bool = True,
+    trusted_keys: str | os.PathLike[str] | None = None,
+) -> Runtime:
     """Open a deployment folder; see `msao_compile.runtime.api.load`."""
     from msao_compile.runtime import api
 
-    return api.load(folder, cloud, verify)
+    return api.load(folder, cloud, verify, trusted_keys)
 
 
 def __getattr__(name: str) -> object:

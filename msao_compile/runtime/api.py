@@ -16,7 +16,7 @@ from msao_compile.runtime.answer import Answer, Clock, Piece
 from msao_compile.runtime.cloud import CloudSide
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward
-from msao_compile.runtime.loader import read_manifest
+from msao_compile.runtime.loader import read_manifest, refuse_unsigned
 from msao_compile.runtime.routes import Question, RouteRun, edge, remote
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
@@ -29,17 +29,25 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | bytes | Image
 
 
-def load(folder: str | os.PathLike[str], cloud: str | None = None, verify: bool = True) -> Runtime:
+def load(
+    folder: str | os.PathLike[str],
+    cloud: str | None = None,
+    verify: bool = True,
+    trusted_keys: str | os.PathLike[str] | None = None,
+) -> Runtime:
     """Open a deployment folder.
 
     Args:
         folder: what `msao-compile build` wrote.
         cloud: address of a cloud that serves the same deployment; without one the cloud model runs in this process.
         verify: check the SHA-256 of every file before it is used, not its size alone.
+        trusted_keys: a public key or a folder of them (PEM): a manifest that none of them signed is refused. It holds
+            the digest of every other file, so give `verify` with it.
 
     Raises:
-        DeploymentError: the manifest is missing, damaged or of another schema.
-        InputError: `cloud` is given, or `folder` is no path.
+        DeploymentError: the manifest is missing, damaged, of another schema, or not signed by a trusted key.
+        InputError: `cloud` is given, `folder` is no path, or there are no trusted keys.
+        MissingTool: signatures are asked for and cryptography is not installed.
 
     Files and backends are looked at when a model is first used; see `Runtime.session`.
     """
@@ -52,6 +60,8 @@ def load(folder: str | os.PathLike[str], cloud: str | None = None, verify: bool 
         path = Path(folder)
     except TypeError as error:
         raise InputError(f"the deployment is given as {folder!r}: give the path of its folder") from error
+    if trusted_keys is not None:
+        refuse_unsigned(path, Path(trusted_keys))
     return Runtime(path, read_manifest(path), verify)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from msao_compile.errors import GateError
-from msao_compile.manifest.evidence import ParityEvidence, ParityRow
-from msao_compile.manifest.schema import Verdict
+
+if TYPE_CHECKING:  # a kit carries this file to devices that have NumPy and no more
+    from msao_compile.manifest.evidence import ParityEvidence, ParityRow
+    from msao_compile.manifest.schema import Verdict
 
 NEAR_TIE = 0.02  # of a row's standard deviation
 ROWS = 64

@@ -13,12 +13,11 @@ from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends import base
 from msao_compile.runtime.host import FUNCTIONS
 from msao_compile.runtime.host.rope import ROPES, VARIANTS
+from msao_compile.runtime.ladder import LADDER
 from msao_compile.runtime.loader import locate
 from msao_compile.runtime.session import ModelSession, Request
 
 logger = logging.getLogger(__name__)
-LADDER: tuple[Status, ...] = ("deferred", "built", "ran", "parity", "qualified")
-"""How far an engine was proven, each step only after the ones before it."""
 LEAST: dict[Backend, Status] = {"ort": "parity", "trt": "built", "trt_rtx": "built"}
 """What is asked of an engine where nothing else is said: one for a GPU is often built where there is none."""
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from msao_compile.errors import DamagedFile, DeploymentError
 from msao_compile.manifest.digest import sha256_file
 from msao_compile.manifest.schema import MANIFEST_NAME, NEWER_MINOR, SCHEMA_MAJOR, SCHEMA_MINOR, Deployment, FileRef
+from msao_compile.manifest.signature import refuse_untrusted
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,18 @@ def read_manifest(folder: Path) -> Deployment:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the manifest"
         raise DeploymentError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def refuse_unsigned(folder: Path, trusted_keys: Path) -> None:
+    """Refuse a manifest that none of the trusted keys signed as it is.
+
+    Raises:
+        DeploymentError, DamagedFile, InputError, MissingTool: as `signature.refuse_untrusted`; or there is no manifest.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise DeploymentError(f"{folder}: no {MANIFEST_NAME}; point at a folder that `msao-compile build` wrote")
+    refuse_untrusted(path, trusted_keys)
 
 
 def _is_newer_minor(path: Path, content: Any) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from msao_compile.cli.app import main
 from msao_compile.errors import DamagedFile, DeploymentError
+from msao_compile.manifest.signature import make_key, sign
 from msao_compile.runtime import load
 from msao_compile.runtime.loader import locate, read_manifest, verify
 
@@ -188,3 +189,19 @@ def test_without_digests_only_sizes_are_compared(small: Path) -> None:
 def test_a_deployment_is_loaded_through_a_linked_folder(small: Path, tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to(small)
     verify(tmp_path / "current", load(tmp_path / "current").deployment)
+
+
+def test_where_keys_are_trusted_only_what_they_signed_is_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    folder = manifests.write(tmp_path / "deployment")
+    public, _ = make_key(tmp_path / "key.pem")
+    with pytest.raises(DeploymentError, match="is not signed"):
+        load(folder, trusted_keys=public)
+    sign(folder / "deployment.json", tmp_path / "key.pem")
+    assert load(folder, trusted_keys=public).deployment.name == "small"
+    edit(folder, lambda content: content.update(name="other"))
+    assert load(folder).deployment.name == "other"
+    with pytest.raises(DamagedFile, match="is of other bytes"):
+        load(folder, trusted_keys=public)
+    with pytest.raises(DeploymentError, match=r"no deployment\.json"):
+        load(tmp_path, trusted_keys=public)

@@ -234,7 +234,7 @@ def _sources(model: ir.Model, indices: ir.Value, capacity: int) -> dict[tuple[st
 def _write_in_place(model: ir.Model, past: ir.Value, node: ir.Node, indices: ir.Value, axis: int) -> None:
     old = node.outputs[0]
     written = ir.node(
-        "TensorScatter", [past, node.inputs[1], indices], {"axis": axis, "mode": "linear"}, name=f"{node.name}.scatter"
+        "TensorScatter", [past, node.inputs[1], indices], {"axis": axis, "mode": "linear"}, name=f"{old.name}.scatter"
     )
     value = written.outputs[0]
     value.name, value.type, value.shape = old.name, past.type, past.shape

@@ -200,7 +200,7 @@ def _raise_opset(model: ir.Model, precision: str) -> None:
         return
     if any(node.op_type == "GroupNormalization" for node in model.graph):
         raise StageError(
-            f"the graph has a GroupNormalization, which means another thing in opset {INT4_OPSET}, and {precision} needs that "
-            "opset: choose another precision"
+            f"the graph has a GroupNormalization, which means another thing in opset {INT4_OPSET}, and {precision} "
+            "needs that opset: choose another precision"
         )
     model.opset_imports[""] = INT4_OPSET

@@ -53,20 +53,8 @@ class OrtEngine:
         DeploymentError: the library refuses the file. MissingTool: there is no GPU that it can use.
     """
 
-    def __init__(self, file: EngineFile, capture: bool = False) -> None:
-        providers, self.device = ort_cuda.providers(file.settings, capture), file.settings.provider
-        options = ort.SessionOptions()
-        _give_threads(options, file.settings.threads)
-        options.enable_cpu_mem_arena = file.settings.arena
-        options.enable_mem_pattern = False  # sequence lengths change with every request
-        options.log_severity_level = _QUIET
-        try:
-            self.session = ort.InferenceSession(str(file.path), options, providers=providers, enable_fallback=0)
-        except _FAULTS as error:
-            raise DeploymentError(
-                f"{file.path}: ONNX Runtime {ort.__version__} refuses it: {_first_line(error)}"
-            ) from error
-        ort_cuda.check_provider(self.session, file.settings)
+    def __init__(self, file: EngineFile) -> None:
+        self.device, self.session = file.settings.provider, _opened(file)
         self.path = file.path
         shapes: dict[str, tuple[int | str, ...]] = {
             value.name: tuple(value.shape) for value in self.session.get_inputs()
@@ -93,6 +81,26 @@ class OrtEngine:
         except _FAULTS as error:
             raise StageError(f"{self.path}: {_first_line(error)}") from error
         return dict(zip(self.outputs, found, strict=True))
+
+
+def _opened(file: EngineFile, sizes: Mapping[str, int] | None = None) -> ort.InferenceSession:
+    """A session; with the `sizes` of lengths by name for runs of those alone, which a GPU may capture."""
+    providers = ort_cuda.providers(file.settings, sizes is not None)
+    options = ort.SessionOptions()
+    _give_threads(options, file.settings.threads)
+    options.enable_cpu_mem_arena = file.settings.arena
+    options.enable_mem_pattern = False  # sequence lengths change with every request
+    options.log_severity_level = _QUIET
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
+    try:
+        session = ort.InferenceSession(str(file.path), options, providers=providers, enable_fallback=0)
+    except _FAULTS as error:
+        raise DeploymentError(
+            f"{file.path}: ONNX Runtime {ort.__version__} refuses it: {_first_line(error)}"
+        ) from error
+    ort_cuda.check_provider(session, file.settings)
+    return session
 
 
 def _give_threads(options: ort.SessionOptions, threads: int) -> None:
@@ -200,17 +208,16 @@ class OrtDecoder(OrtEngine):
     """
 
     def __init__(self, file: EngineFile) -> None:
-        super().__init__(file, file.settings.cuda_graphs)
-        self.states = file.states
+        super().__init__(file)
+        self.file, self.states = file, file.states
         self.places = self.types.get(WRITE_INDICES)
         if self.places is not None:  # this decoder's own, like the mask beyond what is known
             del self.inputs[WRITE_INDICES]
             self.inputs["attention_mask"] = (self.inputs["attention_mask"][0], "total_sequence_length")
         self.vocabulary = next(int(value.shape[2]) for value in self.session.get_outputs() if value.name == "logits")
-        self.options: ort.RunOptions | None = None
         if file.settings.cuda_graphs:
             ort_cuda.check_captured(self.types, self.states)
-            self.options = ort_cuda.uncaptured()
+        self._fixed: dict[int, ort.InferenceSession] = {}
         self._graphs = 0
         self._idle: defaultdict[tuple[int, int], list[ort_cuda.FixedSteps]] = defaultdict(list)
 
@@ -218,10 +225,11 @@ class OrtDecoder(OrtEngine):
         """An empty cache for sequences that go on together.
 
         Raises:
-            DeploymentError: this machine has no memory for it.
+            DeploymentError: this machine has no memory for it, or its steps cannot be captured.
         """
         try:
-            return StateCache(self, capacity, batch) if self.options is None else self._captured(capacity, batch)
+            captured = self.file.settings.cuda_graphs
+            return self._captured(capacity, batch) if captured else StateCache(self, capacity, batch)
         except (MemoryError, ValueError, *_FAULTS) as error:  # NumPy says ValueError of more than it can count
             raise DeploymentError(
                 f"kv_capacity is {capacity}, for which this machine has not the {self._bytes(capacity, batch)} bytes: "
@@ -236,9 +244,21 @@ class OrtDecoder(OrtEngine):
             self._graphs += 1
             outputs = {state.output: cache.values[state.name] for state in self.states}
             outputs["logits"] = ort_cuda.device_value(np.zeros((batch, 1, self.vocabulary), np.float32), self.device)
-            cache.steps = ort_cuda.FixedSteps(self.session, self._graphs, cache.values, outputs, self.device)
+            cache.steps = ort_cuda.FixedSteps(
+                self._fixed_session(batch), self._graphs, cache.values, outputs, self.device
+            )
         weakref.finalize(cache, idle.append, cache.steps)
         return cache
+
+    def _fixed_session(self, batch: int) -> ort.InferenceSession:
+        """A session for single tokens of so many sequences: with lengths known, no shape is left to compute on a CPU,
+        which ONNX Runtime would not capture. It has weights of its own.
+        """
+        if batch not in self._fixed:
+            lengths = (*self.inputs["inputs_embeds"][:2], *self.inputs["logits_positions"])
+            sizes = {str(name): size for name, size in zip(lengths, (batch, 1, 1), strict=True)}
+            self._fixed[batch] = _opened(self.file, sizes)
+        return self._fixed[batch]
 
     def _bytes(self, capacity: int, batch: int) -> int:
         sizes = (
@@ -282,7 +302,7 @@ class OrtDecoder(OrtEngine):
             binding.bind_cpu_input(name, value)
         cache.bind()
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self.session.run_with_iobinding(binding, self.options)
+        self.session.run_with_iobinding(binding)
         return logits
 
 

@@ -5,8 +5,12 @@ What of it was run on a GPU stands under docs/gpu.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+import logging
+from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,11 @@ from msao_compile.manifest.schema import RuntimeSettings, StateSpec
 from msao_compile.runtime.backends import cuda
 
 PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
-GRAPH_ID, NOT_CAPTURED = "gpu_graph_id", "-1"  # the id under which ONNX Runtime runs without capturing
+# In the order in which they need each other, and whether the number is CUDA's own.
+LIBRARIES = (("libcudart", True), ("libnvrtc", True), ("libnvJitLink", True), ("libcublasLt", True),
+             ("libcublas", True), ("libcurand", False), ("libcufft", False), ("libcudnn", False))  # fmt: skip
+logger = logging.getLogger(__name__)
+GRAPH_ID = "gpu_graph_id"
 
 
 def providers(settings: RuntimeSettings, capture: bool = False) -> list[Any]:
@@ -82,9 +90,33 @@ def _fault() -> str | None:
             f"ONNX Runtime {ort.__version__} was built without CUDA: pip uninstall onnxruntime, then "
             "pip install 'msao-compile[gpu]'"
         )
+    preload(_nvidia_folders())
     if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # from the nvidia-* packages beside it, where there are any
+        ort.preload_dlls()  # where the packages stand beside its own
     return None
+
+
+def preload(folders: Sequence[Path]) -> list[str]:
+    """Load the libraries of CUDA and cuDNN that pip packages brought, wherever those stand; the files that loaded.
+
+    What is not among them the system's loader looks for by itself.
+    """
+    loaded = []
+    major = _built_for().partition(".")[0]
+    for name, numbered in LIBRARIES:
+        pattern = f"*/lib/{name}.so.{major}*" if numbered and major.isdigit() else f"*/lib/{name}.so.*"
+        for path in (found for folder in folders for found in sorted(folder.glob(pattern))):
+            try:
+                ctypes.CDLL(str(path))
+                loaded.append(path.name)
+            except OSError as error:
+                logger.debug("%s does not load: %s", path, error)
+    return loaded
+
+
+def _nvidia_folders() -> list[Path]:
+    found = find_spec("nvidia")
+    return [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
 
 
 def _built_for() -> str:
@@ -132,13 +164,6 @@ class FixedSteps:
 def device_value(value: np.ndarray, device: str) -> Any:
     """The same numbers in the memory of `cpu` or `cuda`."""
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), device, 0)
-
-
-def uncaptured() -> ort.RunOptions:
-    """How a session that captures graphs runs something once."""
-    options = ort.RunOptions()
-    options.add_run_config_entry(GRAPH_ID, NOT_CAPTURED)
-    return options
 
 
 def fixed(feed: Mapping[str, np.ndarray]) -> bool:

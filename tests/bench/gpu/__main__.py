@@ -37,7 +37,6 @@ def main() -> int:
         "device": work.device,
         "work": {"batches": work.batches, "runs": work.runs, "new_tokens": work.new_tokens},
         "steps": [],
-        "samples": [],
     }
     with memory.Watch() as watch, tempfile.TemporaryDirectory() as scratch:
         for number, step in enumerate(_wanted(steps(work), chosen.only)):

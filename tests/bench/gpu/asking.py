@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from msao_compile.errors import MsaoError
-from msao_compile.runtime.backends import cuda
 from tests.bench.gpu.work import WARM_UPS, Result, Work, say
 
 FAULTS = (MsaoError, RuntimeError, ValueError, OSError, MemoryError, TypeError, AttributeError)
@@ -79,17 +78,7 @@ def timed(peer: Peer, batch: int, work: Work) -> dict[str, Any]:
         "tpot_ms": token_ms[keep],
         "tokens_per_s": rates[keep],
         "window": [began, time.time()],
-        "used_bytes": _used_bytes(),
     }
-
-
-def _used_bytes() -> int | None:
-    """Device memory in use now by everything on the card."""
-    driver = cuda.probe()
-    if isinstance(driver, str):
-        return None
-    free, total = driver.memory()
-    return total - free
 
 
 def compare(peer: Peer, work: Work) -> dict[str, Any]:

@@ -1,46 +1,50 @@
-"""Device memory while the check runs, by the driver's own tool: the same measure for every peer, context included."""
+"""Device memory while the check runs, by the driver: the same measure for every peer, its CUDA context included."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 
-EVERY_MS = 200
-MIB = 1 << 20
+from msao_compile.errors import StageError
+from msao_compile.runtime.backends import cuda
+
+EVERY_S = 0.05
 
 
 class Watch:
-    """Samples of the memory in use on the first card, in a thread; none where there is no tool to ask."""
+    """Samples of the memory in use on the first card, in a thread; none where there is no driver to ask.
+
+    This process holds a context of its own from before the first sample on, so it is in all of them alike.
+    """
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, int]] = []
-        self._child: subprocess.Popen[str] | None = None
+        self._driver, self._stop = cuda.probe(), Event()
+        self._thread = Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Watch:
-        if shutil.which("nvidia-smi") is not None:
-            command = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-            self._child = subprocess.Popen(
-                [*command, "-lms", str(EVERY_MS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-            Thread(target=self._read, daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._child is not None:
-            self._child.terminate()
-            self._child.wait()
+        self._stop.set()
+        self._thread.join()
 
-    def _read(self) -> None:
-        assert self._child is not None and self._child.stdout is not None  # it was just started with a pipe
-        for line in self._child.stdout:
-            if line.strip().isdigit():
-                self.samples.append((time.time(), int(line) * MIB))
+    def _sample(self) -> None:
+        driver = self._driver
+        if isinstance(driver, str):
+            return
+        try:
+            driver.use()
+            while not self._stop.wait(EVERY_S):
+                free, total = driver.memory()
+                self.samples.append((time.time(), total - free))
+        except StageError:
+            return  # a card that is lost: what was sampled before stays
 
 
 def peak_bytes(samples: Sequence[tuple[float, int]], window: Sequence[float]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ def main() -> None:
     made.add_argument("--graphs", action="store_true", help="capture decode steps as CUDA graphs")
     chosen = made.parse_args()
     work = work_of(chosen)
-    variant = json.loads(work.variants.read_text())[chosen.variant]
+    variant = work.variant(chosen.variant)
     name = f"ONNX Runtime {work.device.upper()}, {variant['dialect']}" + (", CUDA graphs" if chosen.graphs else "")
     result = Result(chosen.out, peer=name, precision=variant["precision"], versions=_versions())
     settings = RuntimeSettings(threads=0, arena=True, warm_up=0, provider=work.device, cuda_graphs=chosen.graphs)

@@ -6,7 +6,6 @@ target set. `load` opens it here through the runtime's own class, past the heade
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def main() -> None:
     made.add_argument("--variant", default="portable-fp16")
     chosen = made.parse_args()
     work = work_of(chosen)
-    variant = json.loads(work.variants.read_text())[chosen.variant]
+    variant = work.variant(chosen.variant)
     plan = work.folder / "engines" / f"ahead-{chosen.capability or 'no-target'}.plan"
     result = Result(chosen.out, capability=chosen.capability, plan=plan.name)
     if chosen.what == "make":

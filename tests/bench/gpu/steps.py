@@ -27,8 +27,10 @@ class Step:
 
 
 def steps(work: Work) -> list[Step]:
-    """All of them."""
-    return [*_ground(work), *_ort(work), *_rtx(work), *_tensorrt(work), *_compiled(work)]
+    """All of them; what is worth least comes last, where a limit cuts it off."""
+    ahead = _ahead(work)
+    return [*_ground(work), *_ort(work), *_built(work, RTX, 120), *ahead[:4], *_built(work, TENSORRT, 180),
+            *_compiled(work), *_ort_full(work), *ahead[4:]]  # fmt: skip
 
 
 def _child(work: Work, file: str, *more: str) -> tuple[str, ...]:
@@ -50,41 +52,49 @@ def _ground(work: Work) -> list[Step]:
 
 
 def _ort(work: Work) -> list[Step]:
-    plain = ("scatter-fp16", "portable-fp16", "scatter-fp32", "portable-fp32")
-    found = [Step(f"ort {name}", _child(work, "ort_peer", "--variant", name), 75, ORT, ("variants",)) for name in plain]
-    graphs = _child(work, "ort_peer", "--variant", "scatter-fp16", "--graphs")
-    return [*found[:2], Step("ort scatter-fp16 graphs", graphs, 75, ORT, ("variants",)), *found[2:]]
-
-
-def _rtx(work: Work) -> list[Step]:
-    """Engines built on the card, then whether those that were built ahead of time run on it."""
-    unseen = {"CUDA_VISIBLE_DEVICES": ""}
-    found = [
-        Step(
-            f"rtx {name}", _child(work, "trt_peer", "--backend", "trt_rtx", "--variant", name), 120, RTX, ("variants",)
-        )
-        for name in ("scatter-fp16", "portable-fp16")
+    """Half precision: in place and captured, in place, and with state that grows."""
+    variants = {"scatter-fp16 graphs": ("scatter-fp16", "--graphs"), "scatter-fp16": ("scatter-fp16",),
+                "portable-fp16": ("portable-fp16",)}  # fmt: skip
+    return [
+        Step(f"ort {name}", _child(work, "ort_peer", "--variant", *more), 75, ORT, ("variants",))
+        for name, more in variants.items()
     ]
+
+
+def _ort_full(work: Work) -> list[Step]:
+    return [Step("ort portable-fp32", _child(work, "ort_peer", "--variant", "portable-fp32"), 75, ORT, ("variants",))]
+
+
+def _built(work: Work, backend: str, limit_s: float) -> list[Step]:
+    """Engines built on the card and run there."""
+    name = {RTX: "trt_rtx", TENSORRT: "trt"}[backend]
+    return [
+        Step(
+            f"{name} {variant}",
+            _child(work, "trt_peer", "--backend", name, "--variant", variant),
+            limit_s,
+            backend,
+            ("variants",),
+        )
+        for variant in ("scatter-fp16", "portable-fp16")
+    ]
+
+
+def _ahead(work: Work) -> list[Step]:
+    """Whether TensorRT-RTX's engines that were built where no GPU is seen run on this card."""
+    found = []
     for sm in ("0", "80", "120"):
         label = f"rtx ahead of time, {'no target' if sm == '0' else f'SM {sm}'}"
         make, load = (_child(work, "sm90", what, "--capability", sm) for what in ("make", "load"))
+        unseen = {"CUDA_VISIBLE_DEVICES": ""}
         found.append(Step(f"{label}: make", make, 45, needs=("variants",), environment=unseen))
         found.append(Step(f"{label}: load", load, 45, needs=(f"{label}: make",)))
     return found
 
 
-def _tensorrt(work: Work) -> list[Step]:
-    return [
-        Step(
-            f"trt {name}", _child(work, "trt_peer", "--backend", "trt", "--variant", name), 180, TENSORRT, ("variants",)
-        )
-        for name in ("scatter-fp16", "portable-fp16")
-    ]
-
-
 def _compiled(work: Work) -> list[Step]:
     command = _child(work, "torch_peer", "--precision", "fp16", "--compile")
-    return [Step("torch.compile fp16", command, 150, needs=("model",))]
+    return [Step("torch.compile fp16", command, 120, needs=("model",))]
 
 
 def shown(command: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ Report = dict[str, Any]
 HEAD = ("peer", "precision", "batch", "TTFT ms", "TPOT ms", "tokens/s", "peak MiB", "of the floor")
 PARITY = ("peer", "precision", "steps", "least cosine", "same likeliest token", "largest difference")
 
+POINTERS = ("For further information", "Set TORCHDYNAMO", "Set TORCH_LOGS")  # after the message itself
 ABOUT = (
     "The standard model (SmolVLM-256M's dimensions, random weights), {prompt} prompt tokens with one picture of "
     "512 px, {new_tokens} new tokens, greedy; medians of {runs} after a warm-up, extremes in brackets. TTFT is "
@@ -90,7 +91,8 @@ def reason(step: Mapping[str, Any]) -> str:
     faults = [row["fault"] for row in (step.get("result") or {}).get("rows", ()) if "fault" in row]
     if step["status"] == "ran":
         return faults[0] if faults else "nothing was measured"
-    last = next((line for line in reversed(step["last_lines"]) if line.strip()), "it said nothing")
+    told = [line for line in step["last_lines"] if line.strip() and not line.lstrip().startswith(POINTERS)]
+    last = told[-1] if told else "it said nothing"
     return f"{step['signal'] or 'exit code ' + str(step['exit_code'])}: {last.strip()}"
 
 

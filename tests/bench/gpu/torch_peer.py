@@ -26,7 +26,9 @@ class TorchPeer:
         self.model.eval()
         self.ids, self.pixels = (torch.from_numpy(inputs[name]) for name in ("input_ids", "pixel_values"))
         self.compiled = compiled
-        self.advance: Any = torch.compile(self._advance, mode="reduce-overhead") if compiled else self._advance
+        self.advance: Any = (
+            torch.compile(self._advance, mode="reduce-overhead", dynamic=False) if compiled else self._advance
+        )
         self.caches: dict[int, Any] = {}
         self.cache: Any = None
         self.known = 0
@@ -117,7 +119,8 @@ def main() -> None:
     name = "torch.compile, static cache" if chosen.compile else f"torch eager, {chosen.attention}"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     result = Result(chosen.out, peer=name, precision=chosen.precision, versions=versions)
-    with torch.inference_mode():
+    # `generate` compiles under no_grad; tensors of inference mode cannot all be captured
+    with torch.no_grad() if chosen.compile else torch.inference_mode():
         peer = TorchPeer(work, chosen.precision, chosen.attention, chosen.compile)
         say(f"{name} loaded")
         if chosen.reference:

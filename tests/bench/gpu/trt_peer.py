@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def main() -> None:
     made.add_argument("--backend", choices=tuple(NAMES), required=True)
     chosen = made.parse_args()
     work, backend = work_of(chosen), chosen.backend
-    variant = json.loads(work.variants.read_text())[chosen.variant]
+    variant = work.variant(chosen.variant)
     name = f"{NAMES[backend]}, {variant['dialect']}"
     result = Result(chosen.out, peer=name, precision=variant["precision"], builds=[])
     folder = work.folder / "engines" / f"{backend}-{chosen.variant}"

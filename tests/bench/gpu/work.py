@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from msao_compile.errors import InputError
 from tests.bench.work import NEW_TOKENS, PROMPT_TOKENS, Layout
 
 Device = Literal["cuda", "cpu"]
@@ -48,6 +49,18 @@ class Work:
     def variants(self) -> Path:
         """Which graphs there are, as JSON."""
         return self.folder / "variants.json"
+
+    def variant(self, name: str) -> dict[str, Any]:
+        """The graphs of one variant.
+
+        Raises:
+            InputError: it could not be made.
+        """
+        found: dict[str, Any] = json.loads(self.variants.read_text())
+        if name not in found:
+            raise InputError(f"the graphs {name} are missing: what made them said why; there are {', '.join(found)}")
+        chosen: dict[str, Any] = found[name]
+        return chosen
 
     def options(self) -> list[str]:
         """The same work as arguments of a child."""

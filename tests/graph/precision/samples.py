@@ -12,7 +12,8 @@ import onnxruntime as ort
 from msao_compile.runtime.backends.ort import _give_threads
 
 HEAD = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
-LENGTHS = {"sequence_length": 5, "past_sequence_length": 3, "total_sequence_length": 8, "num_logits": 5}
+LENGTHS = {"sequence_length": 5, "past_sequence_length": 3, "total_sequence_length": 8, "num_logits": 5,
+           "past_sequence_length + sequence_length": 8, "sequence_length + past_sequence_length": 8}  # fmt: skip
 PATCHES = 16
 
 
@@ -85,7 +86,7 @@ def _integers(name: str, shape: list[int], chance: np.random.Generator) -> np.nd
     if name.startswith("vision_position_ids"):
         return chance.integers(0, 4, (PATCHES, 2))
     if name == "attention_mask":
-        return np.ones((1, LENGTHS["total_sequence_length"]))
+        return np.ones(shape)
     if name == "position_ids":
         return np.broadcast_to(np.arange(shape[-1]) + LENGTHS["past_sequence_length"], shape)
     return np.broadcast_to(np.arange(shape[-1]) if name == "logits_positions" else np.ones(1), shape)

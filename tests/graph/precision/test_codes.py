@@ -62,7 +62,9 @@ def test_a_weight_comes_back_within_half_a_step(weight_NK: np.ndarray, grid: Gri
     assert (np.abs(back - weight_NK) <= steps * 1.01).all()
 
 
-def test_rows_that_do_not_fit_into_one_chunk_are_the_same(weight_NK: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_do_not_fit_into_one_chunk_are_the_same(
+    weight_NK: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = codes_NK(weight_NK, GRIDS[0])
     monkeypatch.setattr(weights, "CHUNK", 70)  # two rows
     np.testing.assert_array_equal(codes_NK(weight_NK, GRIDS[0]), whole)

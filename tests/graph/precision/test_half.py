@@ -66,7 +66,8 @@ def test_a_spelt_out_norm_keeps_its_digits_whatever_the_size_of_its_input(
     wanted, found = run(source, x=x)["y"], run(tmp_path / "b.onnx", x=x)["y"]
     np.testing.assert_allclose(found, wanted, atol=4e-3, rtol=4e-3)
     assert set(kinds(tmp_path / "b.onnx", "MatMul")) == {"FLOAT16"}
-    assert set(kinds(tmp_path / "b.onnx", "ReduceMean")) == {"FLOAT"}
+    for operator in ("ReduceMean", "Sub", "Div", "Mul"):
+        assert set(kinds(tmp_path / "b.onnx", operator)) <= {"FLOAT"}
 
 
 def test_only_the_borders_of_a_norm_are_cast(tmp_path: Path) -> None:
@@ -163,6 +164,19 @@ def test_angles_come_from_positions_in_fp32(tmp_path: Path) -> None:
     convert(source, tmp_path / "b.onnx", HALF)
     feed = {"positions": np.array([[4097, 9001, 30011, 100003]]), "q": np.ones((1, 4, 8), np.float32)}
     np.testing.assert_allclose(run(tmp_path / "b.onnx", **feed)["y"], run(source, **feed)["y"], atol=1e-3)
+
+
+def test_what_comes_from_integers_is_a_number_in_fp32_before_it_is_half(tmp_path: Path) -> None:
+    text = """g (int64[2,8] counts, float[2,8] x, float[8,8] w) => (float[2,8] y) {
+      real = Cast<to = 1>(counts)
+      h = MatMul(x, w)
+      y = Mul(h, real)
+    }"""
+    source = saved(tmp_path / "a.onnx", text, w=eye(8))
+    convert(source, tmp_path / "b.onnx", HALF)
+    graph = ir.load(tmp_path / "b.onnx").graph
+    given = [node.outputs[0].dtype.name for node in graph if node.inputs[0] in graph.inputs and node.op_type == "Cast"]
+    assert sorted(given) == ["FLOAT", "FLOAT16"]  # of the counts and of x
 
 
 def test_states_are_half_in_and_out_and_all_else_keeps_its_type(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def test_ranges_come_back_from_their_text() -> None:
     assert (again.maximum, again.coverage()) == (ranges.maximum, ranges.coverage())
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"values": {"o": "a"}, "samples": 1, "maximum": {}, "last_grew": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"values": {"o": "a"}, "samples": 1, "maximum": {}, "last_grew": {}}']
+)
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="observe the graph again"):
         Ranges.from_json(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import gc
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from msao_compile.runtime.backends.base import EngineFile
 from msao_compile.runtime.backends.ort import OrtDecoder, OrtEngine
 
 WIDTH, CAPACITY = 2, 6
+LIBRARY_FOLDERS = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib")
 SETTINGS = RuntimeSettings(threads=1, arena=False, warm_up=0)
 # Logits are the sum of the rows that the mask shows, once for each row asked for.
 TEXT = """<ir_version: 10, opset_import: ["" : 24]>
@@ -153,3 +155,14 @@ def test_an_input_that_numpy_does_not_have_is_refused(tmp_path: Path) -> None:
     text = TEXT.replace("float16[b,1,c,2]", "bfloat16[b,1,c,2]").replace("to = 10", "to = 16")
     with pytest.raises(DeploymentError, match=r"past is tensor\(bfloat16\), which NumPy does not have"):
         OrtDecoder(graph(tmp_path, text))
+
+
+def test_libraries_of_cuda_are_loaded_from_any_folder_and_what_is_none_is_passed_over(tmp_path: Path) -> None:
+    here = Path(ctypes.util.find_library("z") or "libz.so.1").name
+    real = next(path for folder in LIBRARY_FOLDERS for path in Path(folder).glob(f"{here}*"))
+    for package, name in (("cudnn", "libcudnn.so.9"), ("cu12", "libcurand.so.10"), ("cu12", "libother.so.1")):
+        (tmp_path / package / "lib").mkdir(parents=True, exist_ok=True)
+        (tmp_path / package / "lib" / name).symlink_to(real)
+    (tmp_path / "cu12" / "lib" / "libcufft.so.11").write_text("no library")
+    assert ort_cuda.preload([tmp_path]) == ["libcurand.so.10", "libcudnn.so.9"]
+    assert ort_cuda.preload([]) == []

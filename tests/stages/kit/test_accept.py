@@ -1,0 +1,189 @@
+"""Receipts: what they prove is taken in, and what is not of this deployment or claims too much is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msao_compile.errors import DamagedFile, DeploymentError, InputError
+from msao_compile.manifest.schema import Deployment, FileRef
+from msao_compile.runtime.loader import read_manifest
+from msao_compile.stages.kit.accept import engine_files, evidence_files, merged, read_receipt
+
+REFERENCE = {"receipt-l4": FileRef(path="evidence/receipt-l4.json", sha256="d" * 64, size_bytes=1)}
+Change = Callable[[dict[str, Any]], object]
+
+
+def accepted(orders: Path, returned: Path, change: Change | None = None) -> Deployment:
+    path = returned / "receipt.json"
+    if change is not None:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    receipt = read_receipt(path)
+    assert set(engine_files(receipt, returned)) <= {module.name for module in receipt.modules}
+    return merged(read_manifest(orders), receipt, REFERENCE)
+
+
+def decoder(content: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = content["modules"][2]
+    assert found["name"] == "edge/decoder"
+    return found
+
+
+def as_on_a_gpu(content: dict[str, Any], status: str) -> None:
+    """As if the engines themselves had run; the distances stay those of the stand-in."""
+    content["runner"] = "engine"
+    content["device"] |= {"gpu_architecture": "sm89", "gpu_name": "NVIDIA L4", "cuda": "13.0", "driver": "580.65.06"}
+    for module in content["modules"]:
+        module["status"] = status
+
+
+def test_what_was_built_is_taken_in_with_what_the_device_told(orders: Path, returned: Path) -> None:
+    found = accepted(orders, returned)
+    assert {engine.status for engine in found.engines} == {"built"}
+    for engine in found.engines:
+        assert engine.file is not None and engine.file.path.startswith("engines/edge/")
+        assert (engine.compatibility.tensorrt, engine.compatibility.os) == (version("tensorrt-rtx"), "linux")
+        assert engine.compatibility.gpu_architecture == "sm89"
+        assert engine.reason == "the stand-in runner says nothing of an engine"
+    assert found.evidence["receipt-l4"] == REFERENCE["receipt-l4"]
+    assert set(found.all_files()) >= {engine.file.path for engine in found.engines if engine.file is not None}
+
+
+def test_a_receipt_taken_in_twice_changes_nothing_more(orders: Path, returned: Path) -> None:
+    once = accepted(orders, returned)
+    assert merged(once, read_receipt(returned / "receipt.json"), REFERENCE) == once
+
+
+def test_parity_and_times_of_the_engine_itself_qualify_it(orders: Path, returned: Path) -> None:
+    found = accepted(orders, returned, lambda content: as_on_a_gpu(content, "qualified"))
+    assert {(engine.status, engine.reason) for engine in found.engines} == {("qualified", None)}
+    assert found.engines[0].compatibility.gpu_name == "NVIDIA L4"
+
+
+def test_without_times_parity_is_as_far_as_it_goes(orders: Path, returned: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        as_on_a_gpu(content, "parity")
+        for module in content["modules"]:
+            module["phases"]["measure"] = {"verdict": "not run", "reason": "interrupted", "facts": {}}
+
+    found = accepted(orders, returned, change)
+    assert {(engine.status, engine.reason) for engine in found.engines} == {("parity", "interrupted")}
+
+
+def test_what_was_proven_already_is_not_lost_by_a_receipt_that_proves_less(orders: Path, returned: Path) -> None:
+    path = returned / "receipt.json"
+    content = json.loads(path.read_text())
+    failed = {"verdict": "failed", "reason": "out of memory", "facts": {}}
+    for module in content["modules"]:
+        module |= {"engine": None, "status": "deferred", "phases": {"build": failed}}
+    path.write_text(json.dumps(content))
+    before = read_manifest(orders)
+    assert {engine.reason for engine in merged(before, read_receipt(path), REFERENCE).engines} == {"out of memory"}
+    built = tuple(engine.model_copy(update={"status": "built"}) for engine in before.engines)
+    after = merged(before.model_copy(update={"engines": built}), read_receipt(path), REFERENCE)
+    assert {engine.status for engine in after.engines} == {"built"}
+
+
+def test_a_receipt_of_some_modules_leaves_the_others_deferred(orders: Path, returned: Path) -> None:
+    found = accepted(orders, returned, lambda content: content["modules"].pop(0))
+    assert [engine.status for engine in found.engines] == ["deferred", "built", "built"]
+
+
+def forged(content: dict[str, Any]) -> None:
+    as_on_a_gpu(content, "qualified")
+    for case in decoder(content)["phases"]["parity"]["facts"]["cases"].values():
+        case["min_cosine"] = 0.2  # and the verdict still says done
+
+
+def skipped(content: dict[str, Any]) -> None:
+    as_on_a_gpu(content, "parity")
+    decoder(content)["phases"]["run"]["verdict"] = "not run"
+
+
+def unmeasured(content: dict[str, Any]) -> None:
+    as_on_a_gpu(content, "qualified")
+    decoder(content)["phases"]["measure"]["facts"] = {}
+
+
+def engineless(content: dict[str, Any]) -> None:
+    decoder(content)["engine"] = None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.update(deployment="other"), "its deployment is other where the deployment has small"),
+        (lambda content: content.update(kit="e" * 64), f"its kit is {'e' * 64} where the deployment has"),
+        (lambda content: content.update(target="orin"), "--target orin: no such target"),
+        (lambda content: decoder(content).update(module="e" * 64),
+         f"edge/decoder: module is {'e' * 64} where the deployment has {'c' * 64}"),
+        (lambda content: decoder(content).update(graph="e" * 64), f"edge/decoder: graph is {'e' * 64} where"),
+        (lambda content: decoder(content).update(data=["e" * 64]), f"edge/decoder: weights is {'e' * 64} where"),
+        (lambda content: decoder(content).update(precision="fp16"), "precision is fp16 where the deployment has fp32"),
+        (lambda content: decoder(content).update(name="edge/encoder"), "module edge/encoder where the kit for l4 has"),
+        (lambda content: content["device"].update(gpu_architecture="sm86"),
+         "device: gpu_architecture is sm86 where the deployment has sm89"),
+        (lambda content: content["device"].update(temperature=40), "device.temperature"),
+        (lambda content: decoder(content).update(status="qualified"),
+         "claims qualified for edge/decoder where its own phases prove built"),
+        (forged, "claims qualified for edge/decoder where its own phases prove ran"),
+        (skipped, "claims parity for edge/decoder where its own phases prove built"),
+        (unmeasured, "claims qualified for edge/decoder where its own phases prove parity"),
+        (engineless, "claims built for edge/decoder where its own phases prove deferred"),
+    ],
+)  # fmt: skip
+def test_a_receipt_that_was_tampered_with_is_refused_and_both_sides_are_named(
+    orders: Path, returned: Path, change: Change, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        accepted(orders, returned, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.update(format="receipt/2"), "format"),
+        (lambda content: content.pop("kit"), "kit: Field required"),
+        (lambda content: content.update(more=1), "more: Extra inputs"),
+        (lambda content: decoder(content)["engine"].update(path="../../etc/passwd"), "leaves the deployment folder"),
+        (lambda content: content.update(modules=[]), "modules"),
+    ],
+)  # fmt: skip
+def test_what_is_no_receipt_is_refused_with_the_field(orders: Path, returned: Path, change: Change, said: str) -> None:
+    with pytest.raises(DeploymentError, match=said):
+        accepted(orders, returned, change)
+
+
+def test_a_file_that_is_no_receipt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeploymentError, match="cannot be read"):
+        read_receipt(tmp_path / "receipt.json")
+    (tmp_path / "receipt.json").write_text("{")
+    with pytest.raises(DeploymentError, match="not valid JSON"):
+        read_receipt(tmp_path / "receipt.json")
+
+
+def test_an_engine_that_is_missing_or_changed_is_refused(orders: Path, returned: Path) -> None:
+    receipt = read_receipt(returned / "receipt.json")
+    engine = next(returned.glob("engines/edge/decoder*"))
+    engine.write_bytes(engine.read_bytes() + b"?")
+    with pytest.raises(DamagedFile, match="where the receipt says"):
+        engine_files(receipt, returned)
+    engine.unlink()
+    with pytest.raises(DeploymentError, match="named by the receipt but missing"):
+        engine_files(receipt, returned)
+
+
+def test_a_signature_is_kept_beside_its_receipt(returned: Path) -> None:
+    path = returned / "receipt.json"
+    assert list(evidence_files(read_receipt(path), path)) == ["receipt-l4"]
+    (returned / "receipt.json.sig").write_text("{}")
+    assert {place for place, _ in evidence_files(read_receipt(path), path).values()} == {
+        "evidence/receipt-l4.json", "evidence/receipt-l4.json.sig",
+    }  # fmt: skip
