@@ -77,9 +77,11 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
 
 
 @contextmanager
-def draft(recipe_path: Path, options: Options, tell: Callable[[Event], None]) -> Iterator[tuple[Path, dict[str, Path]]]:
+def draft(
+    recipe_path: Path, options: Options, tell: Callable[[Event], None], compare: bool = True
+) -> Iterator[tuple[Path, dict[str, Path]]]:
     """A deployment of the graphs that a recipe asks for, whatever parity says of them, and the requests that it
-    compared each model on; gone after the block.
+    compared each model on, none without `compare`; gone after the block.
 
     What the store has is not made again.
 
@@ -94,7 +96,8 @@ def draft(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         steps.split()
         steps.export()
         steps.precisions()
-        steps.compare()
+        if compare:
+            steps.compare()
         steps.stock.deploy(folder / recipe.name, steps.graphs())
         requests = {name: folder / "requests" / f"{name}.npz" for name in steps.requests}
         for name, file in requests.items():

@@ -13,11 +13,13 @@ from msao_compile.cli import draw, make, units
 from msao_compile.cli.progress import progress
 from msao_compile.cli.talk import Talk
 from msao_compile.errors import InputError
+from msao_compile.manifest.bisection import BEFORE
 
 if TYPE_CHECKING:
     from msao_compile.manifest.bisection import Bisected, BlockError, Findings
     from msao_compile.pipeline import Built, Event, Options
 
+NOT_IN_ONE = "what comes before the first block"
 HEADERS = ("block", "min cosine", "max abs", "own", "effect")
 
 
@@ -52,6 +54,8 @@ def bisected(talk: Talk, wanted: Wanted, options: Options) -> None:
     if not found.modules and not found.left_out:
         talk.say("no module is in less than fp32: there is nothing to look into")
     if not found.islands:
+        if wanted.apply is not None:
+            talk.say(f"no island is proposed: {wanted.apply} stays as it is and nothing is built")
         return
     if wanted.apply is None:
         again = shlex.join(["msao-compile", "parity", str(wanted.place), "--bisect", "--apply"])
@@ -143,13 +147,14 @@ def heading(entry: Bisected) -> str:
 
 def sentence(entry: Bisected) -> str:
     """The verdict on one module."""
+    first, worst = (NOT_IN_ONE if name == BEFORE else name for name in (entry.first, entry.worst))
     parts = [f"{entry.model}/{entry.component} ({entry.dialect} {entry.precision})"]
-    if entry.first is not None:
-        parts.append(f"first block below {entry.bound:g}: {entry.first}")
+    if first is not None:
+        parts.append(f"first block below {entry.bound:g}: {first}")
     elif entry.island:
         parts.append(f"no block is below {entry.bound:g} by itself, but what it gives is ({entry.cosine:.4f})")
-    if entry.worst is not None:
-        parts.append(f"largest error of its own: {entry.worst}")
+    if worst is not None:
+        parts.append(f"largest error of its own: {worst}")
     if entry.island:
         parts.append(f"keep {', '.join(entry.island)} in fp32")
     return f"{parts[0]}: {'; '.join([*parts[1:], entry.remark])}"

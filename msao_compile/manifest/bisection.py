@@ -5,6 +5,9 @@ from __future__ import annotations
 from msao_compile.manifest.engine import Dialect, Precision
 from msao_compile.manifest.frozen import Frozen
 
+BEFORE = "(before)"
+"""Stands for all that comes before the first block; no recipe can name it."""
+
 
 class BlockError(Frozen):
     """What leaves a block: `min_cosine` and `max_abs` when all of the module is converted.

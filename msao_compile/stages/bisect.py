@@ -359,7 +359,7 @@ def judged(subject: Subject, targets: tuple[str, ...], trial: Trial, bound: floa
     """The first block below the bound, the worst, and the island that brings the module back within it."""
     blocks, outputs = trial.errors()
     first = next((one.name for one in blocks if bound is not None and one.min_cosine < bound), None)
-    worst = max(blocks, key=lambda one: one.own).name if blocks else None
+    worst = max(blocks, key=lambda one: one.own).name if trial.blocks else None
     chosen = () if bound is None else trial.best(bound)
     nearest = trial.cosine_with(chosen) if chosen else None
     return Bisected(

@@ -81,7 +81,7 @@ def observed_blocks(source: Path, output: Path, values: Mapping[str, str]) -> di
     """Write a graph in any precision with what leaves its blocks as further outputs, cast to float32.
 
     What comes after a block `b` reads the further input `enters.b` (float32, in the shape of what leaves `b`) where
-    `enters.b.given` (bool []) says so, else what left it; a scalar stands for nothing given.
+    `enters.b.given` (bool []) says so, else what left it; a single number stands for nothing given.
 
     `values` is what `leaving` says of the fp32 graph. Returns for each block the name of its output.
 
@@ -112,7 +112,9 @@ def _enterable(model: ir.Model, value: ir.Value, name: str) -> None:
     """Let all that takes a value take what is given instead, where that is said."""
     producer = value.producer()
     assert producer is not None  # what leaves a block was computed there
-    given = ir.Value(name=name, type=ir.TensorType(FLOAT))
+    rank = None if value.shape is None else len(value.shape)
+    shape = None if rank is None else ir.Shape([f"{name}.{axis}" for axis in range(rank)])
+    given = ir.Value(name=name, type=ir.TensorType(FLOAT), shape=shape)
     said = ir.Value(name=f"{name}.given", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
     model.graph.inputs.extend((given, said))
     like = ir.node("CastLike", [given, value], name=f"{name}.cast")

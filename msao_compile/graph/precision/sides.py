@@ -10,8 +10,6 @@ import numpy as np
 
 from msao_compile.runtime.backends.base import Arrays, Engine
 
-NOTHING = np.zeros([], np.float32)
-
 
 @dataclass
 class Entered:
@@ -33,7 +31,8 @@ class Entered:
         """The same where `values` (float32, by block) take the place of what leaves those blocks."""
         typed = {name: feed[name].astype(self.types[name], copy=False) for name in self.inputs}
         for block in self.blocks:
-            typed[f"enters.{block}"] = values.get(block, NOTHING)
+            nothing = np.zeros([1] * len(self.engine.inputs[f"enters.{block}"]), np.float32)
+            typed[f"enters.{block}"] = values.get(block, nothing)
             typed[f"enters.{block}.given"] = np.array(block in values)
         return self.engine.run(typed)
 
@@ -51,10 +50,7 @@ class Sides:
         return self.converted.enter(feed, exact)
 
     def with_island(self, feed: Arrays, plain_outputs: Arrays, island: Collection[str]) -> Arrays:
-        """The conversion where these blocks stay fp32, as with `islands` in the recipe.
-
-        What stands before the first block counts as fp32 where that block does.
-        """
+        """The conversion where these blocks stay fp32, as with `islands` in the recipe."""
         entered: Arrays = {}
         outputs, stays = plain_outputs, True
         for stays, group in groupby(self.plain.blocks, lambda block: block in island):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from msao_compile.graph.precision.sides import Sides
-from msao_compile.manifest.bisection import BlockError
+from msao_compile.manifest.bisection import BEFORE, BlockError
 from msao_compile.runtime.backends.base import Arrays
 from msao_compile.runtime.compare import distance
 
@@ -47,14 +47,19 @@ class Trial:
     """Islands to try in the next runs; None for the conversion as it is."""
 
     @property
-    def blocks(self) -> Sequence[str]:
-        """In the order of their use."""
+    def places(self) -> Sequence[str]:
+        """Blocks in the order of their use, and before them what is not in any."""
         return self.sides.plain.blocks
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Those that can stay in fp32."""
+        return tuple(block for block in self.places if block != BEFORE)
 
     def add(self, feed: Arrays, plain: Arrays) -> None:
         """One run of the fp32 graph: the same feed through the conversion."""
         if self.asked is None:
-            names = (*(f"leaves.{block}" for block in self.blocks), *self.outputs)
+            names = (*(f"leaves.{block}" for block in self.places), *self.outputs)
             self.whole.add(self.sides.converted.run(feed), plain, names)
             self.alone.add(self.sides.alone(feed, plain), plain, names)
         for island in self.asked or ():
@@ -72,7 +77,7 @@ class Trial:
 
     def prefixes(self) -> tuple[Island, ...]:
         """The first block, the first two, and so on."""
-        return tuple(tuple(self.blocks[: count + 1]) for count in range(len(self.blocks)))
+        return tuple(self.blocks[: count + 1] for count in range(len(self.blocks)))
 
     def effects(self) -> dict[str, float]:
         """How much nearer the output came with each block, of the prefixes that were tried."""
@@ -108,5 +113,5 @@ class Trial:
                 own=1.0 - self.alone.min_cosine[output], effect=effects.get(name),
             )  # fmt: skip
 
-        blocks = tuple(error(block, f"leaves.{block}") for block in self.blocks)
+        blocks = tuple(error(block, f"leaves.{block}") for block in self.places)
         return blocks, tuple(error(name, name) for name in self.outputs if name in self.whole.min_cosine)
