@@ -10,7 +10,7 @@ LLAMA := .venv-bench
 # A folder of tiny checkpoints, each written by `save_pretrained`, with what transformers answered beside it.
 ZOO ?=
 
-.PHONY: demo test check fast bench gpu-check scale targets families zoo-is-given calibrate clean
+.PHONY: demo test check fast bench gpu-check scale targets accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -54,6 +54,9 @@ scale: $(STAMP)
 
 targets: $(STAMP)
 	$(BIN)/python -m tests.bench.targets --standard artifacts/bench --json docs/targets.json --markdown docs/targets.md
+
+accuracy: $(STAMP)
+	$(BIN)/python -m tests.bench.accuracy --json docs/accuracy.json --markdown docs/accuracy.md
 
 families: zoo-is-given $(STAMP)
 	$(BIN)/python -m tests.bench.families "$(ZOO)" --jobs 2 --json docs/families.json --markdown docs/families.md

@@ -114,7 +114,10 @@ def parity(
     samples: Object | None,
     stock: Stock,
 ) -> Ask:
-    """A model's modules, whole and cuts against its torch original; `samples` are for what has ranges."""
+    """A model's modules, whole and cuts against its torch original; `samples` are for what has ranges.
+
+    What was asked stays in the store.
+    """
     steps = stock.runner.recipe.parity.steps
     entry = draft.model(model.name)
     own = set(entry.components.values())
@@ -143,6 +146,7 @@ def parity(
         exclude = list(stock.runner.recipe.export.exclude)
         common = {"model": model.name, "bounds": dict(bounds), "steps": steps, "exclude": exclude}
         common["samples"] = None if samples is None else str(workspace / "samples.npz")
+        common["requests"] = str(workspace / "requests.npz")
         return {**common, "folder": draft_folder, "checkpoint": str(folder), "trusted": trusts(model.name, stock)}
 
     def prepare(workspace: Path) -> None:
@@ -150,7 +154,7 @@ def parity(
         if samples is not None:
             stock.place(samples.sha256, workspace / "samples.npz")
 
-    return Ask("parity", model.name, 1, fields, arguments, {}, prepare)
+    return Ask("parity", model.name, 2, fields, arguments, {"requests": "requests.npz"}, prepare)
 
 
 def engine(module: Module, graph: Graph, settings: RuntimeSettings, stock: Stock) -> Ask:
@@ -183,7 +187,7 @@ def measure(draft: Deployment, stock: Stock) -> Ask:
         "manifest": sha256_bytes(canonical_json(draft.model_dump(mode="json"))),
         "machine": machine(),
         "tools": versions(RUN_TOOLS),
-        "code": source_digest("runtime", "stages/measure.py"),
+        "code": source_digest("runtime", "made_up.py", "stages/measure.py"),
     }
 
     def prepare(workspace: Path) -> None:

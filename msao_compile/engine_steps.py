@@ -10,8 +10,8 @@ from typing import Any
 from msao_compile import asks, engine_asks
 from msao_compile.chosen import ahead_of_time
 from msao_compile.errors import RecipeError
-from msao_compile.manifest.schema import BuildOrder, Dialect, Engine, FileRef, Graph, Module, Precision
-from msao_compile.manifest.variants import RANGED, Kinds
+from msao_compile.manifest.schema import BuildOrder, Deployment, Dialect, Engine, FileRef, Graph, Module, Precision
+from msao_compile.manifest.variants import HERE, RANGED, Kinds
 from msao_compile.outlook import Costs, Holding, Outlook, holdings, outlooks, refuse
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import TargetChoice
@@ -172,6 +172,18 @@ class Walk(Steps):
                     "more samples in [ranges]",
                     model, component, told["samples"], 100 * told["still_growing"], len(told["never"]),
                 )  # fmt: skip
+
+    def graphs(self) -> Deployment:
+        """What the targets ask for as graphs that nothing vouches for yet, with the bounds that parity would have."""
+        engines = [
+            Engine(
+                module=module.id, target=name, backend="ort", precision=self.kind(name, module.id, module.component),
+                dialect=choice.graph_dialect, status="built", compatibility=HERE,
+            )
+            for name, choice in self.targets.items()
+            for module in self._modules()
+        ]  # fmt: skip
+        return self._manifest(tuple(engines), {"parity": self.stock.evidence("parity", self._evidence())})
 
     def engines(self) -> None:
         """One entry per module and target: opened here, built here, or left to the device with all that it needs.

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from msao_compile.recipe.schema import Recipe
 from msao_compile.runner import Built, Event, Options, Runner, Step
 from msao_compile.sketch import Sketch, is_wanted, sketch
 
-__all__ = ["Built", "Event", "Options", "Plan", "Sketch", "Step", "build", "plan"]
+__all__ = ["Built", "Event", "Options", "Plan", "Sketch", "Step", "build", "draft", "plan"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
     started = time.perf_counter()
     recipe = hub.resolve(read_recipe(recipe_path), recipe_path, options.frozen, weights=True)
     _check_places(recipe, options, os.W_OK)
-    runner = Runner(recipe, options, tell)
+    runner = Runner(recipe, options, tell, recipe_path)
     with runner.store.in_use():
         steps = Walk(runner)
         steps.split()
@@ -85,6 +86,36 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         runner.inputs.settle()
     copied = steps.stock.copied(folder, deployment)
     return Built(folder, deployment, runner.ran, runner.reused, time.perf_counter() - started, copied)
+
+
+@contextmanager
+def draft(
+    recipe_path: Path, options: Options, tell: Callable[[Event], None], compare: bool = True
+) -> Iterator[tuple[Path, dict[str, Path]]]:
+    """A deployment of the graphs that a recipe asks for, whatever parity says of them, and the requests that it
+    compared each model on, none without `compare`; gone after the block.
+
+    What the store has is not made again.
+
+    Raises:
+        InputError: the recipe or a checkpoint cannot be used. StageError: a stage failed.
+    """
+    recipe = hub.resolve(read_recipe(recipe_path), recipe_path, options.frozen, weights=True)
+    _check_places(recipe, options, os.W_OK)
+    runner = Runner(recipe, options, tell)
+    with runner.store.in_use(), runner.store.workspace() as folder:
+        steps = Walk(runner)
+        steps.split()
+        steps.export()
+        steps.precisions()
+        if compare:
+            steps.compare()
+        steps.stock.deploy(folder / recipe.name, steps.graphs())
+        requests = {name: folder / "requests" / f"{name}.npz" for name in steps.requests}
+        for name, file in requests.items():
+            steps.stock.place(steps.requests[name].sha256, file)
+        runner.inputs.settle()
+        yield folder / recipe.name, requests
 
 
 def _check_places(recipe: Recipe, options: Options, mode: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -124,8 +125,10 @@ class Ask:
 class Runner:
     """Runs stages for one build, or with `tell=None` only looks what would run."""
 
-    def __init__(self, recipe: Recipe, options: Options, tell: Callable[[Event], None] | None) -> None:
-        self.recipe, self.options, self.tell = recipe, options, tell
+    def __init__(
+        self, recipe: Recipe, options: Options, tell: Callable[[Event], None] | None, recipe_path: Path | None = None
+    ) -> None:
+        self.recipe, self.options, self.tell, self.recipe_path = recipe, options, tell, recipe_path
         self.planning = tell is None
         self.store = Store(options.store)
         self.inputs = Inputs(options.store / "inputs.json", write=not self.planning)
@@ -133,6 +136,12 @@ class Runner:
         self.stages: list[StageRun] = []
         self.begun = self.ran = self.reused = self.total = 0
         self._lock = threading.Lock()
+
+    @property
+    def advice(self) -> str:
+        """The command that looks into modules whose parity failed."""
+        words = [str(self.recipe_path or "RECIPE"), "--bisect", "--store", str(self.options.store)]
+        return f"msao-compile parity {shlex.join(words)}"
 
     def ask(self, asks: Sequence[Ask]) -> list[Record | None]:
         """The records of independent requests, run at most `options.jobs` at a time; None only in a plan.

@@ -20,7 +20,6 @@ from msao_compile.manifest.evidence import BuildEvidence, MeasureEvidence, Parit
 from msao_compile.manifest.schema import (
     SCHEMA_MAJOR,
     SCHEMA_MINOR,
-    Compatibility,
     Deployment,
     Dialect,
     Engine,
@@ -30,6 +29,7 @@ from msao_compile.manifest.schema import (
     RuntimeSettings,
     Task,
 )
+from msao_compile.manifest.variants import HERE
 from msao_compile.places import DataFile, Places
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import DEFAULT_BOUNDS, Component
@@ -65,6 +65,7 @@ class Steps:
         self.rows: list[ParityRow] = []
         self.left_out: dict[str, str] = {}
         self.samples: dict[str, Object] = {}
+        self.requests: dict[str, Object] = {}
         self.kept: dict[tuple[str, str], Precision] = {}
         self.bounds: dict[str, dict[str, float | None]] = {
             name: dict(bounds)
@@ -182,6 +183,13 @@ class Steps:
         Raises:
             GateError: a comparison is outside the recipe's bounds.
         """
+        if not self.compare():
+            return self._later(("build", "measure"), "parity")
+        refuse_failures(self._evidence(), self.runner.advice)
+        return True
+
+    def compare(self) -> bool:
+        """The rows of parity, and the requests that they are of."""
         draft = self._manifest(tuple(self._draft_engines()), {})
         for model in self.parts:
             weights = sum(part["weight_bytes"] for part in model.split["components"])
@@ -189,30 +197,29 @@ class Steps:
                 self.left_out[model.name] = f"to be compared with its torch original it {lacks_memory}"
                 logger.warning("%s: %s; build it on a larger machine", model.name, self.left_out[model.name])
                 self.runner.defer(model.name, self.left_out[model.name], "parity")
+        compared = [model for model in self.parts if model.name not in self.left_out]
         records = self.runner.ask(
             [
                 asks.parity(
                     model, self.checkpoints[model.name], self.bounds, draft, self.samples.get(model.name), self.stock
                 )
-                for model in self.parts if model.name not in self.left_out
+                for model in compared
             ]
-        )  # fmt: skip
-        for record in records:
+        )
+        for model, record in zip(compared, records, strict=True):
             if record is not None:
+                if (requests := self.stock.output(record, "requests")) is not None:
+                    self.requests[model.name] = requests
                 found = ParityEvidence.model_validate(result(record))
                 self.rows += found.rows
                 self.left_out |= found.left_out
-        if not all(records):
-            return self._later(("build", "measure"), "parity")
-        refuse_failures(self._evidence())
-        return True
+        return all(records)
 
     def _draft_engines(self) -> Iterator[Engine]:
         """A deployment that nothing vouches for yet: all that the targets ask for through ONNX Runtime, `built`.
 
         Each dialect is also there in fp32, which tells a fault of the graph from one of its precision.
         """
-        here = Compatibility(target_id="local-cpu", platform_kind="cpu")
         targets = [(choice.graph_dialect, name) for name, choice in self.targets.items()]
         for dialect, target in [*((dialect, None) for dialect in self.dialects), *targets]:
             kinds = [(module, self.kind(target, module.id, module.component)) for module in self._modules()]
@@ -222,7 +229,7 @@ class Steps:
             for module, kind in kinds:
                 yield Engine(
                     module=module.id, target=label, backend="ort", precision=kind, dialect=dialect, status="built",
-                    compatibility=here,
+                    compatibility=HERE,
                 )  # fmt: skip
 
     def kind(self, target: str | None, module: str, component: str) -> Precision:

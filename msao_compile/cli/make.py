@@ -16,6 +16,7 @@ from msao_compile.cli.options import (
     DEPLOYMENTS,
     STORE,
     Frozen,
+    Jobs,
     Json,
     Modules,
     Out,
@@ -123,9 +124,7 @@ def build(
     recipe: RecipeFile,
     target: Targets = None,
     module: Modules = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Stages that run at the same time.")
-    ] = 1,
+    jobs: Jobs = 1,
     out: Out = DEPLOYMENTS,
     store: StoreFolder = STORE,
     frozen: Frozen = False,

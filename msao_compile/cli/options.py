@@ -19,6 +19,7 @@ DeploymentFolder = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where deployments are written.")]
 StoreFolder = Annotated[Path, typer.Option("--store", metavar="DIR", help="The content-addressed store.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Stages that run at the same time.")]
 Frozen = Annotated[
     bool, typer.Option("--frozen", help="Hub checkpoints only as the lock file pins them; refuse to resolve others.")
 ]

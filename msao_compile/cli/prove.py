@@ -1,7 +1,8 @@
-"""`parity`: does what ships still equal its torch original?"""
+"""`parity`: does what ships still equal its torch original, and where does it stop doing so?"""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msao_compile.cli import draw, units
-from msao_compile.cli.options import DeploymentFolder, Json, Quiet
+from msao_compile.cli.options import DEPLOYMENTS, STORE, Jobs, Json, Out, Quiet, StoreFolder
 from msao_compile.cli.talk import talk_of
 from msao_compile.errors import GateError, InputError
 
@@ -38,7 +39,14 @@ SETTINGS = (1, 3, 4, 5, 10)
 
 def parity(
     context: typer.Context,
-    deployment: DeploymentFolder,
+    deployment: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DEPLOYMENT",
+            help="A folder that holds a deployment.json; with --bisect also a recipe whose parity fails.",
+            show_default=False,
+        ),
+    ],
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -48,13 +56,43 @@ def parity(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="M", help="Only this model.", show_default=False)] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Compare modules of less than fp32 with their fp32 graphs block by block.")
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", metavar="T", help="Bisect this target only.", show_default=False)
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(metavar="C", help="Bisect this component only.", show_default=False)
+    ] = None,
+    apply: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE", help="Write the fp32 islands that help into this recipe and build it.", show_default=False
+        ),
+    ] = None,
+    jobs: Jobs = 1,
+    out: Out = DEPLOYMENTS,
+    store: StoreFolder = STORE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare the deployment with its torch original, or with recorded outputs, and fail where a bound is broken."""
+    """Compare the deployment with its torch original, or with recorded outputs, and fail where a bound is broken.
+
+    With --bisect: name the blocks that lose it, and the blocks to keep in fp32."""
     from msao_compile.stages.parity import check_deployment
 
     talk = talk_of(context, as_json, quiet)
+    if bisect:
+        from msao_compile.cli.bisect import Wanted, bisected
+        from msao_compile.pipeline import Options
+
+        if reference is not None:
+            raise InputError("--reference: a bisection compares with the fp32 graphs; leave one of the two out")
+        bisected(talk, Wanted(deployment, target, model, component, apply), Options(out, store, jobs))
+        return
+    if stray := [name for name, given in (("target", target), ("component", component), ("apply", apply)) if given]:
+        raise InputError(f"--{stray[0]} belongs to a bisection: add --bisect or leave it out")
     if reference is not None and not reference.is_file():
         raise InputError(f"{reference}: there is no such file; give a .npz file with recorded inputs and outputs")
     evidence = check_deployment(deployment, reference, model, gate=False)
@@ -64,7 +102,7 @@ def parity(
         "left_out": evidence.left_out,
     }  # fmt: skip
     talk.reply(facts, lambda: _show(rows))
-    refuse(rows, evidence.left_out)
+    refuse(rows, evidence.left_out, f"msao-compile parity {shlex.quote(str(deployment))} --bisect")
     for name, reason in evidence.left_out.items():
         talk.say(f"not compared: {name}: {reason}")
     talk.say(summary(rows))
@@ -78,8 +116,8 @@ def overall(rows: tuple[ParityRow, ...]) -> str:
     return "AMBIGUOUS" if "AMBIGUOUS" in verdicts else "PASS"
 
 
-def refuse(rows: tuple[ParityRow, ...], left_out: Mapping[str, str] = MappingProxyType({})) -> None:
-    """The gate; `left_out` says why models were not compared.
+def refuse(rows: tuple[ParityRow, ...], left_out: Mapping[str, str] = MappingProxyType({}), command: str = "") -> None:
+    """The gate; `left_out` says why models were not compared, `command` how to look into a failure.
 
     Raises:
         GateError: a comparison failed, or none was made.
@@ -90,12 +128,14 @@ def refuse(rows: tuple[ParityRow, ...], left_out: Mapping[str, str] = MappingPro
         raise GateError(f"parity compared nothing, and nothing compared is no pass; {said}")
     failed = [row for row in rows if row.verdict == "FAIL"]
     if failed:
+        from msao_compile.runtime.compare import bisection
+
         worst = failed[0]
         raise GateError(
             f"parity failed in {len(failed)} of {units.plural(len(rows), 'comparison')}, "
             f"first {worst.model} {worst.subject} ({worst.dialect}, {worst.backend}, {worst.precision}): "
             f"max abs {units.deviation(worst.max_abs)}, min cosine {worst.min_cosine:.6f}, bound {worst.bound}; "
-            "raise the precision there or correct the bound"
+            f"raise the precision there or correct the bound{bisection(failed, command)}"
         )
 
 

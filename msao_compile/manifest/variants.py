@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from msao_compile.manifest.engine import Dialect, Engine, Precision
-from msao_compile.manifest.schema import Model
+from msao_compile.manifest.engine import Compatibility, Dialect, Engine, Precision
+from msao_compile.manifest.schema import Deployment, Model
 
 DESCENDING: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 """From the precision that is held to the tightest bounds to the one with the widest."""
 
 RANGED: tuple[Precision, ...] = ("int8", "fp8")
 """Precisions of activations as well, which need to know how large those get."""
+HERE = Compatibility(target_id="local-cpu", platform_kind="cpu")
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,31 @@ def kinds_of(engines: Iterable[Engine], model: Model) -> Kinds:
     chosen = {component: held[module] for component, module in sorted(model.components.items())}
     dialect, *_ = (engine.dialect for engine in chosen.values())
     return Kinds(dialect, tuple((component, engine.precision) for component, engine in chosen.items()))
+
+
+def unconverted(dialect: Dialect) -> str:
+    """The target of `as_graphs` that runs a dialect's graphs in fp32; no recipe can call one so."""
+    return f"{dialect} fp32"
+
+
+def as_graphs(deployment: Deployment) -> Deployment:
+    """The deployment in which ONNX Runtime runs the very graphs that a target's engines are made of.
+
+    Each dialect is there once more in fp32, as the target `unconverted`. What these engines are is `built`: whoever
+    opens them judges them.
+    """
+    wanted = [(engine.target, engine.module, engine.dialect, engine.precision) for engine in deployment.engines]
+    wanted += [
+        (unconverted(dialect), module.id, dialect, "fp32")
+        for dialect in dict.fromkeys(engine.dialect for engine in deployment.engines)
+        for module in deployment.modules
+        if any((graph.dialect, graph.precision) == (dialect, "fp32") for graph in module.graphs)
+    ]
+    engines = {
+        (target, module): Engine(
+            module=module, target=target, backend="ort", precision=precision, dialect=dialect, status="built",
+            compatibility=HERE,
+        )
+        for target, module, dialect, precision in reversed(wanted)
+    }  # fmt: skip
+    return deployment.model_copy(update={"engines": tuple(reversed(engines.values()))})

@@ -11,7 +11,7 @@ import numpy as np
 from msao_compile.errors import GateError
 
 if TYPE_CHECKING:  # a kit carries this file to devices that have NumPy and no more
-    from msao_compile.manifest.evidence import ParityEvidence
+    from msao_compile.manifest.evidence import ParityEvidence, ParityRow
     from msao_compile.manifest.schema import Verdict
 
 NEAR_TIE = 0.02  # of a row's standard deviation
@@ -82,11 +82,11 @@ def verdict(found: Distance, bounds: Mapping[str, float | None]) -> tuple[Verdic
     return "PASS", words
 
 
-def refuse_failures(evidence: ParityEvidence) -> None:
+def refuse_failures(evidence: ParityEvidence, command: str) -> None:
     """Raise when a row failed.
 
     Raises:
-        GateError: names the worst row and its bound.
+        GateError: names the worst row, its bound and, of less than fp32, the command that finds the block at fault.
     """
     failed = [row for row in evidence.rows if row.verdict == "FAIL"]
     if failed:
@@ -94,5 +94,11 @@ def refuse_failures(evidence: ParityEvidence) -> None:
         raise GateError(
             f"parity failed for {worst.model}/{worst.subject} ({worst.dialect}, {worst.backend}): max abs "
             f"{worst.max_abs:.3g}, min cosine {worst.min_cosine:.6f}, bound {worst.bound}; "
-            f"{len(failed)} of {len(evidence.rows)} rows fail"
+            f"{len(failed)} of {len(evidence.rows)} rows fail" + bisection(failed, command)
         )
+
+
+def bisection(failed: Sequence[ParityRow], command: str) -> str:
+    """Where rows of less than fp32 failed: how to find out which block loses what."""
+    lower = any(row.precision != "fp32" for row in failed)
+    return f"; `{command}` names the first block that is below its bound" if lower else ""

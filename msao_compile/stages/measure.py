@@ -10,8 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from msao_compile.made_up import SIDE, picture
 from msao_compile.manifest.evidence import MeasureEvidence, ModuleTiming, RouteTiming, Spread
 from msao_compile.manifest.schema import Route
 from msao_compile.runtime import load
@@ -20,7 +19,6 @@ from msao_compile.runtime.api import Runtime
 
 RUNS = 5
 NEW_TOKENS = 16
-SIDE = 256
 PROMPT = "What is in this picture?"
 
 
@@ -38,20 +36,6 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     threads = str(runtime.deployment.runtime.threads or "all")
     machine = {"platform": platform.platform(), "cpu": _cpu(), "threads": threads}
     return MeasureEvidence(machine=machine, modules=tuple(modules), routes=tuple(routes)).model_dump(mode="json")
-
-
-def picture() -> bytes:
-    """A seeded picture that compresses about as well as a photograph, PNG."""
-    import io
-
-    from PIL import Image
-
-    ramp = np.linspace(0, 200, SIDE)
-    noise = np.random.default_rng(0).integers(0, 55, (SIDE, SIDE, 3))
-    pixels = (ramp[:, None, None] * 0.5 + ramp[None, :, None] * 0.5 + noise).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _answers(runtime: Runtime, route: Route) -> list[Answer]:

@@ -41,7 +41,8 @@ BATCH = "batch of 2"
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     """Parity rows of one model for every target of its draft deployment: a dialect, and a precision of each module.
 
-    `arguments`: folder (draft deployment), model, checkpoint, bounds by precision, steps, exclude, trusted.
+    `arguments`: folder (draft deployment), model, checkpoint, bounds by precision, steps, exclude, trusted, samples
+    (None, or the file of them), requests (where to keep what was asked, for a bisection).
     """
     import torch
 
@@ -56,6 +57,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
         original = Original(checkpoint, exclude, int(arguments["steps"]), PARITY_PROMPT_TOKENS)
         model = deployment.model(arguments["model"])
         real = [] if arguments["samples"] is None else list(_samples(original, Path(arguments["samples"])))
+        _keep(Path(arguments["requests"]), original.asked, real)
         for target, kinds in targets_of(deployment, model).items():
             session = Engines(folder, deployment, verify=True, demand="built", target=target).session(model)
             with patch.object(session, "encode", _once(session.encode)):
@@ -78,6 +80,17 @@ def _samples(original: Original, path: Path) -> Iterator[Asked]:
     for number in sorted({name.partition(".")[0] for name in held}):
         inputs = {name.partition(".")[2]: value for name, value in held.items() if name.partition(".")[0] == number}
         yield original.answers("image", SAMPLE + int(number), inputs)
+
+
+def _keep(path: Path, own: Sequence[Asked], real: Sequence[Asked]) -> None:
+    """Every request as `<own or real>.<number>.<input>`, and the tokens that its steps take as `.teacher`."""
+    arrays = {
+        f"{kind}.{number}.{name}": value
+        for kind, every in (("own", own), ("real", real))
+        for number, asked in enumerate(every)
+        for name, value in {**(asked.prompt or asked.inputs), "teacher": asked.teacher}.items()
+    }
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _impossible(session: ModelSession) -> Iterator[tuple[str, str]]:
@@ -278,7 +291,7 @@ def check_deployment(folder: Path, reference: Path | None, model: str | None, ga
     left_out = {name: why for name, why in about.items() if model in (None, name.partition(" ")[0])}
     evidence = evidence.model_copy(update={"rows": rows, "left_out": left_out})
     if gate:
-        refuse_failures(evidence)
+        refuse_failures(evidence, f"msao-compile parity {folder} --bisect")
     return evidence
 
 

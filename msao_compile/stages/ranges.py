@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from msao_compile.errors import InputError, StageError
 from msao_compile.graph.precision.observe import observed
 from msao_compile.graph.precision.ranges import Ranges
-from msao_compile.manifest.schema import GROWS, Deployment, StateSpec
+from msao_compile.graph.precision.watch import watch
+from msao_compile.manifest.schema import Deployment
 from msao_compile.runtime.answer import Clock
-from msao_compile.runtime.backends.base import Arrays, Engine, EngineFile, KVCache, open_engine
+from msao_compile.runtime.backends.base import Arrays, EngineFile, open_engine
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.loader import read_manifest
 from msao_compile.runtime.routes import Question, edge
@@ -90,90 +92,12 @@ def _watch(session: ModelSession, deployment: Deployment, folder: Path, asked: M
         copy = source.with_name(f"observed.{source.name}")
         found[component] = Ranges(observed(source, copy))
         engine = open_engine("ort", EngineFile(copy, graph.dialect, deployment.runtime))
-        if component == "decoder":
-            session._decoder = ObservedDecoder(engine, graph.states, found[component])
-        else:
-            session.engines = {**session.engines, component: Observed(engine, found[component])}
+        watch(session, component, engine, graph.states, partial(_add, found[component]))
     return found
 
 
-@dataclass
-class Observed:
-    """A stateless module that tells its ranges at every run."""
-
-    engine: Engine
-    ranges: Ranges
-
-    @property
-    def inputs(self) -> Mapping[str, tuple[int | str, ...]]:
-        """Of the module itself."""
-        return self.engine.inputs
-
-    @property
-    def types(self) -> Mapping[str, str]:
-        """Of the module itself."""
-        return self.engine.types
-
-    def run(self, feed: Mapping[str, np.ndarray]) -> Arrays:
-        """Every output, those that tell ranges too, which nobody asks for."""
-        outputs = self.engine.run(feed)
-        self.ranges.add(outputs)
-        return outputs
-
-
-@dataclass
-class PlainCache:
-    """State as arrays, passed through the graph at every step."""
-
-    values: Arrays
-    capacity: int
-    length: int = 0
-
-    def rollback(self, length: int) -> None:
-        """Never asked of samples.
-
-        Raises:
-            StageError: always.
-        """
-        raise StageError(f"a decoder that is observed cannot go back to {length}")
-
-
-class ObservedDecoder(Observed):
-    """A decoder that tells its ranges at every step; slow, since its state is copied in and out."""
-
-    def __init__(self, engine: Engine, states: tuple[StateSpec, ...], ranges: Ranges) -> None:
-        super().__init__(engine, ranges)
-        self.states = states
-        hidden = {state.name for state in states}
-        self.shown = {name: shape for name, shape in engine.inputs.items() if name not in hidden | {"write_indices"}}
-        self.shown["attention_mask"] = (engine.inputs["attention_mask"][0], "total_sequence_length")
-
-    @property
-    def inputs(self) -> Mapping[str, tuple[int | str, ...]]:
-        """What a session gives."""
-        return self.shown
-
-    def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
-        """No positions yet."""
-        values = {}
-        for state in self.states:
-            rows = capacity if state.update == "in_place" else 0
-            shape = [rows if size == GROWS else batch if isinstance(size, str) else size for size in state.shape]
-            values[state.name] = np.zeros(shape, np.dtype(state.dtype))
-        return PlainCache(values, capacity)
-
-    def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
-        """Logits of the fed positions, as every decoder gives them."""
-        held = cast("PlainCache", cache)
-        known = {**feed, **held.values}
-        if "write_indices" in self.engine.inputs:
-            mask = feed["attention_mask"]
-            known["attention_mask"] = np.pad(mask, ((0, 0), (0, held.capacity - mask.shape[1])))
-            known["write_indices"] = np.full(len(mask), held.length, np.int64)
-        outputs = self.run(known)
-        held.values = {state.name: outputs[state.output] for state in self.states}
-        held.length += feed["inputs_embeds"].shape[1]
-        return outputs["logits"]
+def _add(ranges: Ranges, _: Arrays, outputs: Arrays) -> None:
+    ranges.add(outputs)
 
 
 def _read(path: Path) -> Iterator[tuple[str, Any]]:

@@ -134,14 +134,14 @@ def test_a_hub_id_with_a_revision_is_left_for_later(folder: Path) -> None:
             '"int4"',
             '"in4"',
             (
-                "targets.edge.precision.decoder must be one of fp32, fp16, bf16, int8, int4, "
+                "targets.edge.precision.decoder must be one of fp32, fp16, bf16, int8, fp8, int4, "
                 "not the string 'in4'; did you mean 'int4'?"
             ),
         ),
         (
             'precision = "fp16"',
             "precision = 16",
-            "targets.cloud.precision must be one of fp32, fp16, bf16, int8, int4, not the integer 16",
+            "targets.cloud.precision must be one of fp32, fp16, bf16, int8, fp8, int4, not the integer 16",
         ),
         (
             '"nvidia-l4"',

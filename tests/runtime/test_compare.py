@@ -85,10 +85,11 @@ def test_arrays_of_other_shapes_are_not_compared() -> None:
         distance([(ROW, ROW[:, :2])])
 
 
-def row(word: str, max_abs: float) -> ParityRow:
+def row(word: str, max_abs: float, precision: str = "fp32") -> ParityRow:
     return ParityRow.model_validate({
-        "model": "edge", "subject": "whole", "dialect": "fused", "backend": "ort", "precision": "fp32", "verdict": word,
-        "max_abs": max_abs, "min_cosine": 0.5, "argmax_agreement": 1.0, "compared": 4, "bound": "max_abs 0.001",
+        "model": "edge", "subject": "whole", "dialect": "fused", "backend": "ort", "precision": precision,
+        "verdict": word, "max_abs": max_abs, "min_cosine": 0.5, "argmax_agreement": 1.0, "compared": 4,
+        "bound": "max_abs 0.001",
     })  # fmt: skip
 
 
@@ -97,12 +98,19 @@ def test_a_failed_row_closes_the_gate_with_exit_5_and_names_the_worst() -> None:
     with pytest.raises(
         GateError, match=r"edge/whole \(fused, ort\): max abs 0.5.*bound max_abs 0.001; 2 of 3"
     ) as caught:
-        refuse_failures(evidence)
+        refuse_failures(evidence, "msao-compile parity r.toml --bisect")
     assert caught.value.exit_code == 5
 
 
+@pytest.mark.parametrize(("precision", "is_named"), [("fp32", False), ("decoder int4, lm_head fp32", True)])
+def test_a_failure_of_less_than_fp32_names_the_command_that_finds_the_block(precision: str, is_named: bool) -> None:
+    with pytest.raises(GateError) as caught:
+        refuse_failures(ParityEvidence(rows=(row("FAIL", 0.5, precision),), bounds={}), "tool --bisect")
+    assert ("`tool --bisect`" in str(caught.value)) is is_named
+
+
 def test_an_ambiguous_row_leaves_the_gate_open() -> None:
-    refuse_failures(ParityEvidence(rows=(row("AMBIGUOUS", 0.5),), bounds={}))
+    refuse_failures(ParityEvidence(rows=(row("AMBIGUOUS", 0.5),), bounds={}), "")
 
 
 @pytest.mark.parametrize(("ours", "original"), [(0 * ROW, ROW), (ROW, 0 * ROW)])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
 from msao_compile.graph.precision import norms, operators, weights
+from msao_compile.manifest.bisection import BEFORE
 
 BLOCK = re.compile(r"^((?:[A-Za-z_]\w*\.)+\d+)\.")
 FEWEST = 3
@@ -74,7 +75,10 @@ def inside(block: str, islands: Collection[str]) -> bool:
 
 
 def exits(model: ir.Model) -> dict[str, ir.Value]:
-    """For each block the last float value that something outside of it takes."""
+    """For each block the last float value that something outside of it takes.
+
+    What nodes before all blocks make of the inputs for the first one, where they do, is that of `BEFORE`.
+    """
     labelled = labels(model)
     found: dict[str, ir.Value] = {}
     for node, block in labelled.items():
@@ -82,4 +86,17 @@ def exits(model: ir.Model) -> dict[str, ir.Value]:
             takers = {labelled.get(user, "") for user in value.consumers()}
             if takers - {block} or (value.is_graph_output() and not takers and block not in found):
                 found[block] = value
-    return found
+    entering = [] if not found else _entering(labelled, *next(iter(found.items())))
+    return {BEFORE: entering[-1], **found} if entering else found
+
+
+def _entering(labelled: Mapping[ir.Node, str], block: str, leaving: ir.Value) -> list[ir.Value]:
+    """What the first block takes of what is computed before it, in the shape of what leaves it."""
+    taken = {value for node, own in labelled.items() if own == block for value in operators.floats(node.inputs)}
+    made = [value for node, own in labelled.items() if not own for value in operators.floats(node.outputs)]
+    return [value for value in made if value in taken and _rows(value) == _rows(leaving) != ()]
+
+
+def _rows(value: ir.Value) -> tuple[object, ...]:
+    """How many axes there are, and the length of the last."""
+    return () if value.shape is None or not len(value.shape) else (len(value.shape), value.shape[-1])

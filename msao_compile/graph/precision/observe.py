@@ -1,4 +1,7 @@
-"""Copies of a graph that report more: the largest magnitude of each activation, or what leaves each block."""
+"""Copies of a graph that report more: the largest magnitude of each activation, or what leaves each block.
+
+The latter can also be fed in their middle.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,9 @@ def leaving(source: Path) -> dict[str, str]:
 def observed_blocks(source: Path, output: Path, values: Mapping[str, str]) -> dict[str, str]:
     """Write a graph in any precision with what leaves its blocks as further outputs, cast to float32.
 
+    What comes after a block `b` reads the further input `enters.b` (float32, in the shape of what leaves `b`) where
+    `enters.b.given` (bool []) says so, else what left it; a single number stands for nothing given.
+
     `values` is what `leaving` says of the fp32 graph. Returns for each block the name of its output.
 
     Raises:
@@ -93,12 +99,34 @@ def observed_blocks(source: Path, output: Path, values: Mapping[str, str]) -> di
                 f"graph {source} has no value {name!r}, which leaves block {block!r}: convert it again"
             )
         found[block] = f"leaves.{block}"
+        _enterable(model, value, f"enters.{block}")
         node = ir.node("Cast", [value], {"to": int(FLOAT)}, name=f"leaves.{block}.cast")
         node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = found[block], FLOAT, value.shape
         model.graph.append(node)
         model.graph.outputs.append(node.outputs[0])
     _save(model, source, output)
     return found
+
+
+def _enterable(model: ir.Model, value: ir.Value, name: str) -> None:
+    """Let all that takes a value take what is given instead, where that is said."""
+    producer = value.producer()
+    assert producer is not None  # what leaves a block was computed there
+    rank = None if value.shape is None else len(value.shape)
+    shape = None if rank is None else ir.Shape([f"{name}.{axis}" for axis in range(rank)])
+    given = ir.Value(name=name, type=ir.TensorType(FLOAT), shape=shape)
+    said = ir.Value(name=f"{name}.given", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+    model.graph.inputs.extend((given, said))
+    like = ir.node("CastLike", [given, value], name=f"{name}.cast")
+    chosen = ir.node("Where", [said, like.outputs[0], value], name=f"{name}.chosen")
+    for node in (like, chosen):
+        node.outputs[0].name = f"{node.name}.value"
+        if value.dtype is not None:
+            node.outputs[0].dtype = value.dtype
+    for node, index in list(value.uses()):
+        if node not in (like, chosen):
+            node.replace_input_with(index, chosen.outputs[0])
+    model.graph.insert_after(producer, [like, chosen])
 
 
 def _save(model: ir.Model, source: Path, output: Path) -> None:

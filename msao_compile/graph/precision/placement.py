@@ -30,9 +30,11 @@ def exact_nodes(
 ) -> set[ir.Node]:
     """The nodes that compute in fp32: sums, exponentials, norms whole or in parts, angles, positions and islands.
 
-    A node that only moves or combines numbers follows what it is given: fp32 where all of it is fp32, else half.
+    A node that only moves or combines numbers follows what it is given: fp32 where all of it is fp32, else half. What
+    writes a state in place has the state's type, in islands too: engines write into the input itself, not into a cast.
     """
     pinned = _pinned(model, kind, keep_fp32) | _before_sums(model) | norm_nodes(model)
+    pinned -= {node for node in model.graph if _writes(node, states)}
     exact: set[ir.Node] = set()
     free: set[ir.Node] = set()
     for node in model.graph:
@@ -62,6 +64,10 @@ def _follows(node: ir.Node) -> bool:
     if node.op_type == "QuantizeLinear":
         return False
     return node.domain == "" and (node.op_type in FOLLOWS or not floats(node.outputs))
+
+
+def _writes(node: ir.Node, states: Collection[str]) -> bool:
+    return node.op_type == "TensorScatter" and node.inputs[0] is not None and node.inputs[0].name in states
 
 
 def _is_free(value: ir.Value, free: set[ir.Node]) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from msao_compile.errors import DeploymentError
@@ -74,6 +76,17 @@ def test_a_norm_that_is_spelt_out_belongs_where_its_weight_does(tmp_path: Path) 
     assert [value.name for value in exits(model).values()] == ["x1"]
 
 
+def nothing(blocks: Iterable[str]) -> dict[str, np.ndarray]:
+    """Feeds no block in its place."""
+    return {
+        name: value for block in blocks for name, value in entering(block, np.zeros((1, 1)), is_given=False).items()
+    }
+
+
+def entering(block: str, value: np.ndarray, is_given: bool = True) -> dict[str, np.ndarray]:
+    return {f"enters.{block}": value.astype(np.float32), f"enters.{block}.given": np.array(is_given)}
+
+
 @pytest.mark.parametrize("kept", [(), ("m.layers.0",)])
 def test_blocks_of_both_precisions_can_be_compared(tmp_path: Path, kept: tuple[str, ...]) -> None:
     source = two_blocks(tmp_path / "a.onnx")
@@ -82,13 +95,41 @@ def test_blocks_of_both_precisions_can_be_compared(tmp_path: Path, kept: tuple[s
     for name in ("a", "b"):
         outputs = observed_blocks(tmp_path / f"{name}.onnx", tmp_path / f"{name}.blocks.onnx", leaving(source))
         assert outputs == {block: f"leaves.{block}" for block in blocks(source)}
-        found[name] = run(tmp_path / f"{name}.blocks.onnx", x=x)
+        found[name] = run(tmp_path / f"{name}.blocks.onnx", x=x, **nothing(outputs))
     for output in ("leaves.m.layers.0", "leaves.m.layers.1", "y"):
         assert found["b"][output].dtype == np.float32
         difference = np.abs(found["a"][output] - found["b"][output]).max()
         assert difference < 0.02
         is_exact = output == "leaves.m.layers.0" and bool(kept)
         assert (difference < 1e-6) == is_exact
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+def test_what_follows_a_block_takes_what_is_given_in_its_place(tmp_path: Path, kind: str) -> None:
+    source = two_blocks(tmp_path / "a.onnx")
+    convert(source, tmp_path / "b.onnx", Conversion("fp16", "portable"))
+    graph = source if kind == "fp32" else tmp_path / "b.onnx"
+    blocks = observed_blocks(graph, tmp_path / "c.onnx", leaving(source))
+    x, other = numbers(2, 8), numbers(2, 8) * 2
+    plain = run(tmp_path / "c.onnx", x=x, **nothing(blocks))
+    given = run(tmp_path / "c.onnx", x=x, **nothing(blocks) | entering("m.layers.0", other))
+    again = run(tmp_path / "c.onnx", x=0 * x, **nothing(blocks) | entering("m.layers.0", other))
+    np.testing.assert_array_equal(given["leaves.m.layers.0"], plain["leaves.m.layers.0"])
+    np.testing.assert_array_equal(given["y"], again["y"])
+    assert np.abs(given["y"] - plain["y"]).max() > 0.1
+    same = run(tmp_path / "c.onnx", x=x, **nothing(blocks) | entering("m.layers.0", plain["leaves.m.layers.0"]))
+    np.testing.assert_array_equal(same["y"], plain["y"])
+
+
+def test_what_is_made_before_the_first_block_has_a_place_too(tmp_path: Path) -> None:
+    source = two_blocks(tmp_path / "a.onnx")
+    model = onnx.load(source)
+    for node in model.graph.node:
+        node.input[:] = ["twice" if name == "x" else name for name in node.input]
+    model.graph.node.insert(0, onnx.helper.make_node("Add", ["x", "x"], ["twice"]))
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("twice", onnx.TensorProto.FLOAT, [2, 8]))
+    onnx.save(model, source)
+    assert leaving(source) == {"(before)": "twice", "m.layers.0": "x1", "m.layers.1": "x2"}
 
 
 def test_a_graph_without_those_blocks_is_refused(tmp_path: Path) -> None:
