@@ -13,7 +13,7 @@ import typer
 
 from msao_compile.cli import draw, units
 from msao_compile.cli.options import DEPLOYMENTS, STORE, Jobs, Json, Out, Quiet, StoreFolder
-from msao_compile.cli.talk import talk_of
+from msao_compile.cli.talk import Talk, talk_of
 from msao_compile.errors import GateError, InputError
 
 if TYPE_CHECKING:
@@ -37,40 +37,47 @@ SETTINGS = (1, 3, 4, 5, 10)
 """Columns that often say the same in every row."""
 
 
+Subject = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DEPLOYMENT",
+        help="A folder that holds a deployment.json; with --bisect also a recipe whose parity fails.",
+        show_default=False,
+    ),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npz",
+        help="Recorded in.<name>, logits and, if wanted, generate; without it the build's own proof is read.",
+        show_default=False,
+    ),
+]
+OneModel = Annotated[str | None, typer.Option(metavar="M", help="Only this model.", show_default=False)]
+Bisect = Annotated[
+    bool, typer.Option("--bisect", help="Compare modules of less than fp32 with their fp32 graphs block by block.")
+]
+OneTarget = Annotated[
+    str | None, typer.Option("--target", "-t", metavar="T", help="Bisect this target only.", show_default=False)
+]
+OneComponent = Annotated[str | None, typer.Option(metavar="C", help="Bisect this component only.", show_default=False)]
+Apply = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RECIPE", help="Write the fp32 islands that help into this recipe and build it.", show_default=False
+    ),
+]
+
+
 def parity(
     context: typer.Context,
-    deployment: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DEPLOYMENT",
-            help="A folder that holds a deployment.json; with --bisect also a recipe whose parity fails.",
-            show_default=False,
-        ),
-    ],
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.npz",
-            help="Recorded in.<name>, logits and, if wanted, generate; without it the build's own proof is read.",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(metavar="M", help="Only this model.", show_default=False)] = None,
-    bisect: Annotated[
-        bool, typer.Option("--bisect", help="Compare modules of less than fp32 with their fp32 graphs block by block.")
-    ] = False,
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", metavar="T", help="Bisect this target only.", show_default=False)
-    ] = None,
-    component: Annotated[
-        str | None, typer.Option(metavar="C", help="Bisect this component only.", show_default=False)
-    ] = None,
-    apply: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RECIPE", help="Write the fp32 islands that help into this recipe and build it.", show_default=False
-        ),
-    ] = None,
+    deployment: Subject,
+    reference: Reference = None,
+    model: OneModel = None,
+    bisect: Bisect = False,
+    target: OneTarget = None,
+    component: OneComponent = None,
+    apply: Apply = None,
     jobs: Jobs = 1,
     out: Out = DEPLOYMENTS,
     store: StoreFolder = STORE,
@@ -80,8 +87,6 @@ def parity(
     """Compare the deployment with its torch original, or with recorded outputs, and fail where a bound is broken.
 
     With --bisect: name the blocks that lose it, and the blocks to keep in fp32."""
-    from msao_compile.stages.parity import check_deployment
-
     talk = talk_of(context, as_json, quiet)
     if bisect:
         from msao_compile.cli.bisect import Wanted, bisected
@@ -93,6 +98,12 @@ def parity(
         return
     if stray := [name for name, given in (("target", target), ("component", component), ("apply", apply)) if given]:
         raise InputError(f"--{stray[0]} belongs to a bisection: add --bisect or leave it out")
+    _prove(talk, deployment, reference, model)
+
+
+def _prove(talk: Talk, deployment: Path, reference: Path | None, model: str | None) -> None:
+    from msao_compile.stages.parity import check_deployment
+
     if reference is not None and not reference.is_file():
         raise InputError(f"{reference}: there is no such file; give a .npz file with recorded inputs and outputs")
     evidence = check_deployment(deployment, reference, model, gate=False)
