@@ -74,7 +74,8 @@ class ObservedDecoder(Observed):
         self.states = states
         hidden = {state.name for state in states}
         self.shown = {name: shape for name, shape in engine.inputs.items() if name not in hidden | {"write_indices"}}
-        self.shown["attention_mask"] = (engine.inputs["attention_mask"][0], "total_sequence_length")
+        if "write_indices" in engine.inputs:
+            self.shown["attention_mask"] = (engine.inputs["attention_mask"][0], "total_sequence_length")
 
     @property
     def inputs(self) -> Mapping[str, tuple[int | str, ...]]:
