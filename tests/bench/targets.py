@@ -23,6 +23,7 @@ from msao_compile.recipe.targets import catalogue, find
 from msao_compile.runtime.loader import read_manifest
 from tests.bench.children import REPOSITORY, finish, module
 from tests.bench.machine import commit, machine
+from tests.bench.monitor import Cost, costs
 from tests.bench.report import QUIET_LOAD, table
 
 SHAPES = REPOSITORY / "recipes" / "shapes-gpus.toml"
@@ -111,11 +112,15 @@ def main() -> int:
     if chosen.standard is not None:
         folders.append(built(standard(chosen.standard, chosen.folder), chosen.folder, "standard-gpus"))
     sheets = [sheet(folder) for folder in folders]
+    counted = costs(folders[0], "l4", "decoder")
     command = shlex.join(["python", "-m", "tests.bench.targets", *sys.argv[1:]])
     about = {"command": command, "commit": made_at, "machine": where, "versions": versions()}
-    text = markdown(about, [row for rows, _ in sheets for row in rows], [one for _, whole in sheets for one in whole])
+    text = markdown(
+        about, [row for rows, _ in sheets for row in rows], [one for _, whole in sheets for one in whole], counted
+    )
     told = {**about, "engines": [asdict(row) for rows, _ in sheets for row in rows],
-            "whole": [one.model_dump(mode="json") for _, whole in sheets for one in whole]}  # fmt: skip
+            "whole": [one.model_dump(mode="json") for _, whole in sheets for one in whole],
+            "monitor": [asdict(one) for one in counted]}  # fmt: skip
     sys.stdout.write(text)
     for file, content in ((chosen.json, json.dumps(told, indent=1) + "\n"), (chosen.markdown, text)):
         if file is not None:
@@ -216,7 +221,9 @@ def _subject(engine: Engine, home: str, component: str) -> str:
     return f"{home}/{component} ({kind})"
 
 
-def markdown(about: Mapping[str, Any], found: Sequence[Row], whole: Sequence[ParityRow]) -> str:
+def markdown(
+    about: Mapping[str, Any], found: Sequence[Row], whole: Sequence[ParityRow], counted: Sequence[Cost] = ()
+) -> str:
     """All tables, with what they rest on."""
     where = about["machine"]
     busy = float(where["load_average"]) > QUIET_LOAD
@@ -235,12 +242,21 @@ def markdown(about: Mapping[str, Any], found: Sequence[Row], whole: Sequence[Par
         "## Whole models, teacher-forced, through ONNX Runtime\n",
         "Graphs of every module together, in the precisions of a target, against the torch original.\n",
         table(WHOLE, told),
+        "## What counting progress costs\n",
+        "The decoder of the larger shapes model for l4, built in turn in one process. Plans of one graph have the same\n"
+        "size and not the same bytes, with a monitor or without.\n",
+        table(("", "median, s", "min", "max", "plan, bytes"), [_counted(one) for one in counted]),
         "## What this machine only defers\n",
         deferred(),
         "## Machine and versions\n",
         table(("", ""), [(name.replace("_", " "), value) for name, value in facts]),
     ]
     return "\n".join(parts)
+
+
+def _counted(cost: Cost) -> tuple[str, ...]:
+    seconds = (f"{value:.2f}" for value in (cost.median_s, cost.min_s, cost.max_s))
+    return cost.way, *seconds, ", ".join(map(str, cost.plan_bytes))
 
 
 def deferred() -> str:
