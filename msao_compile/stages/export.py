@@ -33,11 +33,10 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     reference_weights(model, layout)
     optimise(model, dialect)
     states = arguments["states"] if component == "decoder" else []
-    _check_promises(model, component, bool(states))
+    _check_promises(model, component, dialect, bool(states))
     growing = None
     if dialect == "scatter" and states:
         states, growing = scatter_state(model, states, int(arguments["kv_capacity"]))
-    _check_opset(model, component, dialect)
     _tell_lengths(model, states)
     save(model, Path(arguments["output"]))
     shapes = {str(value.name): spec(value)["shape"] for value in model.graph.inputs}
@@ -64,13 +63,10 @@ def _tell_lengths(model: ir.Model, states: list[dict[str, Any]]) -> None:
         ends[state["output"]].shape = ir.Shape([grown if size == GROWS else size for size in state["shape"]])
 
 
-def _check_opset(model: ir.Model, component: str, dialect: Dialect) -> None:
+def _check_promises(model: ir.Model, component: str, dialect: Dialect, has_state: bool) -> None:
     got = model.opset_imports.get("")
     if got not in OPSETS[dialect]:
-        raise StageError(f"{component}: opset {got} came out where {OPSETS[dialect][-1]} was asked for")
-
-
-def _check_promises(model: ir.Model, component: str, has_state: bool) -> None:
+        raise StageError(f"{component}: opset {got} came out where {OPSETS[dialect][0]} was asked for")
     flow = next((node.op_type for node in model.graph if node.op_type in ("If", "Loop", "Scan")), None)
     if flow is not None:
         raise StageError(f"{component}: control flow in the graph ({flow}), which TensorRT refuses")
@@ -78,4 +74,4 @@ def _check_promises(model: ir.Model, component: str, has_state: bool) -> None:
     there = {name for text in there for name in text.replace("+", " ").replace("*", " ").split()}
     for name in VARYING.get(component, ()):
         if name not in there and (has_state or name != "past_sequence_length"):
-            raise ShapeSpecialised(f"{component}: {name} has one value only in the exported graph")
+            raise ShapeSpecialised(f"{component}: {name} has one value only in the exported graph ({dialect})")

@@ -11,8 +11,8 @@ from building import Workshop, write_recipe
 
 from msao_compile.errors import InputError, MissingTool, RecipeError
 from msao_compile.manifest.schema import Deployment, Engine
-from msao_compile.pipeline import build, plan
-from msao_compile.runner import Event, Step
+from msao_compile.pipeline import Plan, build, plan
+from msao_compile.runner import Event, Options, Step
 from msao_compile.runtime.backends import engine_file
 
 TARGETS = """
@@ -87,18 +87,22 @@ def test_each_target_gets_what_it_asks_for_and_says_how_far_it_was_proven(
 
     again = build(recipe, options, quiet)
     assert (again.ran, again.deployment) == (0, made.deployment)
-    steps = plan(recipe, options)
-    assert isinstance(steps, tuple)
-    assert {step.state for step in steps} == {"reuse", "deferred"}
+    assert {step.state for step in planned(recipe, options)} == {"reuse", "deferred"}
     only_one_module_is_quantised_again(recipe, options)
 
 
-def only_one_module_is_quantised_again(recipe: Path, options: object) -> None:
+def planned(recipe: Path, options: Options) -> tuple[Step, ...]:
+    """What would run."""
+    found = plan(recipe, options)
+    assert isinstance(found, Plan)
+    return found.steps
+
+
+def only_one_module_is_quantised_again(recipe: Path, options: Options) -> None:
     """An island of fp32 changes its own module and nothing else of another target."""
     text = recipe.read_text()
     recipe.write_text(text + '[islands]\nvision_encoder = ["model.vision_model.encoder.layers.0"]\n')
-    steps = plan(recipe, options)  # type: ignore[arg-type]
-    assert isinstance(steps, tuple)
+    steps = planned(recipe, options)
     ran = {step.subject for step in steps if step.state == "run" and step.stage == "quantize"}
     assert ran == {"edge/vision_encoder (portable int8)", "edge/vision_encoder (scatter fp16)"}
     recipe.write_text(text)
@@ -106,10 +110,9 @@ def only_one_module_is_quantised_again(recipe: Path, options: object) -> None:
 
 def test_a_plan_before_anything_ran_follows_the_stages(workshop: Workshop, recipe: Path, tmp_path: Path) -> None:
     fresh = dataclasses.replace(workshop.options, store=tmp_path / "store")
-    steps = plan(recipe, fresh)
-    assert isinstance(steps, tuple)
+    steps = planned(recipe, fresh)
     assert next(step.stage for step in steps) == "split"
-    assert all(isinstance(step, Step) and step.state == "run" for step in steps)
+    assert {step.state for step in steps} == {"run"}
 
 
 @pytest.mark.parametrize(

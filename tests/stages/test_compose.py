@@ -9,7 +9,7 @@ import pytest
 from msao_compile.manifest.evidence import ParityRow
 from msao_compile.manifest.schema import DecoderFacts, FileRef, Graph, Model, Module, TensorSpec
 from msao_compile.stages import compose
-from msao_compile.stages.compose import Exported, ModelParts, Object
+from msao_compile.stages.compose import Exported, Made, ModelParts, Object
 
 PARTS = ("vision_encoder", "embed_tokens", "decoder")
 FACTS = DecoderFacts(hidden_size=8, vocab_size=16, kv_capacity=32, tokens="input_ids", position="rope", facts={})
@@ -79,7 +79,9 @@ def parts(name: str, *components: dict[str, Any]) -> ModelParts:
 def exported(*modules: str) -> dict[str, Exported]:
     facts = {"opset": 20, "inputs": [], "outputs": [], "states": []}
     files = {"b.safetensors": Object("b" * 64, 16), "a.onnx.data": Object("a" * 64, 8)}
-    return {letter * 64: Exported(files, {"portable": (Object("0" * 64, 9), facts)}) for letter in modules}
+    graphs = {("portable", "fp32"): Made(Object("0" * 64, 9), facts),
+              ("portable", "int4"): Made(Object("1" * 64, 9), facts, Object("2" * 64, 3))}  # fmt: skip
+    return {letter * 64: Exported(files, dict(graphs)) for letter in modules}
 
 
 def test_a_module_that_two_models_have_is_listed_once_in_the_folder_of_the_first() -> None:
@@ -90,6 +92,7 @@ def test_a_module_that_two_models_have_is_listed_once_in_the_folder_of_the_first
         "modules/one/vision_encoder.onnx", "modules/one/decoder.onnx", "modules/two/decoder.onnx",
     ]  # fmt: skip
     assert [ref.path for ref in found[2].graphs[0].data] == ["modules/two/a.onnx.data", "modules/two/b.safetensors"]
+    assert [[ref.path for ref in graph.data] for graph in found[1].graphs[1:]] == [["modules/one/decoder_q4.onnx.data"]]
     assert compose.owners(models) == {"a" * 64: "one", "b" * 64: "one", "c" * 64: "two"}
 
 

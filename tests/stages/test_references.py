@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from msao_compile.errors import InputError
+from msao_compile.manifest.variants import Kinds
 from msao_compile.stages import parity
 
 LOGITS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 4, 3)
@@ -16,7 +17,7 @@ LOGITS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 4, 3)
 
 def rows(monkeypatch: pytest.MonkeyPatch, ours: dict[str, Any], held: dict[str, Any]) -> dict[str, str]:
     monkeypatch.setattr(parity, "forward", lambda session, inputs: ours)
-    about = ("m", "fused", {"max_abs": 1e-3})
+    about = ("m", Kinds("fused", (("classifier", "fp32"),)), {"fp32": {"max_abs": 1e-3}})
     return {row.subject: row.verdict for row in parity._compared(SimpleNamespace(), held, {}, about)}
 
 
