@@ -1,4 +1,4 @@
-"""Each shipped recipe, unchanged, on scaled-down random checkpoints of the architectures that it names."""
+"""Each shipped recipe, but for its bound of int4, on scaled-down random checkpoints of the architectures it names."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from .scaled import make
 from .test_real_recipes import RECIPES, config
 
 pytestmark = pytest.mark.whole
+OF_TRAINED_WEIGHTS = "int4 = { min_cosine = 0.95, argmax_agreement = 0.9 }"
+"""Random ones spread over all of their range, and no token of theirs is much likelier than another."""
 
 
 def hub_cache(folder: Path, checkpoints: set[str]) -> Path:
@@ -36,6 +38,7 @@ def test_a_shipped_recipe_builds_and_every_row_passes(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = Path(shutil.copy(recipe, tmp_path))
+    mine.write_text(mine.read_text().replace(OF_TRAINED_WEIGHTS, "int4 = { min_cosine = 0.9 }"))
     told = read_recipe(mine)
     cache = hub_cache(tmp_path / "hub", {model.checkpoint for model in told.models.values()})
     monkeypatch.setitem(os.environ, "HF_HUB_CACHE", str(cache))
@@ -52,9 +55,8 @@ def test_a_shipped_recipe_builds_and_every_row_passes(
     subjects = {row.subject for row in rows}
     assert {"whole", "steps"} < subjects and any(subject.startswith("split after") for subject in subjects)
     local = {name for name, choice in told.targets.items() if find(choice.device).platform_kind == "cpu"}
-    assert {(entry.target in local, entry.status) for entry in manifest.engines} <= {
-        (True, "parity"),
-        (False, "deferred"),
-    }
+    ahead = {name for name, choice in told.targets.items() if "ahead-of-time" in find(choice.device).engine_build}
+    for entry in manifest.engines:
+        assert entry.status == ("parity" if entry.target in local else "built" if entry.target in ahead else "deferred")
     assert {point.model for point in manifest.partition_points} == set(told.models)
     assert (tmp_path / f"{recipe.stem}.lock").exists() or list(tmp_path.glob("*.lock*"))

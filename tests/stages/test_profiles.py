@@ -7,7 +7,7 @@ import pytest
 from msao_compile.errors import RecipeError
 from msao_compile.manifest.schema import FileRef, Graph, ShapeProfile, TensorSpec
 from msao_compile.recipe.schema import DecoderShapes, Shapes, VisionShapes
-from msao_compile.stages.profiles import GROWTH, profiles
+from msao_compile.stages.profiles import DRAFTED, GROWTH, SEVERAL, profiles
 
 FILE = FileRef(path="modules/a/b.onnx", sha256="0" * 64, size_bytes=1)
 SHAPES = Shapes(decoder=DecoderShapes(batch=(1, 2, 4), sequence=(1, 64, 256), kv_capacity=512))
@@ -47,7 +47,7 @@ def test_the_mask_is_as_long_as_past_and_sequence_at_every_end(which: int) -> No
         for name, axis in (("attention_mask", 1), ("inputs_embeds", 1), ("past_key_values.0.key", 2))
     )
     assert mask == tuple(one + other for one, other in zip(sequence, past, strict=True))
-    assert mask[2] == 512  # the whole cache is reached
+    assert past[2] + sequence[0] >= 512 or sequence[2] + past[2] == 512  # the whole cache is reached
 
 
 def test_a_decoder_has_a_profile_for_prompts_and_one_for_single_tokens() -> None:
@@ -55,13 +55,14 @@ def test_a_decoder_has_a_profile_for_prompts_and_one_for_single_tokens() -> None
     assert (prefill.name, decode.name) == ("prefill", "decode")
     assert lengths(prefill, "inputs_embeds", 1) == (1, 64, 256)
     assert lengths(prefill, "past_key_values.0.key", 2)[0] == 0
-    assert lengths(decode, "inputs_embeds", 1) == (1, 1, 1)
+    assert lengths(decode, "inputs_embeds", 1) == (1, 1, DRAFTED)  # of exactly one, weights would be kept twice
+    assert lengths(decode, "past_key_values.0.key", 2) == (0, 256, 511)
     assert lengths(decode, "inputs_embeds", 0) == (1, 2, 4)
 
 
 def test_without_a_decoder_in_the_recipe_the_default_cache_is_reached() -> None:
     prefill, decode = profiles("decoder", DECODER, Shapes())
-    assert lengths(decode, "attention_mask", 1)[2] == Shapes().kv_capacity
+    assert lengths(decode, "past_key_values.0.key", 2)[2] == Shapes().kv_capacity - 1
     assert lengths(prefill, "attention_mask", 1)[2] == Shapes().kv_capacity
 
 
@@ -99,6 +100,12 @@ def test_a_range_by_name_is_taken_for_any_length() -> None:
     encoder = graph({"pixel_values": (1, "tiles", 3, 8, 8)}, {"image_features": ("9*tiles", 4)})
     [profile] = profiles("vision_encoder", encoder, shapes)
     assert lengths(profile, "pixel_values", 1) == (2, 4, 6)
+
+
+def test_a_length_may_have_a_dot_in_its_name() -> None:
+    encoder = graph({"vision_position_ids.0": ("vision_position_ids.0_axis0", 3)}, {"image_features": (1, 2)})
+    [profile] = profiles("vision_encoder", encoder, SHAPES)
+    assert lengths(profile, "vision_position_ids.0", 0) == SEVERAL
 
 
 def test_a_module_of_fixed_shapes_has_no_profile() -> None:
