@@ -10,14 +10,24 @@ from typing import Any
 from msao_compile import asks, engine_asks
 from msao_compile.chosen import ahead_of_time
 from msao_compile.errors import RecipeError
-from msao_compile.manifest.schema import BuildOrder, Deployment, Dialect, Engine, FileRef, Graph, Module, Precision
+from msao_compile.manifest.schema import (
+    BuildOrder,
+    Deployment,
+    Dialect,
+    Engine,
+    FileRef,
+    Graph,
+    Module,
+    Precision,
+    ShapeProfile,
+)
 from msao_compile.manifest.variants import HERE, RANGED, Kinds
 from msao_compile.outlook import Costs, Holding, Outlook, holdings, outlooks, refuse
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import TargetChoice
 from msao_compile.recipe.targets import find
 from msao_compile.runner import Ask, Runner
-from msao_compile.stages import build, compose
+from msao_compile.stages import build, compose, grids
 from msao_compile.stages.compose import Made
 from msao_compile.stages.profiles import profiles
 from msao_compile.steps import OF_ALL_MODULES, Steps
@@ -113,7 +123,7 @@ class Walk(Steps):
 
     def _best_shapes(self, module: Module, choice: TargetChoice) -> dict[str, list[int]]:
         graph = graph_of(module, choice.graph_dialect, "fp32")
-        [profile, *_] = profiles(module.component, graph, self.recipe.shapes, self._tokens(module)) or (None,)
+        [profile, *_] = self._profiles(module, graph) or (None,)
         return {} if profile is None else {one.name: list(one.opt) for one in profile.inputs}
 
     def _lower(self, target: str) -> Iterator[tuple[Module, Graph, Precision]]:
@@ -237,12 +247,21 @@ class Walk(Steps):
             capabilities = sorted({sm for sm in (device.sm, *others) if sm is not None})
             order = BuildOrder(
                 backend=build.library(device),
-                profiles=profiles(module.component, graph, self.recipe.shapes, self._tokens(module)),
+                profiles=self._profiles(module, graph),
                 level=choice.level,
                 compute_capabilities=tuple(capabilities) if ahead_of_time(device) else (),
                 timing_cache=None if choice.timing_cache is None else self.stock.digest(Path(choice.timing_cache)),
             )
         return build.planned(module, name, choice, kind, order)
+
+    def _profiles(self, module: Module, graph: Graph) -> tuple[ShapeProfile, ...]:
+        tokens = self._tokens(module)
+        known: dict[str, tuple[int, int, int]] = {}
+        for model in map(compose.model, self.parts):
+            for encoder in model.encoders:
+                if model.components[encoder.component] == module.id:
+                    known |= grids.lengths(encoder, graph, tokens)
+        return profiles(module.component, graph, self.recipe.shapes, tokens, known)
 
     def _tokens(self, module: Module) -> int | None:
         """Tokens that stand for a typical medium in front of, or behind, a module: the least of its models' classes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from msao_compile.errors import RecipeError
@@ -35,10 +36,17 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"Max": max, "Min": min, "max": max, "min": min}
 
 
-def profiles(component: str, graph: Graph, shapes: Shapes, tokens: int | None = None) -> tuple[ShapeProfile, ...]:
+def profiles(
+    component: str,
+    graph: Graph,
+    shapes: Shapes,
+    tokens: int | None = None,
+    known: Mapping[str, Lengths] = MappingProxyType({}),
+) -> tuple[ShapeProfile, ...]:
     """The profiles of one module's graph; empty where no shape varies.
 
-    `tokens` is how many tokens stand for the medium of a typical request: an encoder is fastest there.
+    `tokens` is how many tokens stand for the medium of a typical request: an encoder is fastest there. `known` are
+    lengths that follow from each other; the recipe's own come before them.
 
     Raises:
         RecipeError: a shape follows from lengths in a way that is not known here; names the recipe's table.
@@ -46,7 +54,8 @@ def profiles(component: str, graph: Graph, shapes: Shapes, tokens: int | None = 
     if component == "decoder":
         chosen = {"prefill": _prefill(graph, shapes), "decode": _decode(graph, shapes)}
     else:
-        chosen = {"encode": _one(component, graph, shapes, tokens)}
+        told = shapes.model_copy(update={"dims": {**known, **shapes.dims}})
+        chosen = {"encode": _one(component, graph, told, tokens)}
     found = (_profile(name, graph, lengths) for name, lengths in chosen.items())  # type: ignore[arg-type]
     return tuple(profile for profile in found if profile.inputs)
 
