@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
 from msao_compile.errors import InputError, MissingTool, RecipeError
+from msao_compile.manifest.schema import Precision
+from msao_compile.manifest.variants import RANGED
+from msao_compile.recipe.samples import read_samples
 from msao_compile.recipe.schema import TargetChoice
 from msao_compile.recipe.targets import Target, find
 from msao_compile.runner import Runner
+from msao_compile.runtime.backends.trt_build import supported
+from msao_compile.stages.build import library
 
 ON_CPUS = ("fp32", "int8", "int4")
 """Precisions that ONNX Runtime's CPU kernels are fast in."""
@@ -26,7 +33,27 @@ def chosen(runner: Runner) -> dict[str, TargetChoice]:
         if name not in recipe.targets:
             raise InputError(f"--target {name}: no such target; the recipe has {', '.join(recipe.targets)}")
         _refuse(name, recipe.targets[name])
-    return {name: recipe.targets[name] for name in wanted}
+    if recipe.ranges is not None and recipe.ranges.samples is not None:
+        read_samples(Path(recipe.ranges.samples))
+    found = {name: recipe.targets[name] for name in wanted}
+    if recipe.ranges is None:
+        _refuse_without_ranges(found)
+    return found
+
+
+def _refuse_without_ranges(targets: Mapping[str, TargetChoice]) -> None:
+    for name, choice in targets.items():
+        ranged = sorted(precisions_of(choice) & set(RANGED))
+        if ranged and find(choice.device).platform_kind != "cpu":
+            raise RecipeError(
+                f"targets.{name}.precision: {ranged[0]} needs the ranges of activations: name real samples in [ranges] "
+                "samples, or set synthetic = true there to try a build"
+            )
+
+
+def precisions_of(choice: TargetChoice) -> set[Precision]:
+    """Every precision that a target names."""
+    return {choice.precision} if isinstance(choice.precision, str) else set(choice.precision.values())
 
 
 def ahead_of_time(device: Target) -> bool:
@@ -36,7 +63,7 @@ def ahead_of_time(device: Target) -> bool:
 
 def _refuse(name: str, choice: TargetChoice) -> None:
     device = find(choice.device)
-    precisions = {choice.precision} if isinstance(choice.precision, str) else set(choice.precision.values())
+    precisions = precisions_of(choice)
     if device.platform_kind == "cpu":
         if slow := sorted(precisions - set(ON_CPUS)):
             raise RecipeError(
@@ -51,6 +78,14 @@ def _refuse(name: str, choice: TargetChoice) -> None:
     if choice.jetpack is not None and choice.jetpack not in device.jetpack:
         known = " or ".join(device.jetpack) or "none: it is no Jetson"
         raise RecipeError(f'targets.{name}.jetpack: "{choice.jetpack}" is not known of {choice.device}; known: {known}')
+    for kind in sorted(precisions):
+        for one in (device, *map(find, choice.also_for)):
+            lacking = None if one.sm is None else supported(kind, one.sm, library(device))
+            if lacking is not None:
+                raise RecipeError(
+                    f"targets.{name}.precision: {one.target_id} has no {kind}: {lacking}; choose fp16, or leave this "
+                    "target out"
+                )
     for other in choice.also_for:
         if not (ahead_of_time(device) and ahead_of_time(find(other))):
             raise RecipeError(

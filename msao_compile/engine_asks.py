@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from msao_compile import asks
-from msao_compile.errors import InputError
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.schema import BuildOrder, Deployment, Dialect, Graph, Module, Precision, RuntimeSettings
+from msao_compile.recipe.samples import read_samples
 from msao_compile.runner import Ask
 from msao_compile.runtime.backends.cuda import probe
 from msao_compile.stages.compose import graph_name
@@ -98,11 +97,7 @@ def ranges(model: str, dialect: Dialect, draft: Deployment, modules: Collection[
 
 def _sample_digest(path: Path, stock: Stock) -> str:
     """Of the file and every picture that it names."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; name JSON lines with question and image in [ranges] samples")
-    named = [line.get("image") for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
-    pictures = sorted({path.parent / str(name) for name in named})
-    return stock.digest_all([path, *(picture for picture in pictures if picture.is_file())])
+    return stock.digest_all([path, *sorted({picture for _, picture in read_samples(path)})])
 
 
 def engine(home: str, module: Module, graph: Graph, target: str, order: BuildOrder, stock: Stock) -> Ask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from msao_compile import asks, engine_asks
 from msao_compile.chosen import ahead_of_time
 from msao_compile.errors import RecipeError
+from msao_compile.graph.precision.blocks import inside
 from msao_compile.manifest.schema import (
     BuildOrder,
     Deployment,
@@ -35,8 +37,9 @@ from msao_compile.stock import result
 from msao_compile.store.record import Record
 
 logger = logging.getLogger(__name__)
-GROWING = 0.25
-"""Share of the ranges that may still have grown in the last quarter of the samples before it is warned of."""
+GROWING = 0.5
+"""Share of the ranges that may have grown last in the last quarter of the runs. A quarter do by chance, of samples that
+are all alike; many more say that later samples are of another kind than earlier ones."""
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
 
@@ -69,7 +72,7 @@ class Walk(Steps):
         """Every graph of less than fp32 that a target asks for; targets share what they agree on.
 
         Raises:
-            RecipeError: a target asks for int8 or fp8, and the recipe names no samples for their ranges.
+            RecipeError: an island names no block of any model.
         """
         lower = {name: list(self._lower(name)) for name in self.targets}
         ranges = self._ranges(
@@ -91,9 +94,32 @@ class Walk(Steps):
             blob, data = self.stock.output(record, "graph"), self.stock.output(record, "data")
             if record is not None and blob is not None:
                 self.exported[module.id].graphs[graph.dialect, kind] = Made(blob, result(record), data)
+        self._check_islands(
+            [
+                (module.component, result(record)["blocks"])
+                for (module, _, _), record in zip(wanted, records, strict=True)
+                if record is not None
+            ]
+        )
         if not all(records):
             return self._later(("weigh", "parity", "build", "measure"), "quantize")
         return self._weigh() or self._later(("parity", "build", "measure"), "weigh")
+
+    def _check_islands(self, seen: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Every block that stays fp32 is one of a module that would not be fp32 anyway.
+
+        Raises:
+            RecipeError: it is none; names those that there are.
+        """
+        for component, names in self.recipe.islands.items():
+            if self.runner.planning and component not in dict(seen):
+                continue  # not converted yet
+            known = [block for name, found in seen if name == component for block in found]
+            for island in names:
+                if seen and not any(inside(block, (island,)) for block in known):
+                    near = difflib.get_close_matches(island, known, n=1, cutoff=0)
+                    offer = f"did you mean '{near[0]}'?" if near else "no target has it in less than fp32"
+                    raise RecipeError(f"islands.{component}: '{island}' is no block of it; {offer}")
 
     def _weigh(self) -> bool:
         """On CPUs: what is quantised is kept where it is faster than fp32 here, or where size is preferred."""
@@ -149,11 +175,6 @@ class Walk(Steps):
         quantised = [(module, graph) for module, graph in wanted if graph.dialect != "fused"]  # CPUs need no ranges
         if not quantised:
             return {}
-        if self.recipe.ranges is None:
-            raise RecipeError(
-                "int8 and fp8 need the ranges of activations: name real samples in [ranges] samples, or set "
-                "synthetic = true there to try a build"
-            )
         dialect = quantised[0][1].dialect
         draft = self._manifest(tuple(self._draft_engines()), {})
         ids = {module.id for module, _ in quantised}
@@ -178,7 +199,7 @@ class Walk(Steps):
         for component, told in found["coverage"].items():
             if told["still_growing"] > GROWING or told["never"]:
                 logger.warning(
-                    "%s/%s: after %d samples %.0f %% of the ranges still grew and %d products were never reached; give "
+                    "%s/%s: in the last quarter of %d runs %.0f %% of the ranges grew, and %d were never reached; give "
                     "more samples in [ranges]",
                     model, component, told["samples"], 100 * told["still_growing"], len(told["never"]),
                 )  # fmt: skip

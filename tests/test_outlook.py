@@ -90,11 +90,10 @@ def test_every_module_of_every_target_has_its_place_precision_and_need(tmp_path:
 
 
 def test_before_a_model_was_split_targets_are_told_with_every_precision(tmp_path: Path) -> None:
-    found = walk(tmp_path, target("orin", "jetson-orin-nano-8gb", "fp8"), {}, models=("edge",))
+    found = walk(tmp_path, target("orin", "jetson-orin-nano-8gb", "fp16"), {}, models=("edge",))
     found.parts.clear()
     [row] = outlooks(found, found.costs)
-    assert (row.subject, row.peak_bytes, row.seconds) == ("every module", None, None)
-    assert row.type_lacking is not None
+    assert (row.subject, row.precision, row.peak_bytes, row.seconds) == ("every module", "fp16", None, None)
 
 
 def test_a_module_shared_by_two_models_is_one_engine(tmp_path: Path) -> None:
@@ -136,8 +135,14 @@ def test_weights_and_a_full_cache_of_the_largest_batch_are_held(tmp_path: Path, 
 
 
 def test_a_precision_that_the_gpu_lacks_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
-    found = walk(tmp_path, target("orin", "jetson-orin-nano-8gb", "fp8"), {"decoder": 1000})
-    with pytest.raises(RecipeError, match=r"targets.orin.precision: edge/decoder is to be fp8, .*SM 89.*SM 87"):
+    with pytest.raises(RecipeError, match=r"targets.orin.precision: jetson-orin-nano-8gb has no fp8: .*SM 89.*SM 87"):
+        walk(tmp_path, target("orin", "jetson-orin-nano-8gb", "fp8"), {"decoder": 1000})
+
+
+def test_a_module_that_is_left_in_a_precision_that_the_gpu_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    text = target("t4", "nvidia-t4", "fp16").replace('"fp16"', '{ vision_encoder = "fp16" }')
+    found = walk(tmp_path, text, {"decoder": 1000})
+    with pytest.raises(RecipeError, match=r"targets.t4.precision: edge/decoder is to be fp32, .*SM 80.*SM 75"):
         refuse(found, found.costs)
 
 

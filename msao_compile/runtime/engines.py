@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msao_compile.errors import DeploymentError
+from msao_compile.errors import DeploymentError, MissingTool
 from msao_compile.manifest.schema import Backend, Deployment, Dialect, Engine, Graph, Model, Status
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends import base
@@ -112,8 +112,14 @@ class Engines:
         proven = [engine for engine in all_engines if self._is_proven(engine)]
         faults = {engine.target: self._fault(engine) for engine in proven}
         known = [engine for engine in proven if faults[engine.target] is None]
+        if not known and proven:
+            here = "; ".join(f"{target}: {why}" for target, why in faults.items())
+            raise MissingTool(
+                f"{self.deployment.module(module).component}: none of its engines runs here ({here}); run it where one "
+                'does, or add a target with device = "local-cpu" to the recipe and build again'
+            )
         if not known:
-            raise DeploymentError(self._none(module, all_engines, {name: why for name, why in faults.items() if why}))
+            raise DeploymentError(self._none(module, all_engines))
         order = ("trt", "trt_rtx", "ort")
         return min(
             known,
@@ -131,14 +137,14 @@ class Engines:
         capabilities = () if engine.order is None else engine.order.compute_capabilities
         return base.fault(engine.backend, capabilities, _is_ort_on_gpu(engine))
 
-    def _none(self, module: str, found: list[Engine], faults: dict[str, str]) -> str:
+    def _none(self, module: str, found: list[Engine]) -> str:
         states = ", ".join(f"{engine.target}: {engine.backend} {engine.status}" for engine in found) or "none"
-        least = self.demand or "parity, or built for a GPU"
-        why = "".join(f"; {name}: {reason}" for name, reason in faults.items())
+        targets = " or ".join(dict.fromkeys(engine.target for engine in found)) or "TARGET"
         return (
-            f"{self.deployment.module(module).component}: no engine here that is at least {least} (found {states}){why}"
-            '; add a target with device = "local-cpu" to the recipe and build again, or prove one on its device with '
-            f"`msao-compile kit {self.folder} --target TARGET`"
+            f"{self.deployment.module(module).component}: no engine here was proven as far as "
+            f"{self.demand or 'parity, or built for a GPU'} (found {states}); add a target with device = "
+            f'"local-cpu" to the recipe and build again, or prove one on its device with '
+            f"`msao-compile kit {self.folder} --target {targets}`"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msao_compile.graph.precision.blocks import blocks
 from msao_compile.graph.precision.convert import convert
 from msao_compile.graph.precision.plan import Conversion
 
@@ -31,4 +32,5 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     )
     output.with_name(f"{output.name}.data").touch()  # of a module whose weights are all small enough for the graph
     kinds = {spec["name"]: spec["dtype"] for spec in found["inputs"]}
-    return {**found, "states": [{**state, "dtype": kinds[state["name"]]} for state in states]}
+    stated = [{**state, "dtype": kinds[state["name"]]} for state in states]
+    return {**found, "blocks": list(blocks(Path(arguments["source"]))), "states": stated}

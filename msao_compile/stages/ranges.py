@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from msao_compile.errors import InputError, StageError
 from msao_compile.graph.precision.observe import observed
 from msao_compile.graph.precision.ranges import Ranges
 from msao_compile.graph.precision.watch import watch
 from msao_compile.manifest.schema import Deployment
+from msao_compile.recipe.samples import APART, read_samples
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, EngineFile, open_engine
 from msao_compile.runtime.engines import Engines
@@ -29,8 +29,6 @@ from msao_compile.runtime.session import ModelSession
 
 NEW_TOKENS = 8
 """Decoded for each sample, so that steps are observed as prompts are."""
-APART = 3
-"""The first samples, which give no ranges: parity compares what is quantised on them, and not on noise."""
 SYNTHETIC = 8
 SIDE = 256
 QUESTIONS = ("What is in this picture?", "How many things are there, and of what color?")
@@ -48,7 +46,7 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
     engines = Engines(folder, deployment, verify=True, demand="built", target=arguments["target"])
     session = engines.session(deployment.model(arguments["model"]))
     found = _watch(session, deployment, folder, arguments)
-    samples = _synthetic() if arguments["samples"] is None else _read(Path(arguments["samples"]))
+    samples = _synthetic() if arguments["samples"] is None else read_samples(Path(arguments["samples"]))
     takes_pictures = any(encoder.modality == "image" for encoder in session.model.encoders)
     apart: Arrays = {}
     taken = -APART
@@ -66,11 +64,6 @@ def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
                 pass
         taken += 1
         on_progress({"samples": max(taken, 0)})
-    if taken < 1:
-        raise StageError(
-            f"{arguments['samples']}: {taken + APART} samples, of which {APART} are for parity and the others give "
-            "ranges; add some, or set synthetic = true"
-        )
     np.savez(arguments["output"], allow_pickle=False, **apart)
     coverage = {component: {**asdict(ranges.coverage())} for component, ranges in found.items()}
     return {
@@ -98,24 +91,6 @@ def _watch(session: ModelSession, deployment: Deployment, folder: Path, asked: M
 
 def _add(ranges: Ranges, _: Arrays, outputs: Arrays) -> None:
     ranges.add(outputs)
-
-
-def _read(path: Path) -> Iterator[tuple[str, Any]]:
-    """Question and picture of each line; pictures lie beside the file.
-
-    Raises:
-        InputError: the file cannot be read, or a line is not such a sample.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); name a file of JSON lines in [ranges]") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            yield str(entry["question"]), path.parent / str(entry["image"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}: line {number} is no object with question and image ({error!r})") from error
 
 
 def _synthetic() -> Iterator[tuple[str, bytes]]:

@@ -8,7 +8,7 @@ from typing import Any
 import manifests
 import pytest
 
-from msao_compile.errors import DeploymentError
+from msao_compile.errors import DeploymentError, MissingTool
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.ladder import LADDER
 from msao_compile.runtime.loader import read_manifest
@@ -32,7 +32,7 @@ def engines(tmp_path: Path, *entries: dict[str, Any], **asked: Any) -> Engines:
 def test_an_engine_of_a_cpu_that_did_not_pass_parity_is_refused_with_the_command_that_proves_one(
     tmp_path: Path, status: str
 ) -> None:
-    with pytest.raises(DeploymentError, match=rf"at least parity.*edge: ort {status}.*msao-compile kit"):
+    with pytest.raises(DeploymentError, match=rf"as far as parity.*edge: ort {status}.*msao-compile kit"):
         engines(tmp_path, engine(status=status))._choose(manifests.MODULE)
 
 
@@ -44,20 +44,20 @@ def test_what_is_demanded_is_enough_and_is_said_loudly(tmp_path: Path, caplog: p
 
 
 def test_nothing_is_lowered_by_a_demand_for_more(tmp_path: Path) -> None:
-    with pytest.raises(DeploymentError, match="at least qualified"):
+    with pytest.raises(DeploymentError, match="as far as qualified"):
         engines(tmp_path, engine(), demand="qualified")._choose(manifests.MODULE)
 
 
 def test_an_engine_for_a_gpu_is_passed_over_where_there_is_none_and_a_cpus_is_taken(tmp_path: Path) -> None:
     gpu = engine(target="l4", backend="trt_rtx", status="built", compatibility={**HERE, "platform_kind": "discrete"})
     assert engines(tmp_path, gpu, engine())._choose(manifests.MODULE).target == "edge"
-    with pytest.raises(DeploymentError, match="l4: there is no NVIDIA driver"):
+    with pytest.raises(MissingTool, match="l4: there is no NVIDIA driver"):
         engines(tmp_path, gpu)._choose(manifests.MODULE)
 
 
 def test_a_graph_for_onnx_runtimes_gpu_kernels_is_not_run_on_a_cpu_instead(tmp_path: Path) -> None:
     gpu = engine(target="cuda", status="built", compatibility={**HERE, "platform_kind": "discrete"})
-    with pytest.raises(DeploymentError, match="cuda: there is no NVIDIA driver"):
+    with pytest.raises(MissingTool, match="cuda: there is no NVIDIA driver"):
         engines(tmp_path, gpu)._choose(manifests.MODULE)
     _, file = engines(tmp_path, gpu, target="cuda")._file(manifests.MODULE)
     assert file.settings.provider == "cuda"
