@@ -140,7 +140,8 @@ class Runner:
     @property
     def advice(self) -> str:
         """The command that looks into modules whose parity failed."""
-        words = [str(self.recipe_path or "RECIPE"), "--bisect", "--store", str(self.options.store)]
+        words = [str(self.recipe_path or "RECIPE"), "--bisect", "--store", str(self.options.store),
+                 "--out", str(self.options.out)]  # fmt: skip
         return f"msao-compile parity {shlex.join(words)}"
 
     def ask(self, asks: Sequence[Ask]) -> list[Record | None]:

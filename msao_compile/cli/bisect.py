@@ -58,8 +58,10 @@ def bisected(talk: Talk, wanted: Wanted, options: Options) -> None:
             talk.say(f"no island is proposed: {wanted.apply} stays as it is and nothing is built")
         return
     if wanted.apply is None:
-        again = shlex.join(["msao-compile", "parity", str(wanted.place), "--bisect", "--apply"])
-        talk.say(f"to write that into a recipe and build it again: `{again} RECIPE`")
+        places = ["--store", str(options.store), "--out", str(options.out)]
+        recipe = str(wanted.place) if wanted.place.is_file() else "RECIPE"
+        again = shlex.join(["msao-compile", "parity", str(wanted.place), "--bisect", *places, "--apply", recipe])
+        talk.say(f"to write that into the recipe and build it again: `{again}`")
         return
     _apply(talk, wanted.apply, found, facts, options)
 

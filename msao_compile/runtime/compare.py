@@ -101,4 +101,4 @@ def refuse_failures(evidence: ParityEvidence, command: str) -> None:
 def bisection(failed: Sequence[ParityRow], command: str) -> str:
     """Where rows of less than fp32 failed: how to find out which block loses what."""
     lower = any(row.precision != "fp32" for row in failed)
-    return f"; `{command}` names the first block that is below its bound" if lower else ""
+    return f"; `{command}` names the blocks that lose it" if lower else ""
