@@ -44,7 +44,10 @@ def looked_into(mine: Workshop, *arguments: object) -> tuple[int, dict[str, Any]
 def test_a_failure_is_found_in_its_block_and_an_island_mends_it(mine: Workshop, recipe: Path) -> None:
     failed = run("build", recipe, workshop=mine)
     assert failed.returncode == 5
-    assert f"`msao-compile parity {recipe} --bisect --store {mine.options.store} --out {mine.options.out}`" in failed.stderr
+    assert (
+        f"`msao-compile parity {recipe} --bisect --store {mine.options.store} --out {mine.options.out}`"
+        in failed.stderr
+    )
 
     code, found, told = looked_into(mine, recipe, "--target", "device")
     assert (code, found["asked"], found["islands"]) == (0, "the requests of parity", {"decoder": [FIRST]})
