@@ -85,7 +85,8 @@ class Stock:
         if self.runner.options.trusted_keys is not None:
             refuse_untrusted(path, self.runner.options.trusted_keys)
         receipt = accept.read_receipt(path)
-        for file in accept.engine_files(receipt, engines).values():
+        accept.merged(deployment, receipt, {}, bounds)  # of this deployment, before any file is looked at
+        for file in accept.engine_files(deployment, receipt, engines).values():
             self.put(file)
         evidence = {}
         for name, (place, file) in accept.evidence_files(receipt, path).items():
