@@ -98,6 +98,9 @@ def _engine_faults(
         try:
             header = engine_file.read_header(path, verify=True)
             engine_file.refuse_other(path, header, header_facts(manifest, engine), "the manifest")
+            version = engine.compatibility.tensorrt
+            if version is not None and not f"{header['library_version']}.".startswith(f"{version}."):
+                engine_file.refuse_other(path, header, {"library_version": version}, "the manifest")
         except DeploymentError as error:
             yield engine.file.path, str(error)
 

@@ -85,6 +85,14 @@ def _told(receipt: Receipt) -> dict[str, Any]:
     }
 
 
+def lost(before: Receipt, now: Receipt) -> tuple[str, ...]:
+    """The modules with an engine in an earlier receipt of the same kit that the new one does not name."""
+    if (before.target, before.kit) != (now.target, now.kit):
+        return ()
+    named = {module.name for module in now.modules}
+    return tuple(module.name for module in before.modules if module.engine is not None and module.name not in named)
+
+
 def evidence_files(receipt: Receipt, path: Path) -> dict[str, tuple[str, Path]]:
     """The receipt and, where it is signed, its signature: by evidence name, the path in a deployment and the file."""
     name = f"receipt-{receipt.target}"
@@ -167,7 +175,7 @@ def _check_module(built: BuiltModule, order: Mapping[str, Any]) -> None:
 
 def _merged(engine: Engine, built: BuiltModule, receipt: Receipt, bounds: BoundsBy) -> Engine:
     proven = proven_status(built, receipt.runner, bounds)
-    if LADDER.index(built.status) > LADDER.index(proven):
+    if built.status != proven:
         raise DeploymentError(
             f"the receipt claims {built.status} for {built.name} where its own phases prove {proven}; run kit.py on "
             "the device again"

@@ -85,7 +85,6 @@ def header_facts(deployment: Deployment, engine: Engine) -> dict[str, Any]:
         "graph_sha256": graph_of(deployment, engine).file.sha256,
         **({} if engine.order is None else {"order": engine.order.model_dump(mode="json")}),
         **({} if not gpus else {"gpu_architectures": gpus}),
-        **({} if known.tensorrt is None else {"library_version": known.tensorrt}),
     }
 
 

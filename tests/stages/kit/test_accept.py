@@ -16,7 +16,7 @@ from msao_compile.errors import DamagedFile, DeploymentError, InputError
 from msao_compile.manifest.schema import Deployment, FileRef
 from msao_compile.runtime.backends import engine_file
 from msao_compile.runtime.loader import read_manifest
-from msao_compile.stages.kit.accept import engine_files, evidence_files, merged, read_receipt
+from msao_compile.stages.kit.accept import engine_files, evidence_files, lost, merged, read_receipt
 
 REFERENCE = {"receipt-l4": FileRef(path="evidence/receipt-l4.json", sha256="d" * 64, size_bytes=1)}
 Change = Callable[[dict[str, Any]], object]
@@ -100,6 +100,17 @@ def test_a_receipt_of_some_modules_leaves_the_others_deferred(orders: Path, retu
     assert [engine.status for engine in found.engines] == ["deferred", "built", "built"]
 
 
+def test_engines_that_an_earlier_receipt_had_and_the_new_one_does_not_name_are_told(returned: Path) -> None:
+    path = returned / "receipt.json"
+    before, content = read_receipt(path), json.loads(path.read_text())
+    assert lost(before, before) == ()
+    content["modules"] = content["modules"][:1]
+    path.write_text(json.dumps(content))
+    assert lost(before, read_receipt(path)) == ("edge/embed_tokens", "edge/decoder")
+    path.write_text(json.dumps(content | {"kit": "e" * 64}))
+    assert lost(before, read_receipt(path)) == (), "of another order: nothing of it is kept anyway"
+
+
 def forged(content: dict[str, Any]) -> None:
     as_on_a_gpu(content, "qualified")
     for case in decoder(content)["phases"]["parity"]["facts"]["cases"].values():
@@ -107,8 +118,8 @@ def forged(content: dict[str, Any]) -> None:
 
 
 def skipped(content: dict[str, Any]) -> None:
-    as_on_a_gpu(content, "parity")
-    decoder(content)["phases"]["run"]["verdict"] = "not run"
+    as_on_a_gpu(content, "qualified")
+    decoder(content)["phases"]["run"] |= {"verdict": "not run", "reason": "there was no memory"}
 
 
 def unmeasured(content: dict[str, Any]) -> None:
@@ -138,8 +149,13 @@ def engineless(content: dict[str, Any]) -> None:
         (lambda content: decoder(content).update(status="qualified"),
          "claims qualified for edge/decoder where its own phases prove built"),
         (forged, "claims qualified for edge/decoder where its own phases prove ran"),
-        (skipped, "claims parity for edge/decoder where its own phases prove built"),
+        (skipped, "claims qualified for edge/decoder where its own phases prove built"),
         (unmeasured, "claims qualified for edge/decoder where its own phases prove parity"),
+        (lambda content: as_on_a_gpu(content, "built"),
+         "claims built for edge/vision_encoder where its own phases prove qualified"),
+        (lambda content: content["device"].update(tensorrt="9.9"),
+         f"says library_version {version('tensorrt-rtx')} where the receipt has 9.9"),
+        (lambda content: decoder(content).update(component="encoder"), "component is encoder where the deployment has"),
         (engineless, "claims built for edge/decoder where its own phases prove deferred"),
     ],
 )  # fmt: skip
@@ -158,6 +174,15 @@ def test_a_receipt_that_was_tampered_with_is_refused_and_both_sides_are_named(
         (lambda content: content.update(more=1), "more: Extra inputs"),
         (lambda content: decoder(content)["engine"].update(path="../../etc/passwd"), "leaves the deployment folder"),
         (lambda content: content.update(modules=[]), "modules"),
+        (lambda content: content.update(kit_sha256="0" * 64), "kit_sha256: Extra inputs"),
+        (lambda content: content.update(written_at="tomorrow"), "written_at: .*'tomorrow' is no time in UTC"),
+        (lambda content: content.update(versions={}), "versions.python: Field required"),
+        (lambda content: content["modules"].append(decoder(content)), "modules has edge/decoder more than once"),
+        (lambda content: decoder(content)["phases"]["run"].update(reason="there is no driver"),
+         "a phase that is 'done' has the reason 'there is no driver'"),
+        (lambda content: decoder(content)["phases"]["run"].update(verdict="failed"),
+         "a phase that is 'failed' has the reason None"),
+        (lambda content: content.update(runner="engine"), "run of edge/.* is done where the device tells of no GPU"),
     ],
 )  # fmt: skip
 def test_what_is_no_receipt_is_refused_with_the_field(orders: Path, returned: Path, change: Change, said: str) -> None:
@@ -182,7 +207,6 @@ def test_an_engine_that_is_missing_or_changed_is_refused(orders: Path, returned:
     engine.unlink()
     with pytest.raises(DeploymentError, match="named by the receipt but missing"):
         engine_files(read_manifest(orders), receipt, returned)
-
 
 
 def put(returned: Path, engine: Path, content: bytes) -> None:
