@@ -9,6 +9,7 @@ from typing import Any
 
 from msao_compile.errors import InputError, StageError
 from msao_compile.manifest.digest import canonical_json, sha256_bytes
+from msao_compile.manifest.receipt import Receipt
 from msao_compile.manifest.schema import Deployment, FileRef, Frozen
 from msao_compile.manifest.signature import refuse_untrusted
 from msao_compile.runner import Runner
@@ -27,6 +28,8 @@ class Stock:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.blobs: dict[str, Blob] = {}
+        self.receipts: dict[str, Receipt] = {}
+        """Those that were taken in, by evidence name."""
         self._shared: dict[str, Path] = {}
 
     def digest(self, path: Path) -> str:
@@ -85,25 +88,38 @@ class Stock:
         if self.runner.options.trusted_keys is not None:
             refuse_untrusted(path, self.runner.options.trusted_keys)
         receipt = accept.read_receipt(path)
-        for file in accept.engine_files(receipt, engines).values():
+        accept.merged(deployment, receipt, {}, bounds)  # of this deployment, before any file is looked at
+        for file in accept.engine_files(deployment, receipt, engines).values():
             self.put(file)
         evidence = {}
         for name, (place, file) in accept.evidence_files(receipt, path).items():
             held = self.put(file)
             evidence[name] = FileRef(path=place, sha256=held.sha256, size_bytes=held.size_bytes)
+        self.receipts[f"receipt-{receipt.target}"] = receipt
         return accept.merged(deployment, receipt, evidence, bounds)
 
     def accept_again(self, deployment: Deployment, folder: Path, bounds: BoundsBy) -> Deployment:
         """The deployment with the receipts that an earlier build took in, where they are still of what is built now."""
         taken = {name.removesuffix("-signature") for name in deployment.evidence}
         for path in sorted((folder / "evidence").glob("receipt-*.json")):
-            if path.stem in taken:
-                continue
             try:
+                if path.stem in taken:
+                    self._warn_of_lost(path)
+                    continue
                 deployment = self.accept(deployment, path, folder, bounds)
             except InputError as error:
                 logger.warning("%s is not taken over: %s", path, error)
         return deployment
+
+    def _warn_of_lost(self, earlier: Path) -> None:
+        """Say which engines an earlier receipt proved that the new one in its place does not name."""
+        lost = accept.lost(accept.read_receipt(earlier), self.receipts[earlier.stem])
+        if lost:
+            logger.warning(
+                "the new receipt takes the place of %s and does not name %s, which that one had engines of: run kit.py "
+                "once more in its folder, and accept what it writes",
+                earlier, ", ".join(lost),
+            )  # fmt: skip
 
     def deploy(self, folder: Path, manifest: Deployment) -> None:
         """Write a deployment folder from the objects kept here."""

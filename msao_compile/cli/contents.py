@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ def deployment(folder: Path) -> Contents:
 
     manifest = read_manifest(folder)
     states = {path: _file_state(folder, ref) for path, ref in sorted(manifest.all_files().items())}
+    states |= {path: (states[path][0], fault) for path, fault in _engine_faults(folder, manifest, states)}
     faults = tuple(fault for _, fault in states.values() if fault)
     total = sum(ref.size_bytes for ref, _ in states.values())
     facts = {
@@ -81,6 +82,27 @@ def _file_state(folder: Path, ref: FileRef) -> tuple[FileRef, str]:
     except DeploymentError as error:
         return ref, str(error)
     return ref, ""
+
+
+def _engine_faults(
+    folder: Path, manifest: Deployment, states: Mapping[str, tuple[FileRef, str]]
+) -> Iterator[tuple[str, str]]:
+    """Engine files with the bytes recorded that are no whole engine, or not the one that the manifest says."""
+    from msao_compile.runtime.backends import engine_file
+    from msao_compile.stages.kit.contract import header_facts
+
+    for engine in manifest.engines:
+        if engine.file is None or engine.backend == "ort" or states[engine.file.path][1]:
+            continue
+        path = folder / engine.file.path
+        try:
+            header = engine_file.read_header(path, verify=True)
+            engine_file.refuse_other(path, header, header_facts(manifest, engine), "the manifest")
+            version = engine.compatibility.tensorrt
+            if version is not None and not f"{header['library_version']}.".startswith(f"{version}."):
+                engine_file.refuse_other(path, header, {"library_version": version}, "the manifest")
+        except DeploymentError as error:
+            yield engine.file.path, str(error)
 
 
 def users_of(manifest: Deployment, module_id: str) -> list[str]:

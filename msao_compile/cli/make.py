@@ -31,6 +31,7 @@ from msao_compile.cli.talk import talk_of
 from msao_compile.errors import CheckpointError, InputError, StageError, UnsupportedFamily
 
 if TYPE_CHECKING:
+    from msao_compile.manifest.schema import Deployment
     from msao_compile.pipeline import Built, Step
 
 MODULE_HEADERS = ("component", "parameters", "size", "found by")
@@ -209,6 +210,7 @@ def built_summary(built: Built) -> str:
         parts.append(f"{units.plural(waiting, 'engine')} left to the device")
     if unproven := sum(1 for engine in built.deployment.engines if engine.status == "ran"):
         parts.append(f"{units.plural(unproven, 'engine')} that nothing will use: see the parity rows that are not PASS")
+    parts += _by_receipt(built.deployment)
     weights = _weights(built)
     parts.append(f"{units.size(weights['written_bytes'])} of weights in new files")
     if weights["in_place_bytes"]:
@@ -216,6 +218,25 @@ def built_summary(built: Built) -> str:
     if built.copied_bytes:
         parts[-1] += f" ({units.size(built.copied_bytes)} of them copied: --out or --store is on another file system)"
     return f"{', '.join(parts)}, {units.seconds(built.seconds)}"
+
+
+def _by_receipt(deployment: Deployment) -> list[str]:
+    """Of each target with a receipt: how many engines it proved, and how far."""
+    from msao_compile.runtime.ladder import LADDER
+
+    found = []
+    for target in dict.fromkeys(engine.target for engine in deployment.engines):
+        if f"receipt-{target}" in deployment.evidence:
+            reached: Counter[str] = Counter(
+                engine.status
+                for engine in deployment.engines
+                if engine.target == target and engine.backend != "ort" and engine.file is not None
+            )
+            far = " and ".join(
+                f"{units.plural(reached[status], 'engine')} by receipt {status}" for status in LADDER if reached[status]
+            )
+            found.append(f"{target}: {far or 'no engine by receipt'}")
+    return found
 
 
 def _weights(built: Built) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -12,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from msao_compile.manifest.schema import MANIFEST_NAME, Deployment
+from msao_compile.manifest.signature import ENDING
 from msao_compile.store import locks
 from msao_compile.store.files import sync_folder, translated
 from msao_compile.store.record import Blob
 from msao_compile.store.store import Store
 
+logger = logging.getLogger(__name__)
+SIGNATURE = MANIFEST_NAME + ENDING
 ROOMS = ("modules", "engines", "tokenizer", "preprocessor", "evidence")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
@@ -42,7 +46,7 @@ def write(folder: Path, deployment: Deployment, store: Store, blobs: Iterable[Bl
             for path, blob in wanted.items():
                 store.materialise(blob, fresh / path)
             if folder.exists():
-                _carry_over(folder, fresh)
+                _carry_over(folder, fresh, not _reads(folder / MANIFEST_NAME, text))
             _write_last(fresh / MANIFEST_NAME, text)
             _take_the_place(fresh, folder, old)
     return folder / MANIFEST_NAME
@@ -71,8 +75,7 @@ def _recover(folder: Path, fresh: Path, old: Path) -> None:
 
 def _is_right(folder: Path, text: str, sources: dict[str, Path]) -> bool:
     """Whether the manifest reads so, and the rooms hold links to these objects, nothing else and no empty folder."""
-    manifest = folder / MANIFEST_NAME
-    if not manifest.is_file() or manifest.read_bytes() != text.encode():
+    if not _reads(folder / MANIFEST_NAME, text):
         return False
     found = {path.relative_to(folder).as_posix() for room in ROOMS for path in (folder / room).rglob("*")}
     above = {parent.as_posix() for path in sources for parent in Path(path).parents[:-2]}
@@ -80,15 +83,29 @@ def _is_right(folder: Path, text: str, sources: dict[str, Path]) -> bool:
     return found == {*sources, *above} and all(map(_same, there, sources.values()))
 
 
+def _reads(manifest: Path, text: str) -> bool:
+    return manifest.is_file() and manifest.read_bytes() == text.encode()
+
+
 def _same(destination: Path, source: Path) -> bool:
     return destination.is_file() and not destination.is_symlink() and os.path.samefile(destination, source)
 
 
-def _carry_over(folder: Path, fresh: Path) -> None:
-    """Link what lies beside the rooms; it leaves the old folder only with the old folder."""
+def _carry_over(folder: Path, fresh: Path, signs_other: bool) -> None:
+    """Link what lies beside the rooms; it leaves the old folder only with the old folder.
+
+    A signature of the manifest stays behind where it `signs_other` bytes.
+    """
 
     def ours(place: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(place) == folder and name in (*ROOMS, MANIFEST_NAME)]
+        return [name for name in names if Path(place) == folder and name in (*ROOMS, MANIFEST_NAME, *stale)]
+
+    stale = [SIGNATURE] if signs_other and (folder / SIGNATURE).exists() else []
+    if stale:
+        logger.warning(
+            "%s: removed, because it signs the deployment.json before; sign the new one with `msao-compile sign`",
+            folder / SIGNATURE,
+        )
 
     shutil.copytree(folder, fresh, symlinks=True, ignore=ours, copy_function=_link, dirs_exist_ok=True)
 

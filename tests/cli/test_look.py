@@ -8,8 +8,12 @@ import re
 import struct
 from pathlib import Path
 
+import kits
 import pytest
 
+from msao_compile.runtime.backends import engine_file
+from msao_compile.runtime.loader import read_manifest
+from msao_compile.stages.kit import contract
 from msao_compile.store.key import Key
 from msao_compile.store.record import Record
 from msao_compile.store.store import Store
@@ -136,3 +140,31 @@ def test_a_schema_is_json_with_or_without_the_option(cli: Cli, name: str, field:
     ran = cli("schema", name)
     assert field in ran.json["properties"]
     assert ran.json == cli("schema", name, "--json").json
+
+
+def engine_of(folder: Path, content: bytes | None = None, **changed: object) -> Path:
+    """A deployment with one engine file, whose header has the manifest's facts but for those that are changed."""
+    written = kits.write(folder, ("decoder",))
+    path, manifest = written / "engines/decoder.engine", read_manifest(written)
+    facts = contract.header_facts(manifest, manifest.engines[0])
+    here = {"library_version": "1.7", "cuda": None, "driver": None, "gpu_name": None, "key": "k"}
+    engine_file.write(path, {**engine_file.machine(), **here, **facts, **changed}, b"ftrt and what follows")
+    if content is not None:
+        path.write_bytes(content)
+    said = json.loads((written / "deployment.json").read_text())
+    said["engines"][0] |= {"file": kits.reference(written, path), "status": "built"}
+    (written / "deployment.json").write_text(json.dumps(said))
+    return written
+
+
+def test_an_engine_is_the_one_that_the_manifest_says_or_is_named(cli: Cli, tmp_path: Path) -> None:
+    assert cli("inspect", engine_of(tmp_path / "right")).code == 0
+    ran = cli("inspect", engine_of(tmp_path / "other", module="e" * 64))
+    assert ran.code == 2 and f"says module {'e' * 64} where the manifest has {'c' * 64}" in ran.err
+    ran = cli("inspect", engine_of(tmp_path / "graph", graph_sha256="e" * 64), "--json")
+    assert [file["path"] for file in ran.json["files"] if not file["intact"]] == ["engines/decoder.engine"]
+    ran = cli("inspect", engine_of(tmp_path / "bare", b"vtrt"))
+    assert ran.code == 2 and "is a bare plan of TensorRT-RTX" in ran.err
+    whole = (tmp_path / "right/engines/decoder.engine").read_bytes()
+    ran = cli("inspect", engine_of(tmp_path / "plan", whole[:-1] + b"?"))
+    assert ran.code == 2 and "the plan's SHA-256 is" in ran.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import kits
 import pytest
 from building import Workshop, write_recipe
 
+from msao_compile.cli.make import built_summary
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.digest import sha256_file
 from msao_compile.manifest.signature import make_key, sign
@@ -30,7 +32,7 @@ def recipe(checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_what_a_device_built_is_in_the_deployment_and_stays_there(
-    workshop: Workshop, recipe: Path, tmp_path: Path
+    workshop: Workshop, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = dataclasses.replace(workshop.options, out=tmp_path / "deployments")
     first = build(recipe, options, lambda event: None)
@@ -45,9 +47,21 @@ def test_what_a_device_built_is_in_the_deployment_and_stays_there(
         assert [engine.compatibility.tensorrt for engine in engines] == [rtx.__version__] * 3
         verify(found.folder, found.deployment)
         assert "receipt-l4" in found.deployment.evidence
+        assert "l4: 3 engines by receipt built" in built_summary(found)
         there = {file.sha256 for file in found.deployment.all_files().values() if file.path.endswith(".engine")}
         assert there == {sha256_file(path) for path in kit.glob("engines/edge/*.engine")}
     check_signatures(recipe, accepting, kit, tmp_path)
+    check_lost(recipe, accepting, kit, caplog)
+
+
+def check_lost(recipe: Path, accepting: Options, kit: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A receipt that names fewer engines than the one before is taken, and not in silence."""
+    path = kit / "receipt.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "modules": content["modules"][:1]}))
+    build(recipe, accepting, lambda event: None)
+    others = ", ".join(module["name"] for module in content["modules"][1:])
+    assert f"and does not name {others}, which that one had engines of" in caplog.text
 
 
 def check_signatures(recipe: Path, accepting: Options, kit: Path, tmp_path: Path) -> None:

@@ -94,3 +94,18 @@ def test_a_folder_that_is_a_link_stays_one(tmp_path: Path) -> None:
         emit.write(tmp_path / "out" / "small", *what)
         verify(tmp_path / "disk" / "small", what[0])
     assert (tmp_path / "out" / "small").is_symlink()
+
+
+def test_a_signature_of_other_bytes_is_removed_and_told_and_one_that_still_fits_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, old = tmp_path / "out" / "small", stocked(tmp_path, b"old")
+    emit.write(folder, *old)
+    signature = folder / "deployment.json.sig"
+    signature.write_text("{}")
+    (folder / "engines").mkdir()
+    (folder / "engines" / "left").write_text("")  # so that the folder is written again
+    emit.write(folder, *old)
+    assert signature.exists() and not caplog.text
+    emit.write(folder, *stocked(tmp_path, b"new"))
+    assert not signature.exists() and "removed, because it signs the deployment.json before" in caplog.text

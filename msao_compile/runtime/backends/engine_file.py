@@ -147,6 +147,24 @@ def _check_plan(path: Path, header: Mapping[str, Any], start: int, file: Any) ->
         )
 
 
+def refuse_other(path: Path, header: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> None:
+    """Refuse an engine whose header says another thing than `wanted`; `whose` says who wants it, as in "the receipt".
+
+    Raises:
+        DeploymentError: names the first fact that differs, with both values.
+    """
+    for name, value in wanted.items():
+        if header.get(name) != value:
+            raise DeploymentError(
+                f"{path} is another engine: its header says {name} {_shown(header.get(name))} where {whose} has "
+                f"{_shown(value)}; put back the file that belongs here, or build it again"
+            )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 def refuse_mismatch(path: Path, header: Mapping[str, Any], here: Mapping[str, Any], rebuild: str) -> None:
     """Refuse an engine that was built for something else; `here` has the facts of this machine under the same names.
 

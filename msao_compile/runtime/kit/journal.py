@@ -39,12 +39,17 @@ class Journal:
 
     def find(self, module: str, phase: str, key: str) -> Entry | None:
         """The entry of a phase that was done on just these grounds; None where it must be done (again)."""
+        entry = self.recall(module, phase, key)
+        return entry if entry is not None and entry.verdict == "done" else None
+
+    def recall(self, module: str, phase: str, key: str) -> Entry | None:
+        """The entry of a phase on just these grounds, however it ended; None where there is none."""
         content = read_json(self.place(module, phase))
         try:
             entry = Entry(**content)
         except TypeError:  # none, or damaged
             return None
-        return entry if entry.verdict == "done" and entry.key == key else None
+        return entry if entry.key == key else None
 
     def write(self, module: str, phase: str, entry: Entry) -> Entry:
         """Keep an entry, whole or not at all."""

@@ -13,7 +13,7 @@ from msao_compile.errors import InputError, MsaoError, StageError
 from msao_compile.runtime.kit import child, device, receipt
 from msao_compile.runtime.kit.device import Device
 from msao_compile.runtime.kit.journal import Entry, Journal
-from msao_compile.runtime.kit.phases import Bench, climb
+from msao_compile.runtime.kit.phases import Bench, climb, recall
 from msao_compile.runtime.kit.plan import Module, Plan, check_files, read_plan
 from msao_compile.runtime.kit.power import power_facts
 from msao_compile.runtime.kit.runners import ENGINE, RUNNERS
@@ -70,11 +70,25 @@ def _work(folder: Path, plan: Plan, journal: Journal, options: Options, tell: Te
         if _failed(entries[module.name]) and not options.keep_going:
             break
     tell("begin receipt")
-    written = receipt.write(bench, entries)
+    known = {module.name: entries.get(module.name) or recall(bench, module) for module in plan.modules}
+    written = receipt.write(bench, {name: phases for name, phases in known.items() if phases})
     for module in written["modules"]:
         tell(f"status {module['name']} {module['status']}")
     tell(f"done receipt {folder / receipt.RECEIPT_NAME}")
-    return _code(entries)
+    code = _code(entries)
+    if code == 4:
+        tell(f"missing: {_lacking(entries)}; the engines of this receipt are good for what their status says")
+    return code
+
+
+def _lacking(entries: dict[str, dict[str, Entry]]) -> str:
+    """What could not be done for want of something, and why, each reason once."""
+    found: dict[str, list[str]] = {}
+    for name, phases in entries.items():
+        stopped = next(((phase, entry) for phase, entry in phases.items() if entry.verdict != DONE), None)
+        if stopped is not None:
+            found.setdefault(f"{stopped[0]} was not done because {stopped[1].reason}", []).append(name)
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in found.items())
 
 
 def _check_device(folder: Path, plan: Plan, journal: Journal, tell: Tell) -> Device:

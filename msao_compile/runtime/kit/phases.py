@@ -42,7 +42,7 @@ def climb(bench: Bench, module: Module) -> dict[str, Entry]:
     for phase in PHASES:
         before = next((name for name, entry in found.items() if entry.verdict != DONE), None)
         if before is not None:
-            found[phase] = Entry("not run", f"{before} was not done: {found[before].reason}")
+            found[phase] = _stopped(before, found[before])
             continue
         key = key_of(bench, module, phase, found)
         entry = bench.journal.find(module.name, phase, key)
@@ -55,6 +55,25 @@ def climb(bench: Bench, module: Module) -> dict[str, Entry]:
             bench.tell(_sentence(phase, module, entry))
         found[phase] = entry
     return found
+
+
+def recall(bench: Bench, module: Module) -> dict[str, Entry]:
+    """What earlier runs found out about a module on these grounds, without doing anything; empty where nothing."""
+    found: dict[str, Entry] = {}
+    for phase in PHASES:
+        before = next((name for name, entry in found.items() if entry.verdict != DONE), None)
+        if before is not None:
+            found[phase] = _stopped(before, found[before])
+            continue
+        entry = bench.journal.recall(module.name, phase, key_of(bench, module, phase, found))
+        if phase == "build" and (entry is None or (entry.verdict == DONE and not _is_whole(bench.folder, entry))):
+            return {}
+        found[phase] = entry or Entry("not run", "it was interrupted or never begun", exit_code=4)
+    return found
+
+
+def _stopped(before: str, entry: Entry) -> Entry:
+    return Entry("not run", f"{before} was not done: {entry.reason}")
 
 
 def key_of(bench: Bench, module: Module, phase: str, found: Mapping[str, Entry]) -> str:

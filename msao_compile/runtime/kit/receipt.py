@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from msao_compile.runtime.kit.files import write_json
+from msao_compile.runtime.kit.files import write_json, written
 from msao_compile.runtime.kit.journal import Entry
 from msao_compile.runtime.kit.phases import Bench
 from msao_compile.runtime.kit.plan import Module
@@ -23,13 +23,14 @@ FORMAT = "receipt/1"
 def write(bench: Bench, found: Mapping[str, Mapping[str, Entry]]) -> dict[str, Any]:
     """Write the receipt, whole or not at all, and give its content; `found` are each module's entries by phase.
 
+    It is the state of the kit and not of the last run: modules that earlier runs built belong into `found` too.
+
     Raises:
         StageError: the disk is full.
     """
     content = {
         "format": FORMAT,
         "kit": bench.plan.id,
-        "kit_sha256": bench.plan.sha256,
         "deployment": bench.plan.deployment,
         "target": bench.plan.target,
         "runner": bench.runner,
@@ -40,7 +41,10 @@ def write(bench: Bench, found: Mapping[str, Mapping[str, Entry]]) -> dict[str, A
         "modules": [_module(module, found[module.name], bench.runner) for module in bench.plan.modules
                     if module.name in found],
     }  # fmt: skip
-    write_json(bench.folder / RECEIPT_NAME, content)
+    place = bench.folder / RECEIPT_NAME
+    with written(place):
+        place.with_name(f"{RECEIPT_NAME}.sig").unlink(missing_ok=True)  # of other bytes
+    write_json(place, content)
     return content
 
 

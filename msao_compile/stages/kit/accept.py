@@ -15,6 +15,7 @@ from msao_compile.manifest.receipt import BuiltModule, Receipt
 from msao_compile.manifest.schema import Compatibility, Deployment, Engine, FileRef, Status
 from msao_compile.manifest.signature import ENDING
 from msao_compile.recipe.schema import DEFAULT_BOUNDS
+from msao_compile.runtime.backends import engine_file
 from msao_compile.runtime.compare import Distance, verdict
 from msao_compile.runtime.ladder import LADDER, status
 from msao_compile.stages.kit import contract
@@ -41,12 +42,17 @@ def read_receipt(path: Path) -> Receipt:
         raise DeploymentError(f"{path}: not valid JSON ({error}); copy the receipt from the device again") from error
 
 
-def engine_files(receipt: Receipt, folder: Path) -> dict[str, Path]:
-    """The engines that a receipt names, by module name, in the folder that it stands in.
+def engine_files(deployment: Deployment, receipt: Receipt, folder: Path) -> dict[str, Path]:
+    """The engines that a receipt names, by module name, in the folder that it stands in; each was read through.
 
     Raises:
-        DeploymentError: one is missing. DamagedFile: its bytes are not those of the receipt.
+        DeploymentError: one is missing, or its header says that it is another engine than receipt and deployment say.
+        DamagedFile: its bytes are not those of the receipt, or it is no whole engine.
     """
+    wanted = {
+        contract.name_of(deployment, engine): contract.header_facts(deployment, engine)
+        for engine in contract.ordered(deployment, receipt.target)
+    }
     found = {}
     for module in receipt.modules:
         if module.engine is None:
@@ -56,8 +62,35 @@ def engine_files(receipt: Receipt, folder: Path) -> dict[str, Path]:
             raise DeploymentError(f"{path}: named by the receipt but missing; copy the kit's engines/ beside it")
         if (digest := sha256_file(path)) != module.engine.sha256:
             raise DamagedFile(f"{path}: its SHA-256 is {digest} where the receipt says {module.engine.sha256}")
+        header = engine_file.read_header(path, verify=True)
+        engine_file.refuse_other(path, header, _told(receipt), "the receipt")
+        gpu = receipt.device.get("gpu_architecture")
+        if gpu is not None and gpu not in header["gpu_architectures"]:
+            engine_file.refuse_other(path, header, {"gpu_architectures": [gpu]}, "the receipt's device")
+        ours = {name: value for name, value in wanted[module.name].items() if name not in _told(receipt)}
+        engine_file.refuse_other(path, header, ours, "the deployment")
         found[module.name] = path
     return found
+
+
+def _told(receipt: Receipt) -> dict[str, Any]:
+    """What the header of every engine of a receipt must say of the kit and of the device."""
+    device = receipt.device
+    return {
+        "kit": receipt.kit,
+        "target": receipt.target,
+        "library_version": device.get("tensorrt"),
+        "os": device.get("os"),
+        "architecture": device.get("architecture"),
+    }
+
+
+def lost(before: Receipt, now: Receipt) -> tuple[str, ...]:
+    """The modules with an engine in an earlier receipt of the same kit that the new one does not name."""
+    if (before.target, before.kit) != (now.target, now.kit):
+        return ()
+    named = {module.name for module in now.modules}
+    return tuple(module.name for module in before.modules if module.engine is not None and module.name not in named)
 
 
 def evidence_files(receipt: Receipt, path: Path) -> dict[str, tuple[str, Path]]:
@@ -133,6 +166,7 @@ def _passes(case: Any, built: BuiltModule, bounds: BoundsBy) -> bool:
 def _check_module(built: BuiltModule, order: Mapping[str, Any]) -> None:
     where = f"{built.name}: "
     _refuse(f"{where}module", built.module, order["module"])
+    _refuse(f"{where}component", built.component, order["component"])
     _refuse(f"{where}graph", built.graph, order["graph"]["sha256"])
     _refuse(f"{where}weights", " ".join(built.data), " ".join(entry["sha256"] for entry in order["data"]))
     for name in ("backend", "precision", "dialect"):
@@ -141,7 +175,7 @@ def _check_module(built: BuiltModule, order: Mapping[str, Any]) -> None:
 
 def _merged(engine: Engine, built: BuiltModule, receipt: Receipt, bounds: BoundsBy) -> Engine:
     proven = proven_status(built, receipt.runner, bounds)
-    if LADDER.index(built.status) > LADDER.index(proven):
+    if built.status != proven:
         raise DeploymentError(
             f"the receipt claims {built.status} for {built.name} where its own phases prove {proven}; run kit.py on "
             "the device again"

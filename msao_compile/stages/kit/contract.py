@@ -70,6 +70,24 @@ def graph_of(deployment: Deployment, engine: Engine) -> Graph:
     )
 
 
+def header_facts(deployment: Deployment, engine: Engine) -> dict[str, Any]:
+    """What the header of an engine's file must say for it to be this engine; raises as `graph_of`."""
+    known = engine.compatibility
+    gpus = [f"sm{sm}" for sm in engine.order.compute_capabilities] if engine.order is not None else []
+    if not gpus and known.gpu_architecture is not None:
+        gpus = [known.gpu_architecture]
+    return {
+        "backend": engine.backend,
+        "module": engine.module,
+        "component": deployment.module(engine.module).component,
+        "precision": engine.precision,
+        "dialect": engine.dialect,
+        "graph_sha256": graph_of(deployment, engine).file.sha256,
+        **({} if engine.order is None else {"order": engine.order.model_dump(mode="json")}),
+        **({} if not gpus else {"gpu_architectures": gpus}),
+    }
+
+
 def owners(deployment: Deployment, module: Module) -> Iterator[Model]:
     """The models that have a module."""
     return (model for model in deployment.models if module.id in model.components.values())

@@ -34,6 +34,7 @@ def test_without_a_driver_engines_are_built_and_nothing_else_is_claimed(kit: Pat
         verdicts = {name: phase["verdict"] for name, phase in module["phases"].items()}
         assert verdicts == {"build": "done", "run": "not run", "parity": "not run", "measure": "not run"}
         assert "driver" in module["phases"]["run"]["reason"]
+        assert "driver" in done.stdout.splitlines()[-1] and module["name"] in done.stdout.splitlines()[-1]
         assert (kit / module["engine"]["path"]).read_bytes().startswith(b"MSAOENG")
         assert module["phases"]["build"]["facts"]["peak_rss_bytes"] > 50e6
 
@@ -203,7 +204,21 @@ def test_a_failure_stops_unless_it_is_told_to_keep_going(kit: Path) -> None:
     assert kits.run(kit, *STAND_IN, "--keep-going").returncode == 5
     assert list(states(kit)) == list(MODULES)
     assert kits.run(kit, *STAND_IN, *order).returncode == 5
+    assert list(states(kit)) == list(MODULES), "the receipt is of the kit and not of the last run"
+
+
+def test_a_receipt_has_every_module_that_was_built_whatever_the_last_run_was_asked_for(kit: Path) -> None:
+    assert kits.run(kit, *STAND_IN, "--only", "embed_tokens").returncode == 0
+    (kit / "receipt.json.sig").write_text("{}")
     assert list(states(kit)) == ["edge/embed_tokens"]
+    done = kits.run(kit, *STAND_IN, "--only", "decoder")
+    assert done.returncode == 0 and "embed_tokens" not in done.stdout.partition("begin receipt")[0]
+    assert not (kit / "receipt.json.sig").exists(), "it signs other bytes"
+    assert states(kit) == dict.fromkeys(MODULES, "built")
+    assert all(phase["verdict"] == "done" for module in receipt(kit)["modules"] for phase in module["phases"].values())
+    next(kit.glob("engines/**/embed_tokens*")).unlink()
+    assert kits.run(kit, *STAND_IN, "--only", "decoder").returncode == 0
+    assert list(states(kit)) == ["edge/decoder"]
 
 
 def test_a_check_builds_nothing_and_an_unknown_module_is_refused(kit: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 
 from msao_compile.errors import DamagedFile, DeploymentError, InputError
 from msao_compile.manifest.schema import Deployment, FileRef
+from msao_compile.runtime.backends import engine_file
 from msao_compile.runtime.loader import read_manifest
-from msao_compile.stages.kit.accept import engine_files, evidence_files, merged, read_receipt
+from msao_compile.stages.kit.accept import engine_files, evidence_files, lost, merged, read_receipt
 
 REFERENCE = {"receipt-l4": FileRef(path="evidence/receipt-l4.json", sha256="d" * 64, size_bytes=1)}
 Change = Callable[[dict[str, Any]], object]
@@ -25,9 +28,10 @@ def accepted(orders: Path, returned: Path, change: Change | None = None) -> Depl
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
-    receipt = read_receipt(path)
-    assert set(engine_files(receipt, returned)) <= {module.name for module in receipt.modules}
-    return merged(read_manifest(orders), receipt, REFERENCE)
+    receipt, deployment = read_receipt(path), read_manifest(orders)
+    found = merged(deployment, receipt, REFERENCE)
+    assert set(engine_files(deployment, receipt, returned)) <= {module.name for module in receipt.modules}
+    return found
 
 
 def decoder(content: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +100,17 @@ def test_a_receipt_of_some_modules_leaves_the_others_deferred(orders: Path, retu
     assert [engine.status for engine in found.engines] == ["deferred", "built", "built"]
 
 
+def test_engines_that_an_earlier_receipt_had_and_the_new_one_does_not_name_are_told(returned: Path) -> None:
+    path = returned / "receipt.json"
+    before, content = read_receipt(path), json.loads(path.read_text())
+    assert lost(before, before) == ()
+    content["modules"] = content["modules"][:1]
+    path.write_text(json.dumps(content))
+    assert lost(before, read_receipt(path)) == ("edge/embed_tokens", "edge/decoder")
+    path.write_text(json.dumps(content | {"kit": "e" * 64}))
+    assert lost(before, read_receipt(path)) == (), "of another order: nothing of it is kept anyway"
+
+
 def forged(content: dict[str, Any]) -> None:
     as_on_a_gpu(content, "qualified")
     for case in decoder(content)["phases"]["parity"]["facts"]["cases"].values():
@@ -103,8 +118,8 @@ def forged(content: dict[str, Any]) -> None:
 
 
 def skipped(content: dict[str, Any]) -> None:
-    as_on_a_gpu(content, "parity")
-    decoder(content)["phases"]["run"]["verdict"] = "not run"
+    as_on_a_gpu(content, "qualified")
+    decoder(content)["phases"]["run"] |= {"verdict": "not run", "reason": "there was no memory"}
 
 
 def unmeasured(content: dict[str, Any]) -> None:
@@ -134,8 +149,13 @@ def engineless(content: dict[str, Any]) -> None:
         (lambda content: decoder(content).update(status="qualified"),
          "claims qualified for edge/decoder where its own phases prove built"),
         (forged, "claims qualified for edge/decoder where its own phases prove ran"),
-        (skipped, "claims parity for edge/decoder where its own phases prove built"),
+        (skipped, "claims qualified for edge/decoder where its own phases prove built"),
         (unmeasured, "claims qualified for edge/decoder where its own phases prove parity"),
+        (lambda content: as_on_a_gpu(content, "built"),
+         "claims built for edge/vision_encoder where its own phases prove qualified"),
+        (lambda content: content["device"].update(tensorrt="9.9"),
+         f"says library_version {version('tensorrt-rtx')} where the receipt has 9.9"),
+        (lambda content: decoder(content).update(component="encoder"), "component is encoder where the deployment has"),
         (engineless, "claims built for edge/decoder where its own phases prove deferred"),
     ],
 )  # fmt: skip
@@ -154,6 +174,15 @@ def test_a_receipt_that_was_tampered_with_is_refused_and_both_sides_are_named(
         (lambda content: content.update(more=1), "more: Extra inputs"),
         (lambda content: decoder(content)["engine"].update(path="../../etc/passwd"), "leaves the deployment folder"),
         (lambda content: content.update(modules=[]), "modules"),
+        (lambda content: content.update(kit_sha256="0" * 64), "kit_sha256: Extra inputs"),
+        (lambda content: content.update(written_at="tomorrow"), "written_at: .*'tomorrow' is no time in UTC"),
+        (lambda content: content.update(versions={}), "versions.python: Field required"),
+        (lambda content: content["modules"].append(decoder(content)), "modules has edge/decoder more than once"),
+        (lambda content: decoder(content)["phases"]["run"].update(reason="there is no driver"),
+         "a phase that is 'done' has the reason 'there is no driver'"),
+        (lambda content: decoder(content)["phases"]["run"].update(verdict="failed"),
+         "a phase that is 'failed' has the reason None"),
+        (lambda content: content.update(runner="engine"), "run of edge/.* is done where the device tells of no GPU"),
     ],
 )  # fmt: skip
 def test_what_is_no_receipt_is_refused_with_the_field(orders: Path, returned: Path, change: Change, said: str) -> None:
@@ -174,10 +203,68 @@ def test_an_engine_that_is_missing_or_changed_is_refused(orders: Path, returned:
     engine = next(returned.glob("engines/edge/decoder*"))
     engine.write_bytes(engine.read_bytes() + b"?")
     with pytest.raises(DamagedFile, match="where the receipt says"):
-        engine_files(receipt, returned)
+        engine_files(read_manifest(orders), receipt, returned)
     engine.unlink()
     with pytest.raises(DeploymentError, match="named by the receipt but missing"):
-        engine_files(receipt, returned)
+        engine_files(read_manifest(orders), receipt, returned)
+
+
+def put(returned: Path, engine: Path, content: bytes) -> None:
+    """Other bytes in an engine's place, and a receipt that says that they are the right ones."""
+    engine.write_bytes(content)
+    path = returned / "receipt.json"
+    said = json.loads(path.read_text())
+    for module in said["modules"]:
+        if module["engine"]["path"] == engine.relative_to(returned).as_posix():
+            module["engine"] |= {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    path.write_text(json.dumps(said))
+
+
+def other(header: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    return {name: value for name, value in header.items() if not name.startswith("plan_")} | changed
+
+
+CHANGED_FACTS = [
+    ({"module": "e" * 64}, f"says module {'e' * 64} where the deployment has {'c' * 64}"),
+    ({"component": "encoder"}, "says component encoder where the deployment has decoder"),
+    ({"precision": "fp16"}, "says precision fp16 where the deployment has fp32"),
+    ({"dialect": "scatter"}, "says dialect scatter where the deployment has portable"),
+    ({"backend": "trt"}, "says backend trt where the deployment has trt_rtx"),
+    ({"graph_sha256": "e" * 64}, f"says graph_sha256 {'e' * 64} where the deployment has"),
+    ({"order": {"backend": "trt_rtx"}}, "says order {\"backend\":\"trt_rtx\"} where the deployment has {"),
+    ({"gpu_architectures": ["sm120"]}, "says gpu_architectures [\"sm120\"] where the deployment has [\"sm89\"]"),
+    ({"library_version": "9.9"}, f"says library_version 9.9 where the receipt has {version('tensorrt-rtx')}"),
+    ({"target": "b200"}, "says target b200 where the receipt has l4"),
+    ({"kit": "e" * 64}, f"says kit {'e' * 64} where the receipt has"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "said"), CHANGED_FACTS)
+def test_an_engine_of_something_else_is_refused_though_the_receipt_has_its_digest(
+    orders: Path, returned: Path, changed: dict[str, Any], said: str
+) -> None:
+    engine = next(returned.glob("engines/edge/decoder*"))
+    plan = bytes(engine_file.read_plan(engine))
+    engine_file.write(engine, other(engine_file.read_header(engine), **changed), plan)
+    put(returned, engine, engine.read_bytes())
+    with pytest.raises(DeploymentError, match=re.escape(said)):
+        accepted(orders, returned)
+
+
+def test_what_is_no_engine_or_has_another_plan_is_refused_though_the_receipt_has_its_digest(
+    orders: Path, returned: Path
+) -> None:
+    engine = next(returned.glob("engines/edge/decoder*"))
+    whole = engine.read_bytes()
+    put(returned, engine, whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(DamagedFile, match="the plan's SHA-256 is"):
+        accepted(orders, returned)
+    put(returned, engine, b"vtrt")
+    with pytest.raises(DamagedFile, match="is a bare plan of TensorRT-RTX"):
+        accepted(orders, returned)
+    put(returned, engine, next(returned.glob("engines/edge/vision_encoder*")).read_bytes())
+    with pytest.raises(DeploymentError, match="another engine: its header says module"):
+        accepted(orders, returned)
 
 
 def test_a_signature_is_kept_beside_its_receipt(returned: Path) -> None:
