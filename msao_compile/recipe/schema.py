@@ -146,7 +146,7 @@ class TargetChoice(Part):
     jetpack: Annotated[str, Field(min_length=1)] | None = None
     """The JetPack release of a Jetson, which brings its TensorRT; the newest known one where it is not said."""
     level: Literal["draft", "release"] = "release"
-    """How long a builder may search for fast kernels: draft builds in a fraction of the time."""
+    """How long TensorRT may search for fast kernels; TensorRT-RTX chooses them when it loads, and builds as fast."""
     prefer: Literal["speed", "size"] = "speed"
     """Of a CPU: keep a quantised module where it is slower than the unquantised one, for its size."""
     timing_cache: Annotated[str, Field(min_length=1)] | None = None
