@@ -11,7 +11,6 @@ from typing import Any
 from msao_compile import asks, engine_asks
 from msao_compile.chosen import ahead_of_time
 from msao_compile.errors import RecipeError
-from msao_compile.graph.precision.blocks import inside
 from msao_compile.manifest.schema import (
     BuildOrder,
     Deployment,
@@ -116,7 +115,7 @@ class Walk(Steps):
                 continue  # not converted yet
             known = [block for name, found in seen if name == component for block in found]
             for island in names:
-                if seen and not any(inside(block, (island,)) for block in known):
+                if seen and not any(block == island or block.startswith(f"{island}.") for block in known):
                     near = difflib.get_close_matches(island, known, n=1, cutoff=0)
                     offer = f"did you mean '{near[0]}'?" if near else "no target has it in less than fp32"
                     raise RecipeError(f"islands.{component}: '{island}' is no block of it; {offer}")

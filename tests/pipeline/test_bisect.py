@@ -58,7 +58,7 @@ def test_a_failure_is_found_in_its_block_and_an_island_mends_it(mine: Workshop, 
     assert blocks[FIRST]["min_cosine"] >= BOUND > blocks[last]["min_cosine"]
     assert blocks[FIRST]["own"] == pytest.approx(1 - blocks[FIRST]["min_cosine"])
     assert blocks[last]["own"] < 1 - blocks[last]["min_cosine"]
-    assert "--apply RECIPE`" in told
+    assert f"--apply {recipe}`" in told
 
     text = recipe.read_text()
     code, found, told = looked_into(mine, recipe, "--target", "device", "--apply", recipe)
