@@ -29,7 +29,7 @@ from msao_compile.manifest.schema import (
     RuntimeSettings,
     Task,
 )
-from msao_compile.manifest.variants import HERE
+from msao_compile.manifest.variants import HERE, NOT_ON_CPUS
 from msao_compile.places import DataFile, Places
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import DEFAULT_BOUNDS, Component
@@ -45,8 +45,6 @@ PARITY_COPIES = 3.6
 """Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
-NOT_ON_CPUS = ("bf16",)
-"""Precisions in which ONNX Runtime's CPU kernels multiply nothing."""
 OF_ALL_MODULES = ("whole", "steps", "batch")
 """How subjects of parity rows begin that are about every module of a model."""
 

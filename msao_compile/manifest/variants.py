@@ -11,6 +11,8 @@ from msao_compile.manifest.schema import Deployment, Model
 DESCENDING: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 """From the precision that is held to the tightest bounds to the one with the widest."""
 
+NOT_ON_CPUS: tuple[Precision, ...] = ("bf16",)
+"""Precisions in which ONNX Runtime's CPU kernels multiply nothing."""
 RANGED: tuple[Precision, ...] = ("int8", "fp8")
 """Precisions of activations as well, which need to know how large those get."""
 HERE = Compatibility(target_id="local-cpu", platform_kind="cpu")
@@ -41,11 +43,6 @@ class Kinds:
     def has_ranges(self) -> bool:
         """Whether some activation is clipped to what samples reached; CPUs measure theirs while they run."""
         return self.dialect != "fused" and any(kind in RANGED for _, kind in self.precisions)
-
-    @property
-    def label(self) -> str:
-        """What a draft deployment calls the target."""
-        return f"{self.dialect} {self.of('')}"
 
 
 def kinds_of(engines: Iterable[Engine], model: Model) -> Kinds:

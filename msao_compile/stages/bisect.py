@@ -32,7 +32,7 @@ from msao_compile.made_up import picture
 from msao_compile.manifest.bisection import Bisected, Findings
 from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Deployment, Dialect, Graph, Precision
-from msao_compile.manifest.variants import as_graphs, kinds_of, unconverted
+from msao_compile.manifest.variants import NOT_ON_CPUS, as_graphs, kinds_of, unconverted
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, EngineFile, open_engine
 from msao_compile.runtime.backends.base import Engine as OpenEngine
@@ -48,7 +48,6 @@ NEW_TOKENS = 4
 """Decoded for each request, so that steps are compared as prompts are."""
 MADE_UP_TOKENS = 16
 """Of a request to a model that has no tokenizer here."""
-NOT_ON_CPUS: tuple[Precision, ...] = ("bf16",)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from msao_compile.errors import InputError
 from msao_compile.manifest.accuracy import Accuracy, AccuracyReport, Through
 from msao_compile.manifest.schema import Deployment, Engine, Model
-from msao_compile.manifest.variants import Kinds, as_graphs, kinds_of
+from msao_compile.manifest.variants import NOT_ON_CPUS, Kinds, as_graphs, kinds_of
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import fault
 from msao_compile.runtime.engines import Engines
@@ -29,7 +29,6 @@ MAX_NEW_TOKENS = 64
 TOLD_EVERY = 20
 """Samples between two words of progress."""
 Z_95 = 1.959964
-NOT_ON_CPUS = ("bf16",)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`kit`, `keygen` and `sign` as the user sees them; over ssh they are in tests/farm/test_ssh.py."""
+"""`kit`, `keygen` and `sign` as the user sees them; over ssh they are among the tests of the farm."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 
 from msao_compile.errors import StageError
-from msao_compile.manifest.schema import GROWS, Graph, ShapeProfile, TensorSpec
+from msao_compile.manifest.schema import Graph, ShapeProfile, TensorSpec
 
 Arrays = dict[str, np.ndarray]
 SPREAD = 1.0
@@ -124,8 +124,3 @@ def _later(graph: Graph, first: Arrays) -> Arrays:
             over = spec.shape.index("sequence_length") if "sequence_length" in spec.shape else None
             found[spec.name] = first[spec.name] if over is None else np.take(first[spec.name], [-1], over)
     return found
-
-
-def grows(graph: Graph) -> bool:
-    """Whether the graph is a decoder's."""
-    return any(GROWS in state.shape for state in graph.states) or bool(graph.states)
