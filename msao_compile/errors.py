@@ -13,6 +13,13 @@ MsaoError                     base; `exit_code` is what the CLI returns
 ├── StageError            3   a build stage failed; what was finished is kept
 │   └── ShapeSpecialised      export froze a dimension that was promised to be dynamic
 ├── MissingTool           4   a library, tool or device is absent; the message names the extra
+├── RemoteError           4   the other side of a link did not answer as it should
+│   ├── LinkDown              it cannot be reached, or went away: try again, or answer here
+│   ├── Busy                  it has no room now: try again after `retry_after_ms`
+│   ├── SessionLost           it does not know the session: open it again with what was committed
+│   ├── DeadlineExceeded      the time allowed was over
+│   ├── Refused               it does not let this client in: another token or certificate
+│   └── ContractMismatch  2   it serves other modules, tokens or messages: deploy the same build on both
 ├── GateError             5   the work ran, but a gate (parity, accuracy, budget) said no
 └── Interrupted         130   Ctrl-C or SIGTERM; the next build continues
 """
@@ -78,6 +85,54 @@ class MissingTool(MsaoError):
     """A library, tool or device that is needed here is absent."""
 
     exit_code = 4
+
+
+class RemoteError(MsaoError):
+    """The other side of a link did not answer as it should; `code` names the fault on the wire."""
+
+    exit_code = 4
+    code = "internal"
+
+
+class LinkDown(RemoteError):
+    """The other side cannot be reached, or went away in the middle."""
+
+    code = "unavailable"
+
+
+class Busy(RemoteError):
+    """The other side has no room for a request now."""
+
+    code = "busy"
+
+    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class SessionLost(RemoteError):
+    """The other side does not know the session, or no longer: open it again with what was committed."""
+
+    code = "unknown_session"
+
+
+class DeadlineExceeded(RemoteError):
+    """The time a request was given is over."""
+
+    code = "deadline"
+
+
+class Refused(RemoteError):
+    """The other side does not let this client in."""
+
+    code = "unauthenticated"
+
+
+class ContractMismatch(RemoteError):
+    """The two sides have other modules, tokens or messages than each other."""
+
+    exit_code = 2
+    code = "mismatch"
 
 
 class GateError(MsaoError):
