@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.engine import (
     Backend,
     BuildOrder,
@@ -153,6 +155,16 @@ class Model(Frozen):
     def placeholders(self) -> dict[str, int]:
         """The token that stands for each modality's features, where one does."""
         return {entry.modality: entry.placeholder for entry in self.encoders if entry.placeholder is not None}
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Alike where token ids mean the same: the SHA-256 of tokenizer.json, else of all the tokenizer's files."""
+        found = {
+            PurePosixPath(file.path).name: file for file in self.files if file.path.startswith(f"{self.tokenizer}/")
+        }
+        if "tokenizer.json" in found:
+            return found["tokenizer.json"].sha256
+        return sha256_bytes(canonical_json({name: file.sha256 for name, file in found.items()}))
 
 
 class Task(Frozen):

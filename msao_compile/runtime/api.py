@@ -13,10 +13,11 @@ import numpy as np
 from msao_compile.errors import DeploymentError, InputError, PromptError
 from msao_compile.manifest.schema import Deployment, Model, Route
 from msao_compile.runtime.answer import Answer, Clock, Piece
-from msao_compile.runtime.cloud import CloudSide
+from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward
 from msao_compile.runtime.loader import read_manifest, refuse_unsigned
+from msao_compile.runtime.remote import Patience
 from msao_compile.runtime.routes import Question, RouteRun, edge, remote
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
@@ -73,6 +74,7 @@ class Runtime:
         self.deployment = deployment
         self.engines = Engines(folder, deployment, verify)
         self._sessions: dict[str, ModelSession] = {}
+        self._links: dict[str, Link] = {}
 
     def generate(self, prompt: str, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
         """The whole answer; options as in `stream`."""
@@ -175,8 +177,15 @@ class Runtime:
         session, clock = self.session(route.model), Clock()
         if "cloud" not in route.hosts.values():
             return edge(session, question, clock)
-        link: Link = Loopback(CloudSide(session).handle)
-        return remote(session, question, clock, link, route)
+        return remote(session, question, clock, self._link(session), route, Patience())
+
+    def _link(self, session: ModelSession) -> Link:
+        """The way to the cloud that serves this model."""
+        name = session.model.name
+        if name not in self._links:
+            service = CloudService(session, CloudLimits(sessions=1))
+            self._links[name] = Loopback(service.handle)
+        return self._links[name]
 
 
 def _pictures(image: Any) -> tuple[Picture, ...]:
