@@ -21,6 +21,7 @@ from msao_compile.manifest.engine import (
     Status,
 )
 from msao_compile.manifest.frozen import NEWER_MINOR, FileRef, Frozen, RelativePath, Sha256, Size
+from msao_compile.manifest.offload import Primitives, Speculation
 
 __all__ = [
     "NEWER_MINOR", "Backend", "BuildOrder", "Compatibility", "Deployment", "Dialect", "Engine", "FileRef", "Frozen",
@@ -28,7 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
 GROWS = "past_sequence_length"  # the dimension along which a state grows
@@ -260,7 +261,8 @@ class Deployment(Frozen):
     evidence: dict[str, FileRef]
     placement: dict[str, Any] | None = None
     mas: dict[str, Any] | None = None
-    speculation: dict[str, Any] | None = None
+    primitives: tuple[Primitives, ...] = ()
+    speculation: tuple[Speculation, ...] = ()
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Deployment:
@@ -304,6 +306,8 @@ class Deployment(Frozen):
                 raise ValueError(f"an engine for {engine.target!r} names module {engine.module}, which is not listed")
         used = [(f"task {task.name!r}", model) for task in self.tasks for model in task.models]
         used += [(f"route {route.name!r}", route.model) for route in self.routes]
+        for entry in self.speculation:
+            used += [(f"speculation of {entry.task!r}", name) for name in (entry.drafter, entry.verifier)]
         for what, model_name in used:
             if model_name not in names:
                 raise ValueError(f"{what} names model {model_name!r}, which is not listed")

@@ -13,11 +13,14 @@ import numpy as np
 from msao_compile.manifest.schema import Route
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.device import Device
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.preprocess.decode import decode, read
 from msao_compile.runtime.remote import Patience, RemoteSession
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ROPE_INPUTS, ModelSession, Request
+from msao_compile.runtime.speculate.client import Account, Plan, Speculator
+from msao_compile.runtime.speculate.drafter import Drafter
 from msao_compile.runtime.tokens import Tokenizer
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.contract import PICTURE
@@ -47,6 +50,7 @@ class RouteRun:
     tokenizer: Tokenizer
     clock: Clock
     verified: bool
+    account: Account = field(default_factory=Account)
     traffic: Traffic = field(default_factory=Traffic)
 
 
@@ -81,7 +85,48 @@ def remote(
         finally:
             await there.close()
 
-    return RouteRun(bridge().iterate(run()), session.tokenizer, clock, session.model.role == "target", traffic)
+    return RouteRun(bridge().iterate(run()), session.tokenizer, clock, session.model.role == "target", traffic=traffic)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Who drafts here and who verifies there, and the device that drafts."""
+
+    drafter: ModelSession
+    verifier: ModelSession
+    device: Device
+
+
+def speculative(pair: Pair, question: Question, clock: Clock, link: Link, route: Route, plan: Plan) -> RouteRun:
+    """The drafter's tokens here, verified there: what comes out is the verifier's answer.
+
+    Pixels and prompt are on their way before the drafter looks at them.
+    """
+    message = outgoing(pair.verifier, question, clock, route)
+    rule = "greedy" if question.sampling.greedy else plan.settings.rule
+    message.fields["rule"] = rule
+    traffic, drafter = Traffic(), Drafter(pair.drafter, rule, question.sampling)
+    there = RemoteSession(link, message, clock, traffic, plan.patience)
+    speculator = Speculator(drafter, pair.device, there, plan)
+
+    def prefill() -> None:
+        with clock.module("preprocess"):
+            request = pair.drafter.prepare(question.prompt, question.pictures)
+        pair.drafter.check_capacity(len(request.ids), question.limit)
+        drafter.prefill(request, clock)
+
+    async def run() -> AsyncIterator[int]:
+        try:
+            async for token in speculator.tokens(prefill):
+                clock.token()
+                yield token
+        finally:
+            await there.close()
+
+    return RouteRun(
+        bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",
+        speculator.account, traffic,
+    )  # fmt: skip
 
 
 def outgoing(session: ModelSession, question: Question, clock: Clock, route: Route) -> Message:

@@ -17,7 +17,7 @@ import numpy as np
 from msao_compile.errors import Busy, RemoteError
 from msao_compile.manifest.offload import Speculation
 from msao_compile.runtime.device import Device
-from msao_compile.runtime.remote import AGAIN, RemoteSession
+from msao_compile.runtime.remote import AGAIN, Patience, RemoteSession
 from msao_compile.runtime.speculate.drafter import Draft, Drafter
 from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
@@ -38,6 +38,7 @@ class Plan:
     rounds: int = 4
     burst: int = 0
     unverified: bool = False
+    patience: Patience = field(default_factory=Patience)
 
 
 @dataclass
