@@ -8,7 +8,7 @@ committed, or, where the cloud stays away and the caller allows it, what the dra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from msao_compile.errors import Busy, RemoteError
 from msao_compile.manifest.offload import Speculation
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.remote import AGAIN, Patience, RemoteSession
-from msao_compile.runtime.speculate.drafter import Draft, Drafter
+from msao_compile.runtime.speculate.drafter import Draft, Drafter, Piece
 from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
 
@@ -76,15 +76,15 @@ class Speculator:
         self._under_way: dict[asyncio.Task[Verified | None], _Round] = {}
         self._shown = self._settled = self._tried = 0
 
-    async def tokens(self, prefill: Callable[[], None]) -> AsyncIterator[int]:
-        """The answer's tokens as they are committed; `prefill` runs the drafter's prompt while the cloud's crosses.
+    async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
+        """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
 
         Raises:
             RemoteError: the cloud stayed away and `unverified` is not allowed, or as `RemoteSession`.
         """
         try:
             self._launch(self._open(), _Round(0, 0, 0))
-            ready = asyncio.ensure_future(self.device.run("prefill", 1, prefill))
+            ready = asyncio.ensure_future(self._begun(opening))
             while not self._ended:
                 async for token in self._news():
                     yield token
@@ -109,6 +109,10 @@ class Speculator:
                 yield token
         finally:
             await self._stop()
+
+    async def _begun(self, opening: Iterable[Piece]) -> None:
+        for kind, count, work in opening:
+            await self.device.run(kind, count, work)
 
     @property
     def _ended(self) -> bool:
