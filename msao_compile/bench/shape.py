@@ -91,8 +91,8 @@ class Lane:
 class ShapedLink:
     """A link to a handler in this process, as slow as its shape says, in the running loop's time.
 
-    `picture_bytes`: what a picture counts on the wire instead of its own size, so that small pictures stand for those of
-    a real data set. Emulated, and to be told so.
+    `picture_bytes`: what a picture counts on the wire instead of its own size, so that small pictures stand for those
+    of a real data set. Emulated, and to be told so.
     """
 
     handle: Handler

@@ -1,7 +1,7 @@
 """An event loop whose time is counted, not waited for: emulated delays cost nothing, and every run is the same.
 
-Coroutines of edge, cloud and link run as they are. Whenever all of them wait, the clock jumps to the next deadline. What
-computes (a decoder's step) takes no time of this clock; an emulated device says itself how long it took.
+Coroutines of edge, cloud and link run as they are. Whenever all of them wait, the clock jumps to the next deadline.
+What computes (a decoder's step) takes no time of this clock; an emulated device says itself how long it took.
 """
 
 from __future__ import annotations

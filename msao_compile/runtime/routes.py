@@ -83,7 +83,7 @@ def remote(
                 clock.token()
                 yield token
         finally:
-            await there.close()
+            there.leave()
 
     return RouteRun(bridge().iterate(run()), session.tokenizer, clock, session.model.role == "target", traffic=traffic)
 
@@ -120,7 +120,7 @@ def speculative(pair: Pair, question: Question, clock: Clock, link: Link, route:
                 clock.token()
                 yield token
         finally:
-            await there.close()
+            there.leave()
 
     return RouteRun(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",
