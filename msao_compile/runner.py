@@ -233,6 +233,7 @@ class Runner:
             job = Job(
                 function=f"msao_compile.stages.{ask.stage}:run",
                 arguments=ask.arguments(folder),
+                phase=f"{ask.stage} of {ask.subject}",
                 threads=self.recipe.runtime.threads,
             )
             result = run_job(job, partial(self._working, ask), stop)

@@ -31,6 +31,7 @@ from msao_compile.manifest.schema import (
 )
 from msao_compile.manifest.variants import HERE, NOT_ON_CPUS
 from msao_compile.places import DataFile, Places
+from msao_compile.recipe.asked import refuse_unknown
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import DEFAULT_BOUNDS, Component
 from msao_compile.runner import Ask, Runner
@@ -312,8 +313,7 @@ class Steps:
 
     def _check_names(self, known: set[str]) -> None:
         for name in self.runner.options.modules:
-            if name not in known:
-                raise InputError(f"--module {name}: no such module; this recipe has {', '.join(sorted(known))}")
+            refuse_unknown("module", name, sorted(known), "this recipe has")
 
     def _chosen(self, ask: Ask, part: Mapping[str, Any]) -> Ask:
         """With --module, every other module must be in the store already."""
