@@ -112,7 +112,10 @@ def test_a_plan_before_anything_ran_follows_the_stages(workshop: Workshop, recip
     fresh = dataclasses.replace(workshop.options, store=tmp_path / "store")
     steps = planned(recipe, fresh)
     assert next(step.stage for step in steps) == "split"
-    assert {step.state for step in steps} == {"run"}
+    later = [step for step in steps if step.stage != "split"]
+    assert all(step.reasons[0].startswith("after the split") for step in later)
+    assert [step.subject for step in later if step.state == "deferred"] == ["every module for orin"]
+    assert "decoder (fused int4)" in {step.subject for step in later if step.stage == "quantize"}
 
 
 @pytest.mark.parametrize(
