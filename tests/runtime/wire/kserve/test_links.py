@@ -1,0 +1,209 @@
+"""Every link to a cloud is the same to its user: the same suite over each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import numpy as np
+import pytest
+from answering import INPUTS, Answering
+
+from msao_compile.errors import DeadlineExceeded, InputError, LinkDown, SessionLost
+from msao_compile.runtime.serve.cloud.launch import CloudOptions, CloudServer
+from msao_compile.runtime.serve.cloud.served import Served
+from msao_compile.runtime.wire.base import Link, Traffic
+from msao_compile.runtime.wire.contract import DRAFTS, TOKENS, prefix_hash
+from msao_compile.runtime.wire.kserve.connect import connect, greet
+from msao_compile.runtime.wire.loopback import Loopback
+from msao_compile.runtime.wire.message import Message
+
+Case = Callable[[Link, Answering], Awaitable[None]]
+HASH = "ab" * 32
+
+
+@asynccontextmanager
+async def opened(kind: str, answering: Answering) -> AsyncIterator[Link]:
+    """A link of a kind to a cloud that answers so."""
+    if kind == "loopback":
+        yield Loopback(answering.handle)
+        return
+    server = CloudServer(Served("m", answering.handle, INPUTS), CloudOptions())
+    await server.start()
+    port = server.port if kind == "grpc" else server.http_port
+    link = await connect(f"{kind}://127.0.0.1:{port}")
+    try:
+        yield link
+    finally:
+        await link.close()
+        await server.stop()
+
+
+@pytest.fixture(params=["loopback", "grpc", "http"])
+def run(request: pytest.FixtureRequest) -> Callable[[Case], None]:
+    def go(case: Case) -> None:
+        async def whole() -> None:
+            answering = Answering()
+            async with opened(request.param, answering) as link:
+                await case(link, answering)
+
+        asyncio.run(asyncio.wait_for(whole(), 30))
+
+    return go
+
+
+def prefill(session: str, **more: object) -> Message:
+    fields = {"session": session, "form": "prompt", "modules": {"decoder": HASH}, "tokenizer": HASH, "limit": 50}
+    tensors = more.pop("tensors", {})
+    return Message("prefill", {**fields, "prompt": "four", **more}, tensors)
+
+
+def verify(session: str, committed: list[int], drafts: list[int], **more: object) -> Message:
+    fields = {"session": session, "round": 1, "base": len(committed), "prefix": prefix_hash(committed), **more}
+    return Message("verify", fields, {DRAFTS: np.array(drafts, np.int64)})
+
+
+def decode(session: str, count: int, **more: object) -> Message:
+    return Message("decode", {"session": session, "base": 0, "prefix": HASH, "count": count, **more})
+
+
+async def said(link: Link, message: Message, traffic: Traffic | None = None) -> list[Message]:
+    return [reply async for reply in link.call(message, traffic or Traffic())]
+
+
+def test_hello_tells_what_is_served(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        assert (await greet(link)).modules == {"decoder": HASH}
+
+    run(case)
+
+
+def test_a_prompt_is_opened_verified_and_closed(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        (ready,) = await said(link, prefill("session-1"))
+        assert ready.tensors[TOKENS].tolist() == [4]
+        (verified,) = await said(link, verify("session-1", [4], [5, 6, 9]))
+        assert verified.fields["accepted"] == 2
+        assert verified.tensors[TOKENS].tolist() == [5, 6, 7]
+        (closed,) = await said(link, Message("close", {"session": "session-1"}))
+        assert closed.fields["known"] is True
+        assert answering.sessions == {}
+
+    run(case)
+
+
+def test_a_round_without_drafts_crosses(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        await said(link, prefill("session-1"))
+        (verified,) = await said(link, verify("session-1", [4], []))
+        assert verified.tensors[TOKENS].tolist() == [5]
+
+    run(case)
+
+
+def test_arrays_of_every_type_cross_unchanged(run: Callable[[Case], None]) -> None:
+    tensors = {
+        "pixel_values": np.full((300, 1000), 2, np.float32),
+        "flags": np.array([True, False, True]),
+        "half": np.ones((1, 2, 2), np.float16),
+        "picture000": np.arange(5, dtype=np.uint8),
+    }
+
+    async def case(link: Link, answering: Answering) -> None:
+        await said(link, prefill("session-1", tensors=tensors))
+        assert answering.sessions["session-1"].first == 4 + 600_000 + 2 + 4 + 10
+
+    run(case)
+
+
+def test_streamed_tokens_come_in_order_and_end(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        ready, *tokens, done = await said(link, prefill("session-1", stream=5))
+        assert ready.kind == "ready"
+        assert [token.fields["id"] for token in tokens] == [4, 5, 6, 7, 8]
+        assert done.fields["known"] == 5
+
+    run(case)
+
+
+def test_many_requests_share_a_link(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        answering.token_s = 0.002
+        asked = [prefill(f"session-{place}", stream=20, prompt="x" * place) for place in range(40)]
+        answers = await asyncio.gather(*(said(link, message) for message in asked))
+        for place, (_, *tokens, done) in enumerate(answers):
+            assert [token.fields["id"] for token in tokens] == list(range(place, place + 20))
+            assert done.kind == "done"
+
+    run(case)
+
+
+def test_an_early_close_cancels_the_request_and_no_other(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        answering.token_s = 0.01
+        other = asyncio.create_task(said(link, prefill("session-2", stream=30)))
+        async with aclosing(link.call(prefill("session-1", stream=10_000), Traffic())) as replies:
+            async for reply in replies:
+                if reply.kind == "token":
+                    break
+        for _ in range(200):
+            if answering.cancelled:
+                break
+            await asyncio.sleep(0.01)
+        assert answering.cancelled == 1
+        assert len(await other) == 32
+        known = len(answering.sessions["session-1"].committed)
+        await asyncio.sleep(0.1)
+        assert len(answering.sessions["session-1"].committed) == known < 200
+
+    run(case)
+
+
+def test_faults_come_back_as_their_classes(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        with pytest.raises(SessionLost, match="session-9"):
+            await said(link, verify("session-9", [], [1]))
+        with pytest.raises(InputError, match="count"):
+            await said(link, Message("decode", {"session": "session-9", "base": 0, "prefix": HASH, "count": -1}))
+        with pytest.raises(InputError, match="dance"):
+            await said(link, Message("dance", {}))
+        with pytest.raises(InputError, match="drafts"):
+            wrong = Message("verify", verify("session-9", [], []).fields, {DRAFTS: np.ones(3, np.int32)})
+            await said(link, wrong)
+        assert (await greet(link)).model == "m"
+
+    run(case)
+
+
+def test_bytes_are_counted_both_ways(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        traffic = Traffic()
+        await said(link, prefill("session-1", tensors={"picture000": np.zeros(10_000, np.uint8)}), traffic)
+        assert 10_000 < traffic.up < 11_500
+        assert 20 < traffic.down < 1000
+
+    run(case)
+
+
+def test_a_closed_link_says_so(run: Callable[[Case], None]) -> None:
+    async def case(link: Link, answering: Answering) -> None:
+        await link.close()
+        with pytest.raises(LinkDown, match="closed"):
+            await greet(link)
+
+    run(case)
+
+
+@pytest.mark.parametrize("kind", ["grpc", "http"])
+def test_the_deadline_of_a_request_holds(kind: str) -> None:
+    async def whole() -> None:
+        answering = Answering()
+        async with opened(kind, answering) as link:
+            await said(link, prefill("session-1"))
+            answering.token_s = 60
+            with pytest.raises(DeadlineExceeded, match="100 ms"):
+                await said(link, decode("session-1", 5, deadline_ms=100))
+            assert answering.cancelled == 1
+
+    asyncio.run(asyncio.wait_for(whole(), 20))
