@@ -1,4 +1,4 @@
-"""A handler that keeps the contract without a model: token p of an answer is `first + p`, `first` the prompt's length."""
+"""A handler that keeps the contract without a model: token p of an answer is the prompt's length plus p."""
 
 from __future__ import annotations
 
