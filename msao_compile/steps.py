@@ -278,6 +278,9 @@ class Steps:
         models = [compose.model(parts) for parts in self.parts]
         modules = self._modules()
         tasks = {name: task.models for name, task in self.recipe.tasks.items()}
+        graphs = [(module.id, graph) for module in modules for graph in module.graphs]
+        fixed = {name for name, graph in graphs if not all(state.rollback for state in graph.states)}
+        routes = compose.routes(tasks, {model.name: model for model in models}, fixed)
         return Deployment(
             schema_version=f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}",
             name=self.recipe.name,
@@ -286,12 +289,14 @@ class Steps:
             modules=modules,
             engines=engines,
             tasks=tuple(Task(name=name, models=tuple(names)) for name, names in tasks.items()),
-            routes=compose.routes(tasks, {model.name: model for model in models}),
+            routes=routes,
             partition_points=compose.partition_points(
                 models, modules, self.rows, {parts.name: parts.split["classes"] for parts in self.parts}
             ),
             runtime=self._settings(),
             evidence=dict(evidence),
+            primitives=self.measured.primitives if self.measured is not None else (),
+            speculation=compose.speculation(tasks, routes, {model.name: model.role for model in models}),
         )
 
     def _evidence(self) -> ParityEvidence:

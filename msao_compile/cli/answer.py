@@ -26,6 +26,7 @@ class RouteChoice(StrEnum):
     EDGE = "edge"
     CLOUD = "cloud"
     SPLIT = "split"
+    SPECULATE = "speculate"
 
 
 def run(

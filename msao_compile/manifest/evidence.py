@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from msao_compile.manifest.offload import Primitives
 from msao_compile.manifest.schema import Dialect, Frozen, Verdict
 
 
@@ -75,6 +76,7 @@ class MeasureEvidence(Frozen):
     machine: dict[str, str]
     modules: tuple[ModuleTiming, ...]
     routes: tuple[RouteTiming, ...]
+    primitives: tuple[Primitives, ...] = ()
 
 
 class StageRun(Frozen):

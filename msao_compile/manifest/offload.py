@@ -56,11 +56,14 @@ class Acceptance(Frozen):
 
 
 class Speculation(Frozen):
-    """How the drafter drafts: `draft_tokens` at most a round, `confidence` is where it flushes.
+    """How a task's drafter drafts: `draft_tokens` at most a round, `confidence` is where it flushes.
+
+    `rule` is for temperatures above 0; at 0 it is always `greedy`. Without `evidence` nothing was fitted.
 
     The threshold moves between `confidence_min` and `confidence_max` by `decay` as rounds are accepted or not.
     """
 
+    task: str
     drafter: str
     verifier: str
     rule: Rule

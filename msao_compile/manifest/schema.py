@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from msao_compile.manifest.digest import canonical_json, sha256_bytes
 from msao_compile.manifest.engine import (
     Backend,
     BuildOrder,
@@ -19,6 +21,7 @@ from msao_compile.manifest.engine import (
     Status,
 )
 from msao_compile.manifest.frozen import NEWER_MINOR, FileRef, Frozen, RelativePath, Sha256, Size
+from msao_compile.manifest.offload import Primitives, Speculation
 
 __all__ = [
     "NEWER_MINOR", "Backend", "BuildOrder", "Compatibility", "Deployment", "Dialect", "Engine", "FileRef", "Frozen",
@@ -26,7 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
 GROWS = "past_sequence_length"  # the dimension along which a state grows
@@ -154,6 +157,16 @@ class Model(Frozen):
         """The token that stands for each modality's features, where one does."""
         return {entry.modality: entry.placeholder for entry in self.encoders if entry.placeholder is not None}
 
+    @property
+    def tokenizer_digest(self) -> str:
+        """Alike where token ids mean the same: the SHA-256 of tokenizer.json, else of all the tokenizer's files."""
+        found = {
+            PurePosixPath(file.path).name: file for file in self.files if file.path.startswith(f"{self.tokenizer}/")
+        }
+        if "tokenizer.json" in found:
+            return found["tokenizer.json"].sha256
+        return sha256_bytes(canonical_json({name: file.sha256 for name, file in found.items()}))
+
 
 class Task(Frozen):
     """A named use of one or several models."""
@@ -248,7 +261,8 @@ class Deployment(Frozen):
     evidence: dict[str, FileRef]
     placement: dict[str, Any] | None = None
     mas: dict[str, Any] | None = None
-    speculation: dict[str, Any] | None = None
+    primitives: tuple[Primitives, ...] = ()
+    speculation: tuple[Speculation, ...] = ()
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Deployment:
@@ -292,6 +306,8 @@ class Deployment(Frozen):
                 raise ValueError(f"an engine for {engine.target!r} names module {engine.module}, which is not listed")
         used = [(f"task {task.name!r}", model) for task in self.tasks for model in task.models]
         used += [(f"route {route.name!r}", route.model) for route in self.routes]
+        for entry in self.speculation:
+            used += [(f"speculation of {entry.task!r}", name) for name in (entry.drafter, entry.verifier)]
         for what, model_name in used:
             if model_name not in names:
                 raise ValueError(f"{what} names model {model_name!r}, which is not listed")

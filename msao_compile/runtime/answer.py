@@ -22,7 +22,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Answer:
-    """One finished answer. `verified` says that every token is the cloud model's own."""
+    """One finished answer. `verified` says that every token is the cloud model's own; `drafts` counts those that were
+    `drafted` and `accepted`, the `rounds` it took and the tokens that stayed `unverified`, of a route that speculates.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -30,6 +32,7 @@ class Answer:
     reason: str
     verified: bool
     timing: Timing
+    drafts: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)

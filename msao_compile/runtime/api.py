@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from msao_compile.errors import DeploymentError, InputError, PromptError
+from msao_compile.manifest.offload import Speculation
 from msao_compile.manifest.schema import Deployment, Model, Route
 from msao_compile.runtime.answer import Answer, Clock, Piece
-from msao_compile.runtime.cloud import CloudSide
+from msao_compile.runtime.cloud.service import CloudLimits, CloudService
+from msao_compile.runtime.device import Device
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward
 from msao_compile.runtime.loader import read_manifest, refuse_unsigned
-from msao_compile.runtime.routes import Question, RouteRun, edge, remote
+from msao_compile.runtime.remote import Patience
+from msao_compile.runtime.routes import Pair, Question, RouteRun, edge, remote, speculative
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.speculate.client import Plan
+from msao_compile.runtime.speculate.gates import Pace
 from msao_compile.runtime.wire.base import Link
 from msao_compile.runtime.wire.loopback import Loopback
 
@@ -73,6 +78,8 @@ class Runtime:
         self.deployment = deployment
         self.engines = Engines(folder, deployment, verify)
         self._sessions: dict[str, ModelSession] = {}
+        self._links: dict[str, Link] = {}
+        self.device = Device("edge")
 
     def generate(self, prompt: str, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
         """The whole answer; options as in `stream`."""
@@ -118,7 +125,9 @@ class Runtime:
                 yield Piece(text)
         rest = decoder.flush()
         timing = run.clock.timing(run.traffic.up, run.traffic.down)
-        yield Piece(rest, Answer(shown + rest, tuple(ids), taken.name, reason, run.verified, timing))
+        drafts = vars(run.account) if taken.name == "speculate" else None
+        verified = run.verified and not run.account.unverified
+        yield Piece(rest, Answer(shown + rest, tuple(ids), taken.name, reason, verified, timing, drafts))
 
     def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
         """The task's route of this name, or for `auto` the first of the task, or of the first; with the reason.
@@ -175,8 +184,34 @@ class Runtime:
         session, clock = self.session(route.model), Clock()
         if "cloud" not in route.hosts.values():
             return edge(session, question, clock)
-        link: Link = Loopback(CloudSide(session).handle)
-        return remote(session, question, clock, link, route)
+        if route.name == "speculate":
+            return self._speculative(route, question, clock)
+        return remote(session, question, clock, self._link(session), route, Patience())
+
+    def _speculative(self, route: Route, question: Question, clock: Clock) -> RouteRun:
+        entry = next((entry for entry in self.deployment.speculation if entry.task == route.task), None)
+        if entry is None:
+            raise DeploymentError(f"{self.folder}: task {route.task} has no speculation; build it again")
+        pair = Pair(self.session(entry.drafter), self.session(entry.verifier), self.device)
+        stops = frozenset() if question.sampling.ignore_eos else frozenset(pair.verifier.tokenizer.eos_token_ids)
+        plan = Plan(entry, self._pace(entry), question.limit, stops)
+        return speculative(pair, question, clock, self._link(pair.verifier), route, plan)
+
+    def _pace(self, entry: Speculation) -> Pace:
+        """What rounds cost by the times that were measured when the deployment was built; even ones where none were."""
+        times = {times.model: times for times in self.deployment.primitives}
+        if not {entry.drafter, entry.verifier} <= set(times):
+            return Pace(1.0, 0.0, 1.0)
+        verify = times[entry.verifier].verify
+        return Pace(times[entry.drafter].decode.at(1), verify.each_ms, verify.at(entry.draft_tokens + 1))
+
+    def _link(self, session: ModelSession) -> Link:
+        """The way to the cloud that serves this model."""
+        name = session.model.name
+        if name not in self._links:
+            service = CloudService(session, CloudLimits(sessions=1))
+            self._links[name] = Loopback(service.handle)
+        return self._links[name]
 
 
 def _pictures(image: Any) -> tuple[Picture, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Set
+from collections.abc import AsyncIterator, Iterator, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,18 @@ import numpy as np
 
 from msao_compile.manifest.schema import Route
 from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.device import Device
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.preprocess.decode import decode, read
+from msao_compile.runtime.remote import Patience, RemoteSession
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ROPE_INPUTS, ModelSession, Request
+from msao_compile.runtime.speculate.client import Account, Plan, Speculator
+from msao_compile.runtime.speculate.drafter import Drafter
 from msao_compile.runtime.tokens import Tokenizer
 from msao_compile.runtime.wire.base import Link, Traffic
+from msao_compile.runtime.wire.contract import PICTURE
 from msao_compile.runtime.wire.message import Message
 
 if TYPE_CHECKING:
@@ -44,6 +50,7 @@ class RouteRun:
     tokenizer: Tokenizer
     clock: Clock
     verified: bool
+    account: Account = field(default_factory=Account)
     traffic: Traffic = field(default_factory=Traffic)
 
 
@@ -62,36 +69,89 @@ def edge(session: ModelSession, question: Question, clock: Clock) -> RouteRun:
     return RouteRun(run(), session.tokenizer, clock, session.model.role == "target")
 
 
-def remote(session: ModelSession, question: Question, clock: Clock, link: Link, route: Route) -> RouteRun:
+def remote(
+    session: ModelSession, question: Question, clock: Clock, link: Link, route: Route, patience: Patience
+) -> RouteRun:
     """The modules that `route.hosts` puts in the cloud run there; what crosses is the smallest thing that can."""
-    message = _outgoing(session, question, clock, route)
-    message.fields.update(modules=session.model.components, limit=question.limit, sampling=vars(question.sampling))
+    message = outgoing(session, question, clock, route)
     traffic = Traffic()
+    there = RemoteSession(link, message, clock, traffic, patience)
 
-    def run() -> Iterator[int]:
-        for reply in link.call(message, traffic):
-            if reply.kind == "token":
+    async def run() -> AsyncIterator[int]:
+        try:
+            async for token in there.tokens(question.limit):
                 clock.token()
-                yield int(reply.fields["id"])
-            else:
-                clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.fields["modules_ms"].items()}
+                yield token
+        finally:
+            await there.close()
 
-    return RouteRun(run(), session.tokenizer, clock, session.model.role == "target", traffic)
+    return RouteRun(bridge().iterate(run()), session.tokenizer, clock, session.model.role == "target", traffic=traffic)
 
 
-def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Route) -> Message:
-    here = {component for component, host in route.hosts.items() if host == "edge"}
-    if not here:
+@dataclass(frozen=True)
+class Pair:
+    """Who drafts here and who verifies there, and the device that drafts."""
+
+    drafter: ModelSession
+    verifier: ModelSession
+    device: Device
+
+
+def speculative(pair: Pair, question: Question, clock: Clock, link: Link, route: Route, plan: Plan) -> RouteRun:
+    """The drafter's tokens here, verified there: what comes out is the verifier's answer.
+
+    Pixels and prompt are on their way before the drafter looks at them.
+    """
+    message = outgoing(pair.verifier, question, clock, route)
+    rule = "greedy" if question.sampling.greedy else plan.settings.rule
+    message.fields["rule"] = rule
+    traffic, drafter = Traffic(), Drafter(pair.drafter, rule, question.sampling)
+    there = RemoteSession(link, message, clock, traffic, plan.patience)
+    speculator = Speculator(drafter, pair.device, there, plan)
+
+    def prefill() -> None:
         with clock.module("preprocess"):
+            request = pair.drafter.prepare(question.prompt, question.pictures)
+        pair.drafter.check_capacity(len(request.ids), question.limit)
+        drafter.prefill(request, clock)
+
+    async def run() -> AsyncIterator[int]:
+        try:
+            async for token in speculator.tokens(prefill):
+                clock.token()
+                yield token
+        finally:
+            await there.close()
+
+    return RouteRun(
+        bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",
+        speculator.account, traffic,
+    )  # fmt: skip
+
+
+def outgoing(session: ModelSession, question: Question, clock: Clock, route: Route) -> Message:
+    """The message that opens a session of this model in the cloud; its modules here are run first."""
+    here = {component for component, host in route.hosts.items() if host == "edge"}
+    with clock.module("preprocess"):
+        if not here:
             files = {
-                f"picture{index:03}": np.frombuffer(_bytes(picture), np.uint8)
+                f"{PICTURE}{index:03}": np.frombuffer(_bytes(picture), np.uint8)
                 for index, picture in enumerate(question.pictures)
             }
-        return Message("prompt", {"prompt": question.prompt}, files)
-    with clock.module("preprocess"):
-        request = session.prepare(question.prompt, question.pictures)
-    session.check_capacity(len(request.ids), question.limit)
-    return crossing(session, request, here, clock)
+            message = Message("prefill", {"form": "prompt", "prompt": question.prompt}, files)
+        else:
+            request = session.prepare(question.prompt, question.pictures)
+            session.check_capacity(len(request.ids), question.limit)
+    if here:
+        message = crossing(session, request, here, clock)
+    message.fields.update(
+        modules=dict(session.model.components),
+        tokenizer=session.model.tokenizer_digest,
+        limit=question.limit,
+        sampling=vars(question.sampling),
+        rule="greedy" if question.sampling.greedy else "gumbel",
+    )
+    return message
 
 
 def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clock) -> Message:
@@ -105,10 +165,12 @@ def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clo
         known = {**held, **encoded}
         crossed = {name: value for name, value in known.items() if name in session.decoder.inputs}
         crossed = {**session.later(known), **crossed}  # the cloud embeds the tokens of the answer
-        return Message("embeds", {"offset": offset}, {**crossed, **embeds, "position_ids": positions})
+        return Message(
+            "prefill", {"form": "embeds", "offset": offset}, {**crossed, **embeds, "position_ids": positions}
+        )
     read = {name: value for name, value in request.tensors.items() if name in (*ROPE_INPUTS, "input_ids")}
     tensors = {session.facts.tokens: request.ids, **held, **read, **encoded}
-    return Message("features", {"encoded": list(encoded)}, tensors)
+    return Message("prefill", {"form": "features", "encoded": list(encoded)}, tensors)
 
 
 def _bytes(picture: Picture) -> bytes:

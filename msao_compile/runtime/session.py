@@ -217,9 +217,16 @@ class ModelSession:
             )
 
     def prefill(
-        self, request: Request, encoded: Mapping[str, np.ndarray], clock: Clock, every: bool = False
+        self,
+        request: Request,
+        encoded: Mapping[str, np.ndarray],
+        clock: Clock,
+        every: bool = False,
+        cache: KVCache | None = None,
     ) -> tuple[np.ndarray, Conversation]:
         """Run the whole prompt; logits [rows, vocabulary] of its last position, or of every one.
+
+        `cache` is an empty one to use; without it a new one is made.
 
         Raises:
             InputError: placeholders and features differ in number.
@@ -227,7 +234,7 @@ class ModelSession:
         self.check_placeholders(request, encoded)
         held = {**self.context(request.tensors), **encoded}
         embeds = self.embed(request.ids[None], held, clock)
-        return self.prefill_embeds({**held, **embeds}, self.positions(request), clock, every)
+        return self.prefill_embeds({**held, **embeds}, self.positions(request), clock, every, cache)
 
     @property
     def takes_batches(self) -> bool:
@@ -300,6 +307,7 @@ class ModelSession:
         positions: tuple[np.ndarray, tuple[float, ...]],
         clock: Clock,
         every: bool = False,
+        cache: KVCache | None = None,
     ) -> tuple[np.ndarray, Conversation]:
         """As `prefill`, from merged embeddings: what crosses the partition point after `embed_tokens`."""
         read = [name for name in self.decoder.inputs if name.startswith(CROSS)]
@@ -309,7 +317,8 @@ class ModelSession:
                 f"model {self.model.name!r} answers what its encoder reads, which is not there: give {media}"
             )
         length = known["inputs_embeds"].shape[1]
-        talk = Conversation(self.decoder.new_cache(self.facts.kv_capacity), positions[1], self.later(known))
+        cache = self.decoder.new_cache(self.facts.kv_capacity) if cache is None else cache
+        talk = Conversation(cache, positions[1], self.later(known))
         rows = np.arange(0 if every else length - 1, length, dtype=np.int64)
         return self._step(known, positions[0], rows, talk, clock)[0], talk
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from msao_compile.manifest.evidence import ParityRow
+from msao_compile.manifest.offload import Acceptance, Speculation
 from msao_compile.manifest.schema import (
     KV_LAYOUT,
     DecoderFacts,
@@ -179,10 +180,13 @@ def _folders(name: str) -> tuple[str, ...]:
     return ("preprocessor",) if "processor" in name else ("tokenizer",)
 
 
-def routes(tasks: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> tuple[Route, ...]:
+def routes(
+    tasks: Mapping[str, Sequence[str]], models: Mapping[str, Model], fixed: Collection[str] = ()
+) -> tuple[Route, ...]:
     """`edge` runs the draft model here, `cloud` the target model there, `split` the target's encoder here.
 
-    A deployment with one model answers on every route with that model.
+    `speculate` has the draft model's drafts verified there, unless a decoder is one of `fixed`: modules whose state
+    cannot be rolled back. A deployment with one model answers on every route with that model.
     """
     found: list[Route] = []
     for task, names in tasks.items():
@@ -196,10 +200,36 @@ def routes(tasks: Mapping[str, Sequence[str]], models: Mapping[str, Model]) -> t
         if encoders and models[target].decoder is not None:
             hosts: dict[str, Literal["edge", "cloud"]] = {**cloud, **dict.fromkeys(encoders, "edge")}
             found.append(Route(name="split", task=task, model=target, hosts=hosts, fallback=("cloud", "edge")))
+        decoders = {models[name].components.get("decoder") for name in (draft, target)}
+        if speculates(models[draft], models[target]) and not decoders & {*fixed}:
+            found.append(Route(name="speculate", task=task, model=target, hosts=cloud, fallback=("cloud", "edge")))
         if encoders and "encoder" not in parts and models[draft].decoder is not None:
             spoken = {name: "edge" for name in models[draft].components if name not in encoders}
             found.append(Route(name="text", task=task, model=draft, hosts=spoken))  # type: ignore[arg-type]
     return tuple(found)
+
+
+def speculates(draft: Model, target: Model) -> bool:
+    """Whether one model can draft for another: both decode text, and token ids mean the same to both."""
+    facts = [model.decoder for model in (draft, target)]
+    decode = all(fact is not None and fact.tokens == "input_ids" for fact in facts)
+    return draft.name != target.name and decode and draft.tokenizer_digest == target.tokenizer_digest
+
+
+def speculation(
+    tasks: Mapping[str, Sequence[str]], routes: Sequence[Route], role: Mapping[str, str]
+) -> tuple[Speculation, ...]:
+    """How each task speculates before anything was fitted: short rounds, drafts kept four times in five."""
+    guess = Acceptance(from_confidence=(0.0,), chance=(0.8,))
+    return tuple(
+        Speculation(
+            task=route.task, drafter=next(name for name in tasks[route.task] if role[name] == "draft"),
+            verifier=route.model, rule="gumbel", draft_tokens=4, confidence=0.3, confidence_min=0.05,
+            confidence_max=0.9, acceptance=guess,
+        )
+        for route in routes
+        if route.name == "speculate"
+    )  # fmt: skip
 
 
 def partition_points(

@@ -17,7 +17,7 @@ from msao_compile.manifest.schema import Deployment, Model, Status
 from msao_compile.manifest.variants import Kinds, kinds_of
 from msao_compile.recipe.schema import PARITY_PROMPT_TOKENS
 from msao_compile.runtime.answer import Clock
-from msao_compile.runtime.cloud import CloudSide
+from msao_compile.runtime.cloud.opening import go_on
 from msao_compile.runtime.compare import Distance, distance, refuse_failures, verdict
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward, greedy, rows
@@ -260,8 +260,8 @@ def _stepped(session: ModelSession, asked: Asked, here: frozenset[str] | None = 
     if here is None:
         logits, talk = session.prefill(request, session.encode(request.tensors, clock), clock)
     else:  # as the routes do it: what the modules `here` give becomes bytes, and the cloud's side goes on from those
-        sent = pack(crossing(session, request, here, clock))
-        logits, talk = CloudSide(session).prefill(unpack(sent), len(asked.teacher), clock)
+        sent = unpack(pack(crossing(session, request, here, clock)))
+        logits, talk = go_on(session, sent, len(asked.teacher), clock)
     steps = [session.extend(asked.teacher[[index]], talk, clock) for index in range(len(asked.teacher))]
     return np.concatenate([logits, *steps])
 

@@ -82,6 +82,9 @@ class ObservedDecoder(Observed):
         """What a session gives."""
         return self.shown
 
+    def new_slab(self, capacity: int, rows: int) -> None:
+        """None: what is observed goes alone."""
+
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """No positions yet."""
         values = {}

@@ -55,11 +55,30 @@ class KVCache(Protocol):
         """
 
 
+class Slab(Protocol):
+    """State of many sequences side by side, whose rows can be run together or apart."""
+
+    rows: int
+    capacity: int
+
+    def view(self, first: int, end: int) -> KVCache:
+        """The rows from `first` up to `end` as a cache over the same memory; a step writes at its `length`."""
+
+    def gather(self, row: int, kept: np.ndarray) -> None:
+        """Move the positions `kept` [n] of a row, which rise, to its front."""
+
+
 class DecoderEngine(Engine, Protocol):
     """A loaded decoder: one graph for prefill and decode."""
 
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """An empty cache of `capacity` positions for sequences that go on together."""
+
+    def new_slab(self, capacity: int, rows: int) -> Slab | None:
+        """Room for `rows` sequences that do not go on together; None where the graph or the device has no such state.
+
+        A graph has it that takes a mask over all positions and is told where to write.
+        """
 
     def step(self, feed: Mapping[str, np.ndarray], cache: KVCache) -> np.ndarray:
         """Append the fed positions to the cache and give logits [batch, num_logits, vocabulary].

@@ -140,7 +140,12 @@ class StateCache:
     """
 
     def __init__(
-        self, decoder: OrtDecoder, capacity: int, batch: int, steps: ort_cuda.FixedSteps | None = None
+        self,
+        decoder: OrtDecoder,
+        capacity: int,
+        batch: int,
+        steps: ort_cuda.FixedSteps | None = None,
+        shared: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.length, self.capacity, self.states, self.device = 0, capacity, decoder.states, decoder.device
         self.binding = decoder.session.io_binding()
@@ -150,7 +155,7 @@ class StateCache:
         for state in self.states:
             rows = capacity if state.update == "in_place" else 0
             shape = [rows if size == GROWS else batch if isinstance(size, str) else size for size in state.shape]
-            empty = np.zeros(shape, np.dtype(state.dtype))
+            empty = np.zeros(shape, np.dtype(state.dtype)) if shared is None else shared[state.name]
             if steps is None:
                 value = ort_cuda.device_value(empty, self.device)
             else:
@@ -200,6 +205,34 @@ class StateCache:
             self.values |= {state.name: value for state, value in zip(self.moving, outputs, strict=False)}
 
 
+class StateSlab:
+    """State of many sequences in one buffer per tensor [rows, ...], of which any run of rows is a cache of its own."""
+
+    def __init__(self, decoder: OrtDecoder, capacity: int, rows: int) -> None:
+        self.decoder, self.capacity, self.rows = decoder, capacity, rows
+        self.arrays: dict[str, np.ndarray] = {}
+        self._axes: dict[str, int] = {}
+        for state in decoder.states:
+            axis = state.shape.index(capacity)
+            self._axes[state.name] = axis
+            shape = [rows if isinstance(size, str) else size for size in state.shape]
+            self.arrays[state.name] = np.zeros(shape, np.dtype(state.dtype))
+        self._views: dict[tuple[int, int], StateCache] = {}
+
+    def view(self, first: int, end: int) -> StateCache:
+        """The rows from `first` up to `end` as a cache over the same memory; its `length` is where a step writes."""
+        if (first, end) not in self._views:
+            shared = {name: array[first:end] for name, array in self.arrays.items()}
+            self._views[first, end] = StateCache(self.decoder, self.capacity, end - first, shared=shared)
+        return self._views[first, end]
+
+    def gather(self, row: int, kept: np.ndarray) -> None:
+        """Move the positions `kept` [n] of a row, which rise, to its front."""
+        for name, array in self.arrays.items():
+            along = np.moveaxis(array[row], self._axes[name] - 1, 0)
+            along[: len(kept)] = along[kept]
+
+
 class OrtDecoder(OrtEngine):
     """A decoder session; `step` runs prefill, decode and verification alike, for all sequences of a cache.
 
@@ -235,6 +268,11 @@ class OrtDecoder(OrtEngine):
                 f"kv_capacity is {capacity}, for which this machine has not the {self._bytes(capacity, batch)} bytes: "
                 "lower shapes.decoder.kv_capacity in the recipe and build again"
             ) from error
+
+    def new_slab(self, capacity: int, rows: int) -> StateSlab | None:
+        """Room for sequences that do not go on together, where this graph writes its state itself, on a CPU."""
+        grown = [state.update == "in_place" and capacity in state.shape[1:] for state in self.states]
+        return StateSlab(self, capacity, rows) if self.places and all(grown) and self.device == "cpu" else None
 
     def _captured(self, capacity: int, batch: int) -> StateCache:
         """A cache at addresses whose steps are captured, of one that nobody has any more where there is one."""

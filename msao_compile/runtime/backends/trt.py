@@ -279,6 +279,9 @@ class TrtDecoder(TrtEngine):
             return {state.output: "" for state in self.states}
         return {state.output: engine.get_aliased_input_tensor(state.output) or "" for state in self.states}
 
+    def new_slab(self, capacity: int, rows: int) -> None:
+        """None: rows on a device go on together only."""
+
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """An empty cache on the device for sequences that go on together.
 

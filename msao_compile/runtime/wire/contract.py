@@ -4,7 +4,7 @@ A session is one answer that a verifier writes. What it committed is the only tr
 tokens is always a beginning of the cloud's. Positions count tokens of the answer, the prompt left out.
 
     hello    -> welcome                         once a connection: contract, modules, tokenizer, limits
-    prefill  -> ready [token... done]           opens a session, or again with what it committed; `stream` tokens at once
+    prefill  -> ready [token... done]           opens a session, anew or with what was committed; may stream on
     verify   -> verified                        drafts from `base` on; what is committed from `base` on comes back
     decode   -> token... done                   goes on without drafts
     close    -> closed                          forgets the session; of one that is not known as well
@@ -132,8 +132,9 @@ class Ready(Frozen):
 class Verify(Frozen):
     """`drafts` [K] int64 for positions `base`...; `prefix` is `prefix_hash` of the committed tokens before them.
 
-    `burst`: so many more tokens the cloud may decode where a draft was rejected. Rule `reject` sends `draft_probs`
-    [K, vocabulary] float32, the distribution each draft was drawn from.
+    The verifier's own token follows the drafts it keeps, and `burst` more that it decodes. `drafts` from `base` on may
+    begin with tokens that are committed by now, or that other rounds under way have too. Rule `reject` sends
+    `draft_probs` [K, vocabulary] float32, the distribution each draft was drawn from.
     """
 
     session: Session

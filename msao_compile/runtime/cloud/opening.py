@@ -1,0 +1,111 @@
+"""How a session begins: what crossed becomes a request, encoders run, and the prompt goes into a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from msao_compile.errors import InputError
+from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.backends.base import Arrays
+from msao_compile.runtime.cloud.rows import Apart, Row, Rows
+from msao_compile.runtime.device import Work
+from msao_compile.runtime.preprocess.decode import MAX_PIXELS, decode
+from msao_compile.runtime.session import Conversation, ModelSession, Request
+from msao_compile.runtime.wire.contract import PICTURE, Prefill
+from msao_compile.runtime.wire.message import Message
+
+
+@dataclass
+class Opening:
+    """What a session begins with: `length` prompt tokens, and either a request or merged embeddings."""
+
+    length: int
+    pictures: int = 0
+    request: Request | None = None
+    encoded: Arrays | None = None
+    known: Arrays = field(default_factory=dict)
+    positions: tuple[np.ndarray, tuple[float, ...]] | None = None
+
+
+def prepared(session: ModelSession, fields: Prefill, message: Message, clock: Clock, most_pixels: int) -> Opening:
+    """Text and pixels of what crossed; refused where it cannot fit.
+
+    Raises:
+        InputError: arrays are missing or not what the model takes. CapacityExceeded: too long. PromptError,
+            PictureError: as `ModelSession.prepare`.
+    """
+    opening = _read(session, fields, message, clock, most_pixels)
+    session.check_capacity(opening.length, fields.limit)
+    return opening
+
+
+def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock, most_pixels: int) -> Opening:
+    tensors = dict(message.tensors)
+    if fields.form == "prompt":
+        strange = next((name for name in tensors if not name.startswith(PICTURE)), None)
+        if strange is not None:
+            raise InputError(
+                f"prefill: an array {strange!r} does not belong to a prompt: send pictures as {PICTURE}000"
+            )
+        with clock.module("preprocess"):
+            files = [np.asarray(value, np.uint8).tobytes() for _, value in sorted(tensors.items())]
+            pictures = [decode(file, most_pixels) for file in files]
+            request = session.prepare(fields.prompt, pictures)
+        return Opening(len(request.ids), len(pictures), request)
+    if fields.form == "embeds":
+        for name in ("inputs_embeds", "position_ids"):
+            if name not in tensors:
+                raise InputError(f"prefill: {name} is missing: send it with embeds")
+        width = session.facts.hidden_size
+        embeds = tensors["inputs_embeds"]
+        if embeds.ndim != 3 or embeds.shape[0] != 1 or embeds.shape[2] != width or not embeds.shape[1]:
+            raise InputError(
+                f"prefill: inputs_embeds has shape {embeds.shape} where this model takes (1, tokens, {width})"
+            )
+        positions = (tensors.pop("position_ids"), tuple(fields.offset))
+        return Opening(embeds.shape[1], known=tensors, positions=positions)
+    names = [session.facts.tokens, *fields.encoded]
+    missing = next((name for name in names if name not in tensors), None)
+    if missing is not None:
+        raise InputError(f"prefill: {missing} is missing: send it with features")
+    ids = tensors.pop(session.facts.tokens)
+    if ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
+        raise InputError(f"prefill: {session.facts.tokens} is {ids.dtype} of shape {ids.shape}; send int64 [tokens]")
+    encoded = {name: tensors.pop(name) for name in fields.encoded}
+    return Opening(len(ids), request=Request(ids, tensors), encoded=encoded)
+
+
+def prefilled(
+    session: ModelSession, rows: Rows, row: Row, opening: Opening, clock: Clock
+) -> Iterator[tuple[Work, int, Callable[[], Any]]]:
+    """The work that fills a row, piece by piece, so that steps of others go in between; the last gives logits [V]."""
+    if opening.positions is not None:
+        positions = opening.positions
+        yield "prefill", opening.length, lambda: rows.prefill_embeds(row, opening.known, positions, clock)
+        return
+    request = opening.request
+    assert request is not None  # one of the two
+    encoded = dict(opening.encoded or {})
+    if opening.encoded is None and opening.pictures:
+        yield "encode", opening.pictures, lambda: encoded.update(session.encode(request.tensors, clock))
+    yield "prefill", opening.length, lambda: rows.prefill(row, request, encoded, clock)
+
+
+def go_on(session: ModelSession, message: Message, limit: int, clock: Clock) -> tuple[np.ndarray, Conversation]:
+    """What the cloud makes of a prefill message without a session: logits [1, V] after the prompt, and what follows.
+
+    Raises:
+        InputError, CapacityExceeded: as `prepared`.
+    """
+    model = session.model
+    given = {"session": "proof-of-cut", "modules": dict(model.components), "tokenizer": model.tokenizer_digest}
+    fields = Prefill.model_validate({**given, "limit": limit, **message.fields})
+    opening, rows = prepared(session, fields, message, clock, MAX_PIXELS), Apart(session, 1)
+    row = Row()
+    logits = [work() for _, _, work in prefilled(session, rows, row, opening, clock)][-1]
+    assert row.talk is not None  # the last piece of work fills it
+    return logits[None], row.talk

@@ -1,0 +1,133 @@
+"""Continuous batching: every step takes the waiting tokens of all sessions, prompts go in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from msao_compile.errors import Busy
+from msao_compile.runtime.cloud.rows import Row, Rows
+from msao_compile.runtime.device import Device, Work
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Step:
+    row: Row
+    ids: np.ndarray
+    judge: Callable[[np.ndarray], Any]
+    future: asyncio.Future[Any]
+
+
+@dataclass
+class _Alone:
+    kind: Work
+    count: int
+    work: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
+class Scheduler:
+    """Gives a device its work: steps of all sessions together, and one prompt between two steps.
+
+    So a long queue of prompts holds up no answer that is being written for longer than one of them takes, and no
+    prompt waits for the end of an answer. Prompts are served in the order they came.
+
+    `together` False runs each session's step alone: what batching is measured against.
+    """
+
+    def __init__(self, rows: Rows, device: Device, most_waiting: int, together: bool = True) -> None:
+        self.rows, self.device, self.most_waiting, self.together = rows, device, most_waiting, together
+        self._steps: deque[_Step] = deque()
+        self._alone: deque[_Alone] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self.steps, self.tokens, self.widest = 0, 0, 0
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that wait."""
+        return len(self._steps) + len(self._alone)
+
+    async def step(self, row: Row, ids: np.ndarray, judge: Callable[[np.ndarray], T]) -> T:
+        """Append tokens to a row at the next step; gives what `judge` makes of logits [n, V] there."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._steps.append(_Step(row, ids, judge, future))
+        self._wake()
+        return await future
+
+    async def alone(self, kind: Work, count: int, work: Callable[[], T]) -> T:
+        """Run something of one session, in its turn among those of others.
+
+        Raises:
+            Busy: too many wait already.
+        """
+        if len(self._alone) >= self.most_waiting:
+            spent, done = self.device.busy_ms.get("prefill", 0.0), max(self.prompts, 1)
+            raise Busy(
+                f"{len(self._alone)} prompts wait at this cloud already: try again later",
+                max(int(spent / done * len(self._alone)), 1),
+            )
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._alone.append(_Alone(kind, count, work, future))
+        self._wake()
+        return await future
+
+    prompts = 0
+
+    def _wake(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        after_steps = True
+        while self._steps or self._alone:
+            if self._alone and (after_steps or not self._steps):
+                await self._one()
+            else:
+                await self._together()
+            after_steps = not after_steps
+
+    async def _one(self) -> None:
+        item = self._alone.popleft()
+        self.prompts += item.kind == "prefill"
+        outcome = await self.device.run(item.kind, item.count, lambda: _tried(item.work))
+        _settle(item.future, outcome)
+
+    async def _together(self) -> None:
+        taken = [self._steps.popleft() for _ in range(len(self._steps) if self.together else 1)]
+        count = sum(len(step.ids) for step in taken)
+        self.steps, self.tokens = self.steps + 1, self.tokens + count
+        self.widest = max(self.widest, len(taken))
+        kind: Work = "decode" if count == len(taken) else "verify"
+
+        def work() -> list[Any]:
+            logits = _tried(lambda: self.rows.step([(step.row, step.ids) for step in taken]))
+            if isinstance(logits, BaseException):
+                return [logits] * len(taken)
+            return [_tried(lambda s=step, one=rows: s.judge(one)) for step, rows in zip(taken, logits, strict=True)]  # type: ignore[misc]
+
+        for step, outcome in zip(taken, await self.device.run(kind, count, work), strict=True):
+            _settle(step.future, outcome)
+
+
+def _tried(work: Callable[[], Any]) -> Any:
+    """What it gives, or what it raised, for whoever waits for it."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - it is raised again where the request is awaited
+        return error
+
+
+def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.cancelled():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

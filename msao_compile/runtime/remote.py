@@ -1,0 +1,140 @@
+"""An answer that a cloud writes, seen from here: opened, followed, verified, and opened again when it was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from msao_compile.errors import Busy, LinkDown, RemoteError, SessionLost
+from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.wire import contract as c
+from msao_compile.runtime.wire.base import Link, Traffic
+from msao_compile.runtime.wire.message import Message
+
+AGAIN = (LinkDown, SessionLost, Busy)
+"""What another try may mend."""
+
+
+@dataclass
+class Patience:
+    """How often a lost cloud is tried again without a token in between, and how long each wait is at least."""
+
+    tries: int = 4
+    wait_ms: float = 50.0
+
+    async def again(self, error: RemoteError, tried: int) -> None:
+        """Wait before try number `tried` + 1, each time twice as long, or as long as the cloud said.
+
+        Raises:
+            RemoteError: it was the last try.
+        """
+        if tried >= self.tries:
+            raise error
+        told_ms = error.retry_after_ms if isinstance(error, Busy) else 0
+        await asyncio.sleep(max(told_ms, self.wait_ms * 2 ** (tried - 1)) / 1e3)
+
+
+class RemoteSession:
+    """One answer in a cloud. `committed` is all that the cloud said of it; it only grows.
+
+    `opening` is a prefill message without session and committed tokens, which are filled in at each try.
+    """
+
+    def __init__(self, link: Link, opening: Message, clock: Clock, traffic: Traffic, patience: Patience) -> None:
+        self.link, self.opening, self.clock, self.traffic, self.patience = link, opening, clock, traffic, patience
+        self.committed: list[int] = []
+        self.finish: c.Finish | None = None
+        self.name = ""
+        self.verify_ms = 0.0
+        self.rounds = 0
+        self.reopened = 0
+
+    async def open(self, stream: int = 0) -> AsyncIterator[None]:
+        """Open the session with what is committed; yields whenever more is, and ends where the stream does.
+
+        Raises:
+            RemoteError, InputError: as `Link.call`.
+        """
+        self.name = secrets.token_hex(8)
+        fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
+        replies = self.link.call(Message("prefill", fields, self.opening.tensors), self.traffic)
+        async for message in replies:
+            reply = c.read(message, c.REPLIES)
+            if isinstance(reply, c.Ready):
+                if self.clock.first is None:
+                    self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
+                self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
+            elif isinstance(reply, c.TokenIs):
+                self.take(reply.position, [reply.id], None)
+            elif isinstance(reply, c.Done):
+                self.finish = reply.finish or self.finish
+            yield
+
+    async def tokens(self, limit: int) -> AsyncIterator[int]:
+        """The whole answer as the cloud decodes it, however often it has to be opened again.
+
+        Raises:
+            RemoteError, InputError: as `Link.call`, after the last try.
+        """
+        told, tried = 0, 0
+        while self.finish is None and len(self.committed) < limit:
+            try:
+                async for _ in self.open(limit - len(self.committed)):
+                    while told < len(self.committed):
+                        yield self.committed[told]
+                        told, tried = told + 1, 0
+            except AGAIN as error:
+                tried += 1
+                await self.patience.again(error, tried)
+                self.reopened += 1
+
+    def verify(
+        self, drafts: Sequence[int], probs: np.ndarray | None = None, burst: int = 0
+    ) -> Coroutine[Any, Any, c.Verified]:
+        """Have drafts verified that follow what is committed at this call; what comes back is committed.
+
+        Raises:
+            RemoteError, InputError: as `Link.call`.
+        """
+        self.rounds += 1
+        base, prefix = len(self.committed), c.prefix_hash(self.committed)
+        fields = c.Verify(session=self.name, round=self.rounds, base=base, prefix=prefix, burst=burst)
+        tensors = {c.DRAFTS: np.asarray(drafts, np.int64)}
+        if probs is not None:
+            tensors[c.DRAFT_PROBS] = probs
+        return self._verified(c.write("verify", fields, tensors))
+
+    async def _verified(self, asked: Message) -> c.Verified:
+        async for message in self.link.call(asked, self.traffic):
+            reply = c.read(message, c.REPLIES)
+            if isinstance(reply, c.Verified) and reply.session == self.name:
+                self.verify_ms += reply.verify_ms
+                self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
+                return reply
+        raise LinkDown("the cloud ended a round without a verdict: it is tried again")
+
+    def take(self, base: int, tokens: Sequence[int], finish: c.Finish | None) -> None:
+        """Commit what the cloud says stands from `base` on; what is known already has to be the same.
+
+        Raises:
+            RemoteError: it is another than what was committed before.
+        """
+        known = self.committed[base : base + len(tokens)]
+        if base > len(self.committed) or list(tokens[: len(known)]) != known:
+            raise RemoteError(f"the cloud changed its mind about what it had committed from token {base} on")
+        self.committed.extend(tokens[len(known) :])
+        if len(tokens) >= len(known):  # it tells of the end that is known, or a later one
+            self.finish = finish or self.finish
+
+    async def close(self) -> None:
+        """Let the cloud forget it; a cloud that cannot be reached will by itself."""
+        if self.name and self.finish is None:
+            with suppress(RemoteError):
+                async for _ in self.link.call(c.write("close", c.Close(session=self.name)), self.traffic):
+                    continue

@@ -1,0 +1,244 @@
+"""Drafting and verifying at once: the drafter goes on from its own guesses while rounds are on their way.
+
+A round holds every draft that is not committed, those of earlier rounds under way too: so the cloud needs none of the
+earlier ones to judge it, and lost, late or reordered replies change nothing but time. What is shown is what the cloud
+committed, or, where the cloud stays away and the caller allows it, what the drafter says, marked as unverified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from msao_compile.errors import Busy, RemoteError
+from msao_compile.manifest.offload import Speculation
+from msao_compile.runtime.device import Device
+from msao_compile.runtime.remote import AGAIN, Patience, RemoteSession
+from msao_compile.runtime.speculate.drafter import Draft, Drafter
+from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
+from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one answer is drafted: what was fitted, what is known of time, and what is allowed.
+
+    `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
+    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away.
+    """
+
+    settings: Speculation
+    pace: Pace
+    limit: int
+    stops: frozenset[int]
+    rounds: int = 4
+    burst: int = 0
+    unverified: bool = False
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass
+class Account:
+    """What drafting came to."""
+
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0
+    unverified: int = 0
+
+
+@dataclass
+class _Round:
+    base: int
+    drafts: int
+    first: int  # of the drafts, those before were in earlier rounds
+
+
+@dataclass
+class Speculator:
+    """One answer. `committed` lives in `remote`; `ahead` are drafts behind it, `sent` of which are under way."""
+
+    drafter: Drafter
+    device: Device
+    remote: RemoteSession
+    plan: Plan
+    account: Account = field(default_factory=Account)
+    ahead: list[Draft] = field(default_factory=list)
+    sent: int = 0
+    unsure: bool = False
+
+    def __post_init__(self) -> None:
+        self.threshold = self.plan.settings.confidence
+        self._under_way: dict[asyncio.Task[Verified | None], _Round] = {}
+        self._shown = self._settled = self._tried = 0
+
+    async def tokens(self, prefill: Callable[[], None]) -> AsyncIterator[int]:
+        """The answer's tokens as they are committed; `prefill` runs the drafter's prompt while the cloud's crosses.
+
+        Raises:
+            RemoteError: the cloud stayed away and `unverified` is not allowed, or as `RemoteSession`.
+        """
+        try:
+            self._launch(self._open(), _Round(0, 0, 0))
+            ready = asyncio.ensure_future(self.device.run("prefill", 1, prefill))
+            while not self._ended:
+                async for token in self._news():
+                    yield token
+                if not ready.done():
+                    await asyncio.wait([ready, *self._under_way], return_when=asyncio.FIRST_COMPLETED)
+                elif self._drafting():
+                    ready.result()
+                    await self._draft()
+                elif self._under_way:
+                    await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    self._send()
+                try:
+                    self._settle()
+                except AGAIN as error:
+                    if not await self._again(error):
+                        break
+            async for token in self._news():
+                yield token
+            await asyncio.wait([ready])
+            async for token in self._alone():
+                yield token
+        finally:
+            await self._stop()
+
+    @property
+    def _ended(self) -> bool:
+        return self.remote.finish is not None or len(self.remote.committed) >= self.plan.limit
+
+    async def _news(self) -> AsyncIterator[int]:
+        while self._shown < len(self.remote.committed):
+            self._shown += 1
+            yield self.remote.committed[self._shown - 1]
+
+    def _drafting(self) -> bool:
+        """Whether another draft may be made now."""
+        known = len(self.remote.committed) + len(self.ahead)
+        at_end = self.ahead and self.ahead[-1].token in self.plan.stops
+        window = min(self.plan.settings.draft_tokens * self.plan.rounds, MOST_DRAFTS)
+        room = len(self._under_way) < self.plan.rounds or len(self.ahead) - self.sent < self.plan.settings.draft_tokens
+        return not self.unsure and not at_end and known < self.plan.limit and len(self.ahead) < window and room
+
+    async def _draft(self) -> None:
+        """Make one draft, and send a round where it is time."""
+        answer = [*self.remote.committed, *(draft.token for draft in self.ahead)]
+        draft = await self.device.run("draft", 1, lambda: self.drafter.draft(answer))
+        self._settle()
+        if [*self.remote.committed, *(draft.token for draft in self.ahead)] != answer:
+            return  # the cloud said something else meanwhile
+        settings, chance = self.plan.settings, 1.0
+        for earlier in (*self.ahead[self.sent :], draft):
+            chance *= settings.acceptance.at(earlier.confidence)
+        fresh = len(self.ahead) - self.sent
+        waiting = bool(self._under_way)
+        worth = worth_drafting(chance, fresh, self.plan.pace, waiting)
+        if draft.confidence < self.threshold or (fresh and not worth):
+            self.unsure = draft.confidence < self.threshold
+            self._send(self.plan.burst if self.unsure else 0)
+            return
+        self.ahead.append(draft)
+        self.account.drafted += 1
+        full = len(self.ahead) - self.sent >= settings.draft_tokens
+        if full or draft.token in self.plan.stops or len(answer) + 1 >= self.plan.limit:
+            self._send()
+
+    def _send(self, burst: int = 0) -> None:
+        """Send a round of all drafts that are not committed, unless nothing would come of it."""
+        if len(self._under_way) >= self.plan.rounds or (self._under_way and self.sent == len(self.ahead)):
+            return
+        base = len(self.remote.committed)
+        probs = [draft.probs_V for draft in self.ahead if draft.probs_V is not None]
+        stacked = np.stack(probs) if probs and len(probs) == len(self.ahead) else None
+        verify = self.remote.verify([draft.token for draft in self.ahead], stacked, burst)
+        self._launch(verify, _Round(base, len(self.ahead), self.sent))
+        self.sent = len(self.ahead)
+        self.account.rounds += 1
+
+    def _launch(self, work: Coroutine[Any, Any, Verified | None], around: _Round) -> None:
+        self._under_way[asyncio.ensure_future(work)] = around
+
+    async def _open(self) -> None:
+        async for _ in self.remote.open():
+            continue
+
+    def _settle(self) -> None:
+        """Take in what came back: keep the drafts that were committed, drop those behind one that was not.
+
+        Raises:
+            RemoteError: what a round raised.
+        """
+        before = self._settled
+        for task in [task for task in self._under_way if task.done()]:
+            around = self._under_way.pop(task)
+            reply = task.result()
+            if reply is not None and not reply.stale and reply.accepted < around.drafts:
+                self.threshold = moved(self.threshold, reply.accepted - around.first, around.drafts - around.first,
+                                       self.plan.settings)  # fmt: skip
+            elif reply is not None and around.drafts > around.first:
+                self.threshold = moved(self.threshold, 1, 1, self.plan.settings)
+        self._trim()
+        if len(self.remote.committed) > before:
+            self._tried = 0
+
+    def _trim(self) -> None:
+        """Drafts that are committed leave `ahead`; where the cloud committed another token, all of them do."""
+        base = len(self.remote.committed) - self._settled
+        if base <= 0:
+            return
+        new = self.remote.committed[self._settled :]
+        kept = 0
+        for token, draft in zip(new, self.ahead, strict=False):
+            if token != draft.token:
+                break
+            kept += 1
+        self.account.accepted += kept
+        follows = kept == min(len(new), len(self.ahead))
+        self.ahead = self.ahead[len(new) :] if follows else []
+        self.sent = max(self.sent - len(new), 0) if follows else 0
+        self._settled = len(self.remote.committed)
+        self.unsure = False
+
+    async def _again(self, error: RemoteError) -> bool:
+        """Open the session again after a wait; False where the drafter is to finish alone.
+
+        Raises:
+            RemoteError: the last try failed and the drafter may not.
+        """
+        await self._stop()
+        self.sent, self.unsure = 0, False
+        self._tried += 1
+        try:
+            await self.remote.patience.again(error, self._tried)
+        except RemoteError:
+            if self.plan.unverified and not isinstance(error, Busy):
+                return False
+            raise
+        self.remote.reopened += 1
+        self._launch(self._open(), _Round(0, 0, 0))
+        return True
+
+    async def _alone(self) -> AsyncIterator[int]:
+        """What the drafter says from what is committed on, where the cloud stayed away."""
+        answer = list(self.remote.committed)
+        while not self._ended and len(answer) < self.plan.limit:
+            token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
+            if token in self.plan.stops:
+                return
+            answer.append(token)
+            self.account.unverified += 1
+            yield token
+
+    async def _stop(self) -> None:
+        """Give up every round under way."""
+        tasks, self._under_way = list(self._under_way), {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
