@@ -19,9 +19,10 @@ INPUTS = {"pixel_values": ("float32", 2), "flags": ("bool", 1), "half": ("float1
 
 @dataclass
 class Held:
-    """What one session committed."""
+    """What one session committed; a prompt `0.5 ...` takes half a second for each token."""
 
     first: int
+    token_s: float
     committed: list[int] = field(default_factory=list)
 
     def token(self, position: int) -> int:
@@ -30,9 +31,10 @@ class Held:
 
 @dataclass
 class Answering:
-    """`handle` is the handler; `token_s` is how long a token takes; `cancelled` counts requests closed early."""
+    """`handle` is the handler. What it counts, `hello` tells: sessions as `limits.sessions`, and as `kv_capacity` how
+    many requests were closed early.
+    """
 
-    token_s: float = 0.0
     sessions: dict[str, Held] = field(default_factory=dict)
     cancelled: int = 0
 
@@ -50,16 +52,17 @@ class Answering:
             self.cancelled += not ended
 
     async def _hello(self, fields: contract.Hello, message: Message) -> AsyncIterator[Message]:
-        limits = contract.Limits(request_bytes=1 << 20, picture_pixels=1, sessions=9, draft_tokens=8)
+        limits = contract.Limits(request_bytes=1 << 20, picture_pixels=1, sessions=len(self.sessions), draft_tokens=8)
         welcome = contract.Welcome(
             contract=contract.CONTRACT, model="m", modules={"decoder": HASH}, tokenizer=HASH, vocab_size=9,
-            kv_layout="bhsd/v1", kv_capacity=64, rules=("greedy",), limits=limits,
+            kv_layout="bhsd/v1", kv_capacity=self.cancelled, rules=("greedy",), limits=limits,
         )  # fmt: skip
         yield write("welcome", welcome)
 
     async def _prefill(self, fields: contract.Prefill, message: Message) -> AsyncIterator[Message]:
         size = sum(int(value.astype(np.int64).sum()) for value in message.tensors.values())
-        held = Held(len(fields.prompt) + size, list(fields.committed))
+        slow = fields.prompt.split()[0] if fields.prompt[:2] == "0." else 0
+        held = Held(len(fields.prompt) + size, float(slow), list(fields.committed))
         self.sessions[fields.session] = held
         new = [] if fields.stream else [held.token(len(held.committed))]
         ready = contract.Ready(
@@ -95,7 +98,7 @@ class Answering:
     async def _tokens(self, session: str, count: int) -> AsyncIterator[Message]:
         held = self._held(session)
         for _ in range(count):
-            await asyncio.sleep(self.token_s)
+            await asyncio.sleep(held.token_s)
             position = len(held.committed)
             held.committed.append(held.token(position))
             yield write("token", contract.TokenIs(session=session, position=position, id=held.committed[-1]))

@@ -19,20 +19,20 @@ from msao_compile.runtime.wire.kserve.connect import connect, greet
 from msao_compile.runtime.wire.loopback import Loopback
 from msao_compile.runtime.wire.message import Message
 
-Case = Callable[[Link, Answering], Awaitable[None]]
+Case = Callable[[Link], Awaitable[None]]
 HASH = "ab" * 32
 
 
 @asynccontextmanager
-async def opened(kind: str, answering: Answering) -> AsyncIterator[Link]:
-    """A link of a kind to a cloud that answers so."""
+async def opened(kind: str, triton: int) -> AsyncIterator[Link]:
+    """A link of a kind to a cloud that answers as `Answering`."""
     if kind == "loopback":
-        yield Loopback(answering.handle)
+        yield Loopback(Answering().handle)
         return
-    server = CloudServer(Served("m", answering.handle, INPUTS), CloudOptions())
+    server = CloudServer(Served("m", Answering().handle, INPUTS), CloudOptions())
     await server.start()
-    port = server.port if kind == "grpc" else server.http_port
-    link = await connect(f"{kind}://127.0.0.1:{port}")
+    ports = {"grpc": server.port, "http": server.http_port, "triton": triton}
+    link = await connect(f"{'http' if kind == 'http' else 'grpc'}://127.0.0.1:{ports[kind]}")
     try:
         yield link
     finally:
@@ -40,13 +40,14 @@ async def opened(kind: str, answering: Answering) -> AsyncIterator[Link]:
         await server.stop()
 
 
-@pytest.fixture(params=["loopback", "grpc", "http"])
+@pytest.fixture(params=["loopback", "grpc", "http", pytest.param("triton", marks=pytest.mark.whole)])
 def run(request: pytest.FixtureRequest) -> Callable[[Case], None]:
+    triton = request.getfixturevalue("triton_port") if request.param == "triton" else 0
+
     def go(case: Case) -> None:
         async def whole() -> None:
-            answering = Answering()
-            async with opened(request.param, answering) as link:
-                await case(link, answering)
+            async with opened(request.param, triton) as link:
+                await case(link)
 
         asyncio.run(asyncio.wait_for(whole(), 30))
 
@@ -73,14 +74,15 @@ async def said(link: Link, message: Message, traffic: Traffic | None = None) -> 
 
 
 def test_hello_tells_what_is_served(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
+    async def case(link: Link) -> None:
         assert (await greet(link)).modules == {"decoder": HASH}
 
     run(case)
 
 
 def test_a_prompt_is_opened_verified_and_closed(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
+    async def case(link: Link) -> None:
+        before = (await greet(link)).limits.sessions
         (ready,) = await said(link, prefill("session-1"))
         assert ready.tensors[TOKENS].tolist() == [4]
         (verified,) = await said(link, verify("session-1", [4], [5, 6, 9]))
@@ -88,13 +90,13 @@ def test_a_prompt_is_opened_verified_and_closed(run: Callable[[Case], None]) -> 
         assert verified.tensors[TOKENS].tolist() == [5, 6, 7]
         (closed,) = await said(link, Message("close", {"session": "session-1"}))
         assert closed.fields["known"] is True
-        assert answering.sessions == {}
+        assert (await greet(link)).limits.sessions == before
 
     run(case)
 
 
 def test_a_round_without_drafts_crosses(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
+    async def case(link: Link) -> None:
         await said(link, prefill("session-1"))
         (verified,) = await said(link, verify("session-1", [4], []))
         assert verified.tensors[TOKENS].tolist() == [5]
@@ -110,15 +112,15 @@ def test_arrays_of_every_type_cross_unchanged(run: Callable[[Case], None]) -> No
         "picture000": np.arange(5, dtype=np.uint8),
     }
 
-    async def case(link: Link, answering: Answering) -> None:
-        await said(link, prefill("session-1", tensors=tensors))
-        assert answering.sessions["session-1"].first == 4 + 600_000 + 2 + 4 + 10
+    async def case(link: Link) -> None:
+        (ready,) = await said(link, prefill("session-1", tensors=tensors))
+        assert ready.fields["prompt_tokens"] == 4 + 600_000 + 2 + 4 + 10
 
     run(case)
 
 
 def test_streamed_tokens_come_in_order_and_end(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
+    async def case(link: Link) -> None:
         ready, *tokens, done = await said(link, prefill("session-1", stream=5))
         assert ready.kind == "ready"
         assert [token.fields["id"] for token in tokens] == [4, 5, 6, 7, 8]
@@ -128,48 +130,46 @@ def test_streamed_tokens_come_in_order_and_end(run: Callable[[Case], None]) -> N
 
 
 def test_many_requests_share_a_link(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
-        answering.token_s = 0.002
-        asked = [prefill(f"session-{place}", stream=20, prompt="x" * place) for place in range(40)]
+    async def case(link: Link) -> None:
+        asked = [prefill(f"session-{place}", stream=20, prompt="0.002 " + "x" * place) for place in range(40)]
         answers = await asyncio.gather(*(said(link, message) for message in asked))
         for place, (_, *tokens, done) in enumerate(answers):
-            assert [token.fields["id"] for token in tokens] == list(range(place, place + 20))
+            assert [token.fields["id"] for token in tokens] == list(range(place + 6, place + 26))
             assert done.kind == "done"
 
     run(case)
 
 
 def test_an_early_close_cancels_the_request_and_no_other(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
-        answering.token_s = 0.01
-        other = asyncio.create_task(said(link, prefill("session-2", stream=30)))
-        async with aclosing(link.call(prefill("session-1", stream=10_000), Traffic())) as replies:
+    async def case(link: Link) -> None:
+        before = (await greet(link)).kv_capacity
+        other = asyncio.create_task(said(link, prefill("session-2", stream=30, prompt="0.01")))
+        async with aclosing(link.call(prefill("session-1", stream=10_000, prompt="0.01"), Traffic())) as replies:
             async for reply in replies:
                 if reply.kind == "token":
                     break
-        for _ in range(200):
-            if answering.cancelled:
+        for _ in range(100):
+            if (cancelled := (await greet(link)).kv_capacity) != before:
                 break
             await asyncio.sleep(0.01)
-        assert answering.cancelled == 1
+        assert cancelled == before + 1
         assert len(await other) == 32
-        known = len(answering.sessions["session-1"].committed)
-        await asyncio.sleep(0.1)
-        assert len(answering.sessions["session-1"].committed) == known < 200
+        token, _ = await said(link, decode("session-1", 1))
+        assert token.fields["position"] < 150
 
     run(case)
 
 
 def test_faults_come_back_as_their_classes(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
-        with pytest.raises(SessionLost, match="session-9"):
-            await said(link, verify("session-9", [], [1]))
+    async def case(link: Link) -> None:
+        with pytest.raises(SessionLost, match="session-none"):
+            await said(link, verify("session-none", [], [1]))
         with pytest.raises(InputError, match="count"):
-            await said(link, Message("decode", {"session": "session-9", "base": 0, "prefix": HASH, "count": -1}))
+            await said(link, Message("decode", {"session": "session-none", "base": 0, "prefix": HASH, "count": -1}))
         with pytest.raises(InputError, match="dance"):
             await said(link, Message("dance", {}))
         with pytest.raises(InputError, match="drafts"):
-            wrong = Message("verify", verify("session-9", [], []).fields, {DRAFTS: np.ones(3, np.int32)})
+            wrong = Message("verify", verify("session-none", [], []).fields, {DRAFTS: np.ones(3, np.int32)})
             await said(link, wrong)
         assert (await greet(link)).model == "m"
 
@@ -177,7 +177,7 @@ def test_faults_come_back_as_their_classes(run: Callable[[Case], None]) -> None:
 
 
 def test_bytes_are_counted_both_ways(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
+    async def case(link: Link) -> None:
         traffic = Traffic()
         await said(link, prefill("session-1", tensors={"picture000": np.zeros(10_000, np.uint8)}), traffic)
         assert 10_000 < traffic.up < 11_500
@@ -187,7 +187,7 @@ def test_bytes_are_counted_both_ways(run: Callable[[Case], None]) -> None:
 
 
 def test_a_closed_link_says_so(run: Callable[[Case], None]) -> None:
-    async def case(link: Link, answering: Answering) -> None:
+    async def case(link: Link) -> None:
         await link.close()
         with pytest.raises(LinkDown, match="closed"):
             await greet(link)
@@ -195,15 +195,14 @@ def test_a_closed_link_says_so(run: Callable[[Case], None]) -> None:
     run(case)
 
 
-@pytest.mark.parametrize("kind", ["grpc", "http"])
-def test_the_deadline_of_a_request_holds(kind: str) -> None:
-    async def whole() -> None:
-        answering = Answering()
-        async with opened(kind, answering) as link:
-            await said(link, prefill("session-1"))
-            answering.token_s = 60
-            with pytest.raises(DeadlineExceeded, match="100 ms"):
-                await said(link, decode("session-1", 5, deadline_ms=100))
-            assert answering.cancelled == 1
+def test_the_deadline_of_a_request_holds(run: Callable[[Case], None]) -> None:
+    async def case(link: Link) -> None:
+        if isinstance(link, Loopback):
+            return  # the deadline is the desk's, which a loopback does without
+        before = (await greet(link)).kv_capacity
+        await said(link, prefill("session-1", prompt="0.9 minutes"))
+        with pytest.raises(DeadlineExceeded, match="100 ms"):
+            await said(link, decode("session-1", 5, deadline_ms=100))
+        assert (await greet(link)).kv_capacity == before + 1
 
-    asyncio.run(asyncio.wait_for(whole(), 20))
+    run(case)
