@@ -1,4 +1,4 @@
-"""A handler that keeps the contract without a model: token p of an answer is the prompt's length plus p."""
+"""Messages of the contract, and a handler that keeps it without a model: token p is the prompt's length plus p."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from msao_compile.errors import MsaoError, SessionLost
 from msao_compile.runtime.wire import contract
-from msao_compile.runtime.wire.contract import REQUESTS, TOKENS, fault, prefix_hash, read, write
+from msao_compile.runtime.wire.base import Link, Traffic
+from msao_compile.runtime.wire.contract import DRAFTS, REQUESTS, TOKENS, fault, prefix_hash, read, write
 from msao_compile.runtime.wire.message import Message
 
 HASH = "ab" * 32
@@ -108,3 +109,22 @@ class Answering:
         if session not in self.sessions:
             raise SessionLost(f"session {session} is not known")
         return self.sessions[session]
+
+
+def prefill(session: str, **more: object) -> Message:
+    fields = {"session": session, "form": "prompt", "modules": {"decoder": HASH}, "tokenizer": HASH, "limit": 50}
+    tensors = more.pop("tensors", {})
+    return Message("prefill", {**fields, "prompt": "four", **more}, tensors)
+
+
+def verify(session: str, committed: list[int], drafts: list[int], **more: object) -> Message:
+    fields = {"session": session, "round": 1, "base": len(committed), "prefix": prefix_hash(committed), **more}
+    return Message("verify", fields, {DRAFTS: np.array(drafts, np.int64)})
+
+
+def decode(session: str, count: int, **more: object) -> Message:
+    return Message("decode", {"session": session, "base": 0, "prefix": HASH, "count": count, **more})
+
+
+async def said(link: Link, message: Message, traffic: Traffic | None = None) -> list[Message]:
+    return [reply async for reply in link.call(message, traffic or Traffic())]

@@ -8,19 +8,18 @@ from contextlib import aclosing, asynccontextmanager
 
 import numpy as np
 import pytest
-from answering import INPUTS, Answering
+from answering import HASH, INPUTS, Answering, decode, prefill, said, verify
 
 from msao_compile.errors import DeadlineExceeded, InputError, LinkDown, SessionLost
 from msao_compile.runtime.serve.cloud.launch import CloudOptions, CloudServer
 from msao_compile.runtime.serve.cloud.served import Served
 from msao_compile.runtime.wire.base import Link, Traffic
-from msao_compile.runtime.wire.contract import DRAFTS, TOKENS, prefix_hash
+from msao_compile.runtime.wire.contract import DRAFTS, TOKENS
 from msao_compile.runtime.wire.kserve.connect import connect, greet
 from msao_compile.runtime.wire.loopback import Loopback
 from msao_compile.runtime.wire.message import Message
 
 Case = Callable[[Link], Awaitable[None]]
-HASH = "ab" * 32
 
 
 @asynccontextmanager
@@ -52,25 +51,6 @@ def run(request: pytest.FixtureRequest) -> Callable[[Case], None]:
         asyncio.run(asyncio.wait_for(whole(), 30))
 
     return go
-
-
-def prefill(session: str, **more: object) -> Message:
-    fields = {"session": session, "form": "prompt", "modules": {"decoder": HASH}, "tokenizer": HASH, "limit": 50}
-    tensors = more.pop("tensors", {})
-    return Message("prefill", {**fields, "prompt": "four", **more}, tensors)
-
-
-def verify(session: str, committed: list[int], drafts: list[int], **more: object) -> Message:
-    fields = {"session": session, "round": 1, "base": len(committed), "prefix": prefix_hash(committed), **more}
-    return Message("verify", fields, {DRAFTS: np.array(drafts, np.int64)})
-
-
-def decode(session: str, count: int, **more: object) -> Message:
-    return Message("decode", {"session": session, "base": 0, "prefix": HASH, "count": count, **more})
-
-
-async def said(link: Link, message: Message, traffic: Traffic | None = None) -> list[Message]:
-    return [reply async for reply in link.call(message, traffic or Traffic())]
 
 
 def test_hello_tells_what_is_served(run: Callable[[Case], None]) -> None:
