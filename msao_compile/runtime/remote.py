@@ -132,9 +132,12 @@ class RemoteSession:
         if len(tokens) >= len(known):  # it tells of the end that is known, or a later one
             self.finish = finish or self.finish
 
-    async def close(self) -> None:
-        """Let the cloud forget it; a cloud that cannot be reached will by itself."""
+    def leave(self) -> None:
+        """Let the cloud forget it, without waiting for that; a cloud that cannot be reached will by itself."""
         if self.name and self.finish is None:
-            with suppress(RemoteError):
-                async for _ in self.link.call(c.write("close", c.Close(session=self.name)), self.traffic):
-                    continue
+            self._leaving = asyncio.ensure_future(self._close())
+
+    async def _close(self) -> None:
+        with suppress(RemoteError):
+            async for _ in self.link.call(c.write("close", c.Close(session=self.name)), Traffic()):
+                continue

@@ -8,7 +8,7 @@ committed, or, where the cloud stays away and the caller allows it, what the dra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from msao_compile.errors import Busy, RemoteError
 from msao_compile.manifest.offload import Speculation
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.remote import AGAIN, Patience, RemoteSession
-from msao_compile.runtime.speculate.drafter import Draft, Drafter
+from msao_compile.runtime.speculate.drafter import Draft, Drafter, Piece
 from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
 
@@ -28,7 +28,8 @@ class Plan:
     """How one answer is drafted: what was fitted, what is known of time, and what is allowed.
 
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
-    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away.
+    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone`: where every draft
+    of a whole answer was at least so sure, it is the answer, unverified; never in `strict`.
     """
 
     settings: Speculation
@@ -38,6 +39,7 @@ class Plan:
     rounds: int = 4
     burst: int = 0
     unverified: bool = False
+    alone: float | None = None
     patience: Patience = field(default_factory=Patience)
 
 
@@ -76,16 +78,16 @@ class Speculator:
         self._under_way: dict[asyncio.Task[Verified | None], _Round] = {}
         self._shown = self._settled = self._tried = 0
 
-    async def tokens(self, prefill: Callable[[], None]) -> AsyncIterator[int]:
-        """The answer's tokens as they are committed; `prefill` runs the drafter's prompt while the cloud's crosses.
+    async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
+        """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
 
         Raises:
             RemoteError: the cloud stayed away and `unverified` is not allowed, or as `RemoteSession`.
         """
+        ready = asyncio.ensure_future(self._begun(opening))
         try:
             self._launch(self._open(), _Round(0, 0, 0))
-            ready = asyncio.ensure_future(self.device.run("prefill", 1, prefill))
-            while not self._ended:
+            while not self._ended and not self._suffices:
                 async for token in self._news():
                     yield token
                 if not ready.done():
@@ -104,15 +106,30 @@ class Speculator:
                         break
             async for token in self._news():
                 yield token
-            await asyncio.wait([ready])
-            async for token in self._alone():
-                yield token
+            if not self._ended:
+                await ready
+                async for token in self._alone():
+                    yield token
         finally:
+            ready.cancel()
             await self._stop()
+
+    async def _begun(self, opening: Iterable[Piece]) -> None:
+        for kind, count, work in opening:
+            await self.device.run(kind, count, work)
 
     @property
     def _ended(self) -> bool:
         return self.remote.finish is not None or len(self.remote.committed) >= self.plan.limit
+
+    @property
+    def _suffices(self) -> bool:
+        """Whether the drafts are a whole answer of which the drafter is sure enough to give it alone."""
+        if self.plan.alone is None or not self.ahead:
+            return False
+        whole = self.ahead[-1].token in self.plan.stops
+        whole |= len(self.remote.committed) + len(self.ahead) >= self.plan.limit
+        return whole and min(draft.confidence for draft in self.ahead) >= self.plan.alone
 
     async def _news(self) -> AsyncIterator[int]:
         while self._shown < len(self.remote.committed):
@@ -124,7 +141,13 @@ class Speculator:
         known = len(self.remote.committed) + len(self.ahead)
         at_end = self.ahead and self.ahead[-1].token in self.plan.stops
         window = min(self.plan.settings.draft_tokens * self.plan.rounds, MOST_DRAFTS)
-        room = len(self._under_way) < self.plan.rounds or len(self.ahead) - self.sent < self.plan.settings.draft_tokens
+        if self.plan.alone is not None:
+            window = MOST_DRAFTS
+        room = (
+            self.plan.alone is not None
+            or len(self._under_way) < self.plan.rounds
+            or len(self.ahead) - self.sent < self.plan.settings.draft_tokens
+        )
         return not self.unsure and not at_end and known < self.plan.limit and len(self.ahead) < window and room
 
     async def _draft(self) -> None:
@@ -226,8 +249,14 @@ class Speculator:
         return True
 
     async def _alone(self) -> AsyncIterator[int]:
-        """What the drafter says from what is committed on, where the cloud stayed away."""
+        """The drafter's answer from what is committed on, where it suffices or the cloud stayed away."""
         answer = list(self.remote.committed)
+        for draft in self.ahead if self._suffices else ():
+            if draft.token in self.plan.stops:
+                return
+            answer.append(draft.token)
+            self.account.unverified += 1
+            yield draft.token
         while not self._ended and len(answer) < self.plan.limit:
             token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
             if token in self.plan.stops:

@@ -1,0 +1,116 @@
+"""What each route would take: the cost model, in milliseconds, from measured primitives and both sides' state.
+
+Letters: L tokens of the answer as expected, g draft tokens a round, a the chance that a draft is kept.
+Queueing: a host that is busy a share r of its time answers 1 / (1 - r) times slower (M/M/1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from msao_compile.manifest.offload import Primitives
+from msao_compile.runtime.link_state import LinkEstimate
+
+Payload = Literal["drop", "thumbnail", "regions", "full"]
+MOST_BUSY = 0.95
+
+
+@dataclass(frozen=True)
+class Host:
+    """One side: what its work costs, how long it is busy with earlier work, and the share of time it is busy at all."""
+
+    times: Primitives
+    queue_ms: float = 0.0
+    load: float = 0.0
+
+    @property
+    def slower(self) -> float:
+        """How many times longer work takes than on an idle host."""
+        return 1 / (1 - min(max(self.load, 0.0), MOST_BUSY))
+
+    def begin_ms(self, prompt_tokens: int, pictures: int, share: float = 1.0) -> float:
+        """Until the first token: queue, pictures prepared and encoded, prompt; `share` of the picture is kept."""
+        times = self.times
+        picture_ms = (times.prepare.at(pictures) + times.encode.at(pictures * share)) if pictures else 0.0
+        return self.queue_ms + self.slower * (picture_ms + times.prefill.at(prompt_tokens))
+
+
+@dataclass(frozen=True)
+class Work:
+    """One request: its prompt, pictures, what each payload would send, and the answer's length as expected.
+
+    `features_bytes` is what the split route sends; `share` of the picture is kept where a payload is reduced.
+    """
+
+    prompt_tokens: int
+    pictures: int
+    payload_bytes: Mapping[Payload, int]
+    answer_tokens: float
+    features_bytes: int = 0
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """How drafts fare: at most `tokens` a round, each kept with `chance`; `rounds` under way at once."""
+
+    tokens: int
+    chance: float
+    rounds: int = 1
+
+
+def edge_ms(edge: Host, work: Work, probe_ms: float = 0.0) -> float:
+    """T_EDGE: everything here."""
+    return edge.begin_ms(work.prompt_tokens, work.pictures) + probe_ms + work.answer_tokens * edge.times.decode.at(1)
+
+
+def cloud_ms(cloud: Host, link: LinkEstimate, work: Work, payload: Payload = "full") -> float:
+    """T_CLOUD: everything there, tokens streamed."""
+    begin_ms = cloud.begin_ms(work.prompt_tokens, work.pictures, 1.0 if payload == "full" else work.share)
+    decode_ms = work.answer_tokens * cloud.slower * cloud.times.decode.at(1)
+    return link.up_ms(work.payload_bytes[payload]) + begin_ms + decode_ms + link.rtt_ms / 2
+
+
+def split_ms(here: Host, cloud: Host, link: LinkEstimate, work: Work) -> float:
+    """T_SPLIT: one model, its encoder here (`here` has its encode time on this host)."""
+    picture_ms = here.times.prepare.at(work.pictures) + here.times.encode.at(work.pictures)
+    begin_ms = here.queue_ms + here.slower * picture_ms + link.up_ms(work.features_bytes)
+    decode_ms = work.answer_tokens * cloud.slower * cloud.times.decode.at(1)
+    return begin_ms + cloud.begin_ms(work.prompt_tokens, 0) + decode_ms + link.rtt_ms / 2
+
+
+def kept_tokens(drafting: Drafting) -> float:
+    """E_g = (1 - a^(g+1)) / (1 - a): tokens that a round adds (Leviathan et al. 2023, equation 1)."""
+    chance, tokens = min(drafting.chance, 1.0), drafting.tokens
+    return tokens + 1.0 if chance > 1 - 1e-9 else (1 - chance ** (tokens + 1)) / (1 - chance)
+
+
+def token_ms(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) -> float:
+    """Time per token while speculating.
+
+    Stop-and-wait: a round's drafts, round trip and verification over the tokens it adds. With rounds under way at once
+    the drafter does not wait: a token takes as long as the slower side needs for it, and a rejection, one in
+    1 / (1 - a) tokens, costs a round trip and a verification in which nothing was gained.
+    """
+    draft_ms = edge.slower * edge.times.decode.at(1)
+    verify_ms = cloud.slower * cloud.times.verify.at(drafting.tokens + 1)
+    if drafting.rounds == 1:
+        return (drafting.tokens * draft_ms + link.rtt_ms + verify_ms) / kept_tokens(drafting)
+    window_ms = (link.rtt_ms + verify_ms) / drafting.rounds / max(drafting.tokens, 1)
+    pace_ms = max(draft_ms, verify_ms / max(drafting.tokens, 1), window_ms)
+    return pace_ms + (1 - drafting.chance) * (link.rtt_ms + verify_ms)
+
+
+def speculate_ms(
+    edge: Host, cloud: Host, link: LinkEstimate, work: Work, drafting: Drafting, payload: Payload = "full"
+) -> float:
+    """T_SPEC: both sides begin at once, then rounds."""
+    here_ms = edge.begin_ms(work.prompt_tokens, work.pictures) + drafting.tokens * edge.slower * edge.times.decode.at(1)
+    there_ms = link.up_ms(work.payload_bytes[payload]) + cloud.begin_ms(
+        work.prompt_tokens, work.pictures, 1.0 if payload == "full" else work.share
+    )
+    first_ms = max(here_ms, there_ms) + cloud.slower * cloud.times.verify.at(drafting.tokens + 1) + link.rtt_ms / 2
+    left = max(work.answer_tokens - kept_tokens(drafting), 0.0)
+    return first_ms + left * token_ms(edge, cloud, link, drafting)

@@ -1,0 +1,151 @@
+"""Where one request is answered: a pure choice among routes and payloads, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from msao_compile.runtime.cost import (
+    Drafting,
+    Host,
+    Payload,
+    Work,
+    cloud_ms,
+    edge_ms,
+    kept_tokens,
+    speculate_ms,
+    split_ms,
+    token_ms,
+)
+from msao_compile.runtime.link_state import LinkEstimate
+
+Choice = Literal["edge", "cloud", "split", "speculate"]
+Mode = Literal["strict", "calibrated"]
+DROPPED = 0.5
+"""A link of which more calls fail than this is not counted on."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is known when a request comes. `link` None: there is no cloud, or nothing was heard of it.
+
+    `edge_suffices`: fitted on samples and proven within its bound, the edge's own answer to this request is taken for
+    the cloud's. `reduced`: payloads below `full` that are proven in the same way.
+    """
+
+    edge: Host
+    cloud: Host | None
+    link: LinkEstimate | None
+    work: Work
+    drafting: Drafting | None = None
+    encoder_here: Host | None = None
+    edge_suffices: bool = False
+    reduced: tuple[Payload, ...] = ()
+    probe_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user asks: a mode, a deadline, the routes there are, and what cloud time, energy and bytes cost in ms.
+
+    `margin`: a route that is not lossless-fastest by this share is not worth leaving plain cloud decoding for.
+    """
+
+    mode: Mode = "strict"
+    routes: frozenset[Choice] = frozenset(("edge", "cloud", "split", "speculate"))
+    deadline_ms: float | None = None
+    edge_is_verifier: bool = False
+    cloud_price: float = 0.0
+    edge_price: float = 0.0
+    byte_price: float = 0.0
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to answer, and its cost J = T + prices."""
+
+    route: Choice
+    payload: Payload
+    time_ms: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The route taken, and why; `options` are all that were weighed, cheapest first."""
+
+    route: Choice
+    payload: Payload
+    reason: str
+    options: tuple[Option, ...] = field(default=())
+    guarded: bool = False
+
+
+def decide(observed: Observed, limits: Limits) -> Decision:
+    """The cheapest of the options that the mode allows, and never speculation where plain decoding is as fast.
+
+    In `strict` the edge answers alone only where its model is the verifier itself, or where there is no cloud.
+    """
+    found = sorted(_options(observed, limits), key=lambda option: (option.cost, option.route))
+    if not found:
+        return Decision("edge", "full", "no cloud can be counted on: the edge answers by itself")
+    best, guarded = found[0], False
+    plain = next((option for option in found if option.route == "cloud"), None)
+    if best.route == "speculate" and plain is not None and not limits.cloud_price:
+        guarded = best.time_ms > plain.time_ms * (1 - limits.margin)
+        best = plain if guarded else best
+    in_time = [option for option in found if limits.deadline_ms is None or option.time_ms <= limits.deadline_ms]
+    if in_time and best not in in_time:
+        best = in_time[0]
+    return Decision(best.route, best.payload, _reason(best, found, guarded), tuple(found), guarded)
+
+
+def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
+    cloud, link, work = observed.cloud, observed.link, observed.work
+    alone = limits.edge_is_verifier or (limits.mode == "calibrated" and observed.edge_suffices)
+    reachable = cloud is not None and link is not None and link.failing <= DROPPED
+    if "edge" in limits.routes and (alone or not reachable):
+        spent = edge_ms(observed.edge, work, observed.probe_ms)
+        yield _priced("edge", "full", spent, 0.0, 0, limits)
+    if cloud is None or link is None or not reachable:
+        return
+    payloads: list[Payload] = ["full", *(observed.reduced if limits.mode == "calibrated" else ())]
+    for payload in payloads:
+        size = work.payload_bytes[payload]
+        busy = cloud.times.prefill.at(work.prompt_tokens) + work.answer_tokens * cloud.times.decode.at(1)
+        if "cloud" in limits.routes:
+            yield _priced("cloud", payload, cloud_ms(cloud, link, work, payload), busy, size, limits)
+        if "speculate" in limits.routes and observed.drafting is not None:
+            drafting = observed.drafting
+            rounds = work.answer_tokens / kept_tokens(drafting)
+            busy = cloud.times.prefill.at(work.prompt_tokens) + rounds * cloud.times.verify.at(drafting.tokens + 1)
+            spent = speculate_ms(observed.edge, cloud, link, work, drafting, payload)
+            yield _priced("speculate", payload, spent, busy, size, limits)
+    if "split" in limits.routes and observed.encoder_here is not None and work.features_bytes:
+        spent = split_ms(observed.encoder_here, cloud, link, work)
+        busy = cloud.times.prefill.at(work.prompt_tokens) + work.answer_tokens * cloud.times.decode.at(1)
+        yield _priced("split", "full", spent, busy, work.features_bytes, limits)
+
+
+def _priced(route: Choice, payload: Payload, time_ms: float, cloud_busy_ms: float, size: int, limits: Limits) -> Option:
+    edge_busy_ms = time_ms if route == "edge" else 0.0
+    cost = time_ms + limits.cloud_price * cloud_busy_ms + limits.byte_price * size + limits.edge_price * edge_busy_ms
+    return Option(route, payload, time_ms, cost)
+
+
+def _reason(best: Option, found: list[Option], guarded: bool) -> str:
+    others: dict[str, float] = {}
+    for option in found:
+        others.setdefault(option.route, option.time_ms)
+    told = ", ".join(f"{route} {time:.0f} ms" for route, time in others.items() if route != best.route)
+    guard = "; speculation would not be faster" if guarded else ""
+    rest = f" ({told})" if told else ""
+    sent = "" if best.payload == "full" else f", sending {best.payload}"
+    return f"{best.route} is expected to take {best.time_ms:.0f} ms{sent}{rest}{guard}"
+
+
+def goes_on(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) -> bool:
+    """Whether an answer that is being speculated should go on so, by what its drafts came to: per step, the guard."""
+    return token_ms(edge, cloud, link, drafting) <= cloud.slower * cloud.times.decode.at(1)
