@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from typing import Protocol
 
 from msao_compile.errors import Busy, DeadlineExceeded, InputError, LinkDown, MsaoError
 from msao_compile.runtime.serve.cloud.logs import ABOUT
-from msao_compile.runtime.serve.cloud.metrics import Metrics
 from msao_compile.runtime.serve.cloud.served import Bounds, Served
 from msao_compile.runtime.wire.contract import REQUESTS, Fault, fault, read, write
 from msao_compile.runtime.wire.kserve.parts import check_arrays
@@ -19,10 +19,31 @@ from msao_compile.runtime.wire.message import Message
 log = logging.getLogger("msao_compile.serve")
 
 
+class Counts(Protocol):
+    """What is told of requests; see `metrics.Metrics`."""
+
+    def arrived(self, size_bytes: int) -> None: ...
+    def sent(self, size_bytes: int) -> None: ...
+    def ended(self, operation: str, outcome: str, seconds: float) -> None: ...
+
+
+class Uncounted:
+    """Counts nothing: for a server that has metrics of its own."""
+
+    def arrived(self, size_bytes: int) -> None:
+        """A request came."""
+
+    def sent(self, size_bytes: int) -> None:
+        """A reply went out."""
+
+    def ended(self, operation: str, outcome: str, seconds: float) -> None:
+        """A request ended."""
+
+
 class Desk:
     """Takes requests for one served model; `active` counts those that run."""
 
-    def __init__(self, served: Served, bounds: Bounds, metrics: Metrics) -> None:
+    def __init__(self, served: Served, bounds: Bounds, metrics: Counts) -> None:
         self.served = served
         self.bounds = bounds
         self.metrics = metrics

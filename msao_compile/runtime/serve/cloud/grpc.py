@@ -16,7 +16,14 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from msao_compile.errors import InputError, Refused
 from msao_compile.runtime.serve.cloud.desk import Desk, only_reply
 from msao_compile.runtime.serve.cloud.security import Tokens
-from msao_compile.runtime.serve.cloud.served import EXTENSIONS, NAME, Tensor, server_version
+from msao_compile.runtime.serve.cloud.served import (
+    EXTENSIONS,
+    NAME,
+    Tensor,
+    input_tensors,
+    output_tensors,
+    server_version,
+)
 from msao_compile.runtime.wire.contract import LAST
 from msao_compile.runtime.wire.kserve.codec import decode_request, encode_reply, parameters_of
 from msao_compile.runtime.wire.kserve.parts import CANCEL, CANCELS, MOST_ID, OPERATION, checked_id
@@ -89,8 +96,8 @@ class CloudServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
             name=served.name,
             versions=("1",),
             platform=NAME,
-            inputs=_described(served.input_tensors()),
-            outputs=_described(served.output_tensors()),
+            inputs=_described(input_tensors(served.inputs)),
+            outputs=_described(output_tensors()),
         )
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:

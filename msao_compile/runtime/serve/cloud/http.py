@@ -20,7 +20,14 @@ from msao_compile.runtime.serve.cloud.desk import Desk, only_reply
 from msao_compile.runtime.serve.cloud.logs import ABOUT
 from msao_compile.runtime.serve.cloud.metrics import Metrics
 from msao_compile.runtime.serve.cloud.security import Tokens
-from msao_compile.runtime.serve.cloud.served import EXTENSIONS, NAME, Tensor, server_version
+from msao_compile.runtime.serve.cloud.served import (
+    EXTENSIONS,
+    NAME,
+    Tensor,
+    input_tensors,
+    output_tensors,
+    server_version,
+)
 from msao_compile.runtime.wire.contract import LAST
 from msao_compile.runtime.wire.kserve.json_form import HEADER_LENGTH, decode_request, encode_frame, encode_reply
 from msao_compile.runtime.wire.kserve.parts import checked_id
@@ -87,7 +94,7 @@ class _Endpoints:
         served = self._desk.served
         if request.path_params["name"] != served.name:
             return _refusal(404, f"no such model is served here: ask for {served.name!r}")
-        inputs, outputs = _described(served.input_tensors()), _described(served.output_tensors())
+        inputs, outputs = _described(input_tensors(served.inputs)), _described(output_tensors())
         told = {"name": served.name, "versions": ["1"], "platform": NAME, "inputs": inputs, "outputs": outputs}
         return JSONResponse(told)
 

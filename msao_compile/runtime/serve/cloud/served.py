@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from msao_compile.errors import InputError
 from msao_compile.runtime.wire.base import Handler
-from msao_compile.runtime.wire.contract import CONTRACT, PICTURE, REPLIES, REQUESTS
+from msao_compile.runtime.wire.contract import CONTRACT, REPLIES, REQUESTS
 from msao_compile.runtime.wire.kserve.parts import DATATYPES, FIELDS
 
 NAME = "msao-compile"
@@ -63,18 +63,19 @@ class Served:
         if name != self.name:
             raise InputError(f"model {name[:60]!r} is not served here: ask for {self.name!r}")
 
-    def input_tensors(self, pictures: int = 0) -> list[Tensor]:
-        """The fields, and every array that any operation may bring; `pictures` of them by name."""
-        known = dict(self.inputs)
-        known |= {f"{PICTURE}{index:03d}": ("uint8", 1) for index in range(pictures)}
-        for operation in REQUESTS.values():
-            known |= operation.tensors
-        return [Tensor(FIELDS, "UINT8", (-1,)), *_tensors(known)]
 
-    def output_tensors(self) -> list[Tensor]:
-        """The fields, and every array that any reply may bring."""
-        known = {name: form for operation in REPLIES.values() for name, form in operation.tensors.items()}
-        return [Tensor(FIELDS, "UINT8", (-1,)), *_tensors(known)]
+def input_tensors(own: Mapping[str, tuple[str, int]]) -> list[Tensor]:
+    """The fields, and every array that any operation may bring; `own` are the model's."""
+    known = dict(own)
+    for operation in REQUESTS.values():
+        known |= operation.tensors
+    return [Tensor(FIELDS, "UINT8", (-1,)), *_tensors(known)]
+
+
+def output_tensors() -> list[Tensor]:
+    """The fields, and every array that any reply may bring."""
+    known = {name: form for operation in REPLIES.values() for name, form in operation.tensors.items()}
+    return [Tensor(FIELDS, "UINT8", (-1,)), *_tensors(known)]
 
 
 def server_version() -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
-from msao_compile.runtime.serve.cloud.served import Served, Tensor
+from msao_compile.runtime.serve.cloud.served import Tensor, input_tensors, output_tensors
+from msao_compile.runtime.wire.contract import PICTURE
 from msao_compile.runtime.wire.kserve.parts import FIELDS
 
 MOST_PICTURES = 32
@@ -21,13 +23,17 @@ KEEPALIVE = "--grpc-http2-min-recv-ping-interval-without-data=5000"
 """What `tritonserver` has to be given: its default takes the clients' keepalive for an attack."""
 
 
-def config_text(served: Served) -> str:
-    """config.pbtxt of a decoupled Python model on the CPU's side of Triton; engines choose their own devices."""
-    inputs = [_entry(tensor, optional=tensor.name != FIELDS) for tensor in served.input_tensors(MOST_PICTURES)]
-    outputs = [_entry(tensor, optional=False) for tensor in served.output_tensors()]
+def config_text(name: str, own: Mapping[str, tuple[str, int]]) -> str:
+    """config.pbtxt of a decoupled Python model on the CPU's side of Triton; engines choose their own devices.
+
+    `own` are the model's own arrays that a prefill may bring, as `Served.inputs`.
+    """
+    pictures = {f"{PICTURE}{index:03d}": ("uint8", 1) for index in range(MOST_PICTURES)}
+    inputs = [_entry(tensor, optional=tensor.name != FIELDS) for tensor in input_tensors({**own, **pictures})]
+    outputs = [_entry(tensor, optional=False) for tensor in output_tensors()]
     return "\n".join(
         [
-            f"name: {json.dumps(served.name)}",
+            f"name: {json.dumps(name)}",
             'backend: "python"',
             "max_batch_size: 0",
             "model_transaction_policy { decoupled: true }",

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from msao_compile.runtime.cloud.service import CloudLimits
-from msao_compile.runtime.serve.cloud.desk import Desk
+from msao_compile.runtime.serve.cloud.desk import Desk, Uncounted
 from msao_compile.runtime.serve.cloud.logs import log_as_json
-from msao_compile.runtime.serve.cloud.metrics import Metrics
 from msao_compile.runtime.serve.cloud.opening import open_deployment
 from msao_compile.runtime.serve.cloud.served import Bounds, Served
+from msao_compile.runtime.serve.triton.place import DEPLOYMENT, MODEL_NAME
 from msao_compile.runtime.wire.contract import LAST
 from msao_compile.runtime.wire.kserve.parts import (
     CANCEL,
@@ -38,8 +38,6 @@ from msao_compile.runtime.wire.kserve.parts import (
 )
 from msao_compile.runtime.wire.message import Message
 
-DEPLOYMENT = "deployment"
-"""The folder beside model.py that holds the deployment."""
 LOOK_S = 0.25
 """How often a client that went away is looked for: Triton tells only who asks."""
 log = logging.getLogger("msao_compile.serve")
@@ -76,7 +74,7 @@ class ServedInTriton:
 
     async def _start(self, folder: Path) -> None:
         served = await self.open(folder)
-        self._desk = Desk(served, Bounds(), Metrics(served.gauges))
+        self._desk = Desk(served, Bounds(), Uncounted())
         self._desk.open = True
 
     def _take(self, arrived: _Arrived) -> None:
@@ -111,8 +109,8 @@ class DeploymentInTriton(ServedInTriton):
     """Serves the deployment beside model.py."""
 
     async def open(self, folder: Path) -> Served:
-        """The model that the file `model` beside the deployment names."""
-        name = (folder / "model").read_text().strip()
+        """The model that the file beside the deployment names."""
+        name = (folder / MODEL_NAME).read_text().strip()
         _, served = open_deployment(folder / DEPLOYMENT, name, CloudLimits())
         return served
 

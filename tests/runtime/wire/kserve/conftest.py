@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from answering import INPUTS, Answering
+from answering import INPUTS
 from building import ROOT
 from tritons import serving
 
-from msao_compile.runtime.serve.cloud.served import Served
 from msao_compile.runtime.serve.triton.config import config_text
 
 MODEL = f"""
@@ -35,6 +34,6 @@ def triton_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     model = folder / "repository" / "m"
     (model / "1").mkdir(parents=True)
     (model / "1" / "model.py").write_text(MODEL)
-    (model / "config.pbtxt").write_text(config_text(Served("m", Answering().handle, INPUTS)))
+    (model / "config.pbtxt").write_text(config_text("m", INPUTS))
     with serving(folder / "repository", folder) as port:
         yield port
