@@ -58,4 +58,4 @@ class _Told(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         for name, value in self._gauges().items():
-            yield GaugeMetricFamily(f"msao_{name}", f"As the scheduler tells: {name}.", value=value)
+            yield GaugeMetricFamily(f"msao_cloud_{name}", f"As the scheduler tells: {name}.", value=value)

@@ -40,6 +40,7 @@ class HttpLink:
             headers=options.headers(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_s),
         )
+        self._short = aiohttp.ClientTimeout(total=options.connect_s)
         self._name, self._count = secrets.token_hex(8), itertools.count()
 
     async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:
@@ -73,13 +74,14 @@ class HttpLink:
 
     async def ready(self) -> bool:
         """Whether the server takes requests; raises as `call`."""
-        async with self._translated(), self._session.get(f"{self._address}/v2/health/ready") as response:
+        url = f"{self._address}/v2/health/ready"
+        async with self._translated(), self._session.get(url, timeout=self._short) as response:
             return response.status == 200
 
     async def models(self) -> list[str]:
         """The names of the models that are served; raises as `call`."""
         url = f"{self._address}/v2/repository/index"
-        async with self._translated(), self._session.post(url, json={"ready": True}) as response:
+        async with self._translated(), self._session.post(url, json={"ready": True}, timeout=self._short) as response:
             body = await response.read()
             if response.status != 200:
                 raise http_error(response.status, body, response.headers.get("Retry-After"))

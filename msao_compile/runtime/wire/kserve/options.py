@@ -32,6 +32,7 @@ class LinkOptions:
     silence_s: float = 120.0
     """Between two replies of a request; a cloud that is longer silent counts as gone."""
     keepalive_s: float = 20.0
+    """How often a quiet gRPC connection is tried; servers take less than 5 for an attack."""
 
     def read_roots(self) -> bytes | None:
         """The certificates to trust.

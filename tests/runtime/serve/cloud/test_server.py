@@ -1,4 +1,4 @@
-"""What a cloud server does with clients and requests that are wrong: a typed error each, and it goes on."""
+"""What a cloud server does: metadata, metrics, and a typed error for each client and request that is wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from msao_compile.errors import Busy, InputError, LinkDown, Refused
 from msao_compile.runtime.serve.cloud.launch import CloudOptions, CloudServer
 from msao_compile.runtime.serve.cloud.served import Bounds, Served
+from msao_compile.runtime.wire.base import Traffic
 from msao_compile.runtime.wire.contract import Hello, write
 from msao_compile.runtime.wire.kserve.codec import decode_reply, encode_request
 from msao_compile.runtime.wire.kserve.connect import connect, greet, open_link
@@ -339,7 +341,7 @@ def test_metrics_count_requests_by_operation_and_outcome_and_show_gauges() -> No
         assert lines['msao_requests_total{operation="prefill",outcome="ok"}'] == "1.0"
         assert lines['msao_requests_total{operation="unknown",outcome="bad_request"}'] == "1.0"
         assert lines["msao_requests_active"] == "0.0"
-        assert lines["msao_steps"] == "7.0"
+        assert lines["msao_cloud_steps"] == "7.0"
         assert float(lines['msao_bytes_total{direction="in"}']) > 500
         assert lines['msao_request_seconds_count{operation="prefill"}'] == "1.0"
         await link.close()
@@ -354,5 +356,42 @@ def test_a_port_that_is_taken_is_told() -> None:
             for options in (CloudOptions(port=server.port), CloudOptions(http_port=server.http_port)):
                 with pytest.raises(InputError, match="cannot listen"):
                     await CloudServer(Served("m", Answering().handle), options).start()
+
+    go(case())
+
+
+@pytest.mark.parametrize("kind", ["grpc", "http"])
+def test_a_client_that_reads_nothing_and_vanishes_leaves_nothing_running(kind: str) -> None:
+    async def case() -> None:
+        answering = Answering()
+        server = CloudServer(Served("m", answering.handle, INPUTS), CloudOptions())
+        await server.start()
+        link = await connect(address(server, kind))
+        flood = link.call(prefill("session-1", stream=1_000_000), Traffic())
+        await anext(flood)
+        await asyncio.sleep(0.3)
+        await link.close()
+        for _ in range(100):
+            if answering.cancelled:
+                break
+            await asyncio.sleep(0.05)
+        assert answering.cancelled == 1
+        assert len(answering.sessions["session-1"].committed) < 1_000_000
+        await lives(server, kind)
+        await server.stop()
+
+    go(case())
+
+
+@pytest.mark.parametrize("kind", ["grpc", "http"])
+def test_a_round_trip_waits_for_no_delayed_acknowledgement(kind: str) -> None:
+    async def case() -> None:
+        async with cloud() as server:
+            link = await connect(address(server, kind))
+            start = time.perf_counter()
+            for _ in range(25):
+                await greet(link)
+            assert time.perf_counter() - start < 25 * 0.03  # Linux delays an acknowledgement by 40 ms
+            await link.close()
 
     go(case())
