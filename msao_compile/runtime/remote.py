@@ -13,12 +13,15 @@ import numpy as np
 
 from msao_compile.errors import Busy, LinkDown, RemoteError, SessionLost
 from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.link_state import LinkState
 from msao_compile.runtime.wire import contract as c
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.message import Message
 
 AGAIN = (LinkDown, SessionLost, Busy)
 """What another try may mend."""
+SMALL_BYTES = 4096
+"""A message of so many bytes tells of the round trip and not of the rate."""
 
 
 @dataclass
@@ -43,14 +46,25 @@ class Patience:
 class RemoteSession:
     """One answer in a cloud. `committed` is all that the cloud said of it; it only grows.
 
-    `opening` is a prefill message without session and committed tokens, which are filled in at each try.
+    `opening` is a prefill message without session and committed tokens, which are filled in at each try. What its
+    messages tell of the link goes into `state`.
     """
 
-    def __init__(self, link: Link, opening: Message, clock: Clock, traffic: Traffic, patience: Patience) -> None:
+    def __init__(
+        self,
+        link: Link,
+        opening: Message,
+        clock: Clock,
+        traffic: Traffic,
+        patience: Patience,
+        state: LinkState | None = None,
+    ) -> None:
         self.link, self.opening, self.clock, self.traffic, self.patience = link, opening, clock, traffic, patience
+        self.state = state or LinkState()
         self.committed: list[int] = []
         self.finish: c.Finish | None = None
         self.name = ""
+        self.grown = asyncio.Event()
         self.verify_ms = 0.0
         self.rounds = 0
         self.reopened = 0
@@ -63,10 +77,11 @@ class RemoteSession:
         """
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
-        replies = self.link.call(Message("prefill", fields, self.opening.tensors), self.traffic)
-        async for message in replies:
+        began_ms, before = _now_ms(), self.traffic.up
+        async for message in self._heard(Message("prefill", fields, self.opening.tensors)):
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Ready):
+                self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
                 self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
@@ -74,6 +89,7 @@ class RemoteSession:
                 self.take(reply.position, [reply.id], None)
             elif isinstance(reply, c.Done):
                 self.finish = reply.finish or self.finish
+                self.grown.set()
             yield
 
     async def tokens(self, limit: int) -> AsyncIterator[int]:
@@ -110,10 +126,44 @@ class RemoteSession:
             tensors[c.DRAFT_PROBS] = probs
         return self._verified(c.write("verify", fields, tensors))
 
+    async def decode(self, count: int) -> None:
+        """Have the cloud go on without drafts, `count` tokens at most from what is committed now.
+
+        Raises:
+            RemoteError, InputError: as `Link.call`.
+        """
+        base, prefix = len(self.committed), c.prefix_hash(self.committed)
+        asked = c.write("decode", c.Decode(session=self.name, base=base, prefix=prefix, count=count))
+        async for message in self._heard(asked):
+            reply = c.read(message, c.REPLIES)
+            if isinstance(reply, c.TokenIs):
+                self.take(reply.position, [reply.id], None)
+            elif isinstance(reply, c.Done):
+                self.finish = reply.finish or self.finish
+                self.grown.set()
+
+    async def _heard(self, asked: Message) -> AsyncIterator[Message]:
+        """Replies as they come; a link that fails is remembered."""
+        try:
+            async for message in self.link.call(asked, self.traffic):
+                yield message
+        except LinkDown:
+            self.state.failed(_now_ms())
+            raise
+
+    def _learn(self, passed_ms: float, size_bytes: int) -> None:
+        """What opening a session tells: a small message of the round trip, a large one of the rate."""
+        if size_bytes <= SMALL_BYTES or not self.state.rtt.count:
+            self.state.heard(_now_ms(), passed_ms)
+        if size_bytes > SMALL_BYTES:
+            self.state.sent(size_bytes, passed_ms - self.state.rtt.mean)
+
     async def _verified(self, asked: Message) -> c.Verified:
-        async for message in self.link.call(asked, self.traffic):
+        began_ms = _now_ms()
+        async for message in self._heard(asked):
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Verified) and reply.session == self.name:
+                self.state.heard(_now_ms(), _now_ms() - began_ms - reply.verify_ms)
                 self.verify_ms += reply.verify_ms
                 self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
                 return reply
@@ -129,6 +179,7 @@ class RemoteSession:
         if base > len(self.committed) or list(tokens[: len(known)]) != known:
             raise RemoteError(f"the cloud changed its mind about what it had committed from token {base} on")
         self.committed.extend(tokens[len(known) :])
+        self.grown.set()
         if len(tokens) >= len(known):  # it tells of the end that is known, or a later one
             self.finish = finish or self.finish
 
@@ -141,3 +192,7 @@ class RemoteSession:
         with suppress(RemoteError):
             async for _ in self.link.call(c.write("close", c.Close(session=self.name)), Traffic()):
                 continue
+
+
+def _now_ms() -> float:
+    return asyncio.get_running_loop().time() * 1e3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -135,14 +134,15 @@ class CloudService:
         if self._draining:
             raise Busy("this cloud is about to stop: use another, or try again later", 1000)
         self._same_build(fields)
-        clock, end = Clock(), self._end(fields.deadline_ms)
+        clock, end, began_ms = Clock(), self._end(fields.deadline_ms), _now_ms()
         opening = asyncio.ensure_future(self._opened(fields, message, clock))
         self._openings[fields.session] = opening
         session, first = await self._within(opening, end)
         yield c.write(
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
-                    modules_ms=clock.modules_ms, finish=session.finish),
+                    modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
+                    finish=session.finish),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
         if fields.stream:
@@ -161,7 +161,7 @@ class CloudService:
     async def _opened(self, fields: c.Prefill, message: Message, clock: Clock) -> tuple[Session, list[int]]:
         """A session whose row holds the prompt and what was committed; and the tokens that are new."""
         sampling = SamplingParameters(**fields.sampling.model_dump())
-        start = time.perf_counter()
+        began_ms = _now_ms()
         await self._forget(fields.session)
         most = self.limits.picture_pixels
         request = await self.scheduler.alone("prepare", 1, lambda: prepared(self.session, fields, message, clock, most))
@@ -179,7 +179,7 @@ class CloudService:
                 raise
             finally:
                 session.working -= 1
-        clock.modules_ms["queue"] = max((time.perf_counter() - start) * 1e3 - sum(clock.modules_ms.values()), 0.0)
+        clock.modules_ms["queue"] = max(_now_ms() - began_ms - sum(clock.modules_ms.values()), 0.0)
         if session.committed:
             if len(session.committed) > 1:
                 ids = np.asarray(session.committed[:-1], np.int64)
@@ -215,7 +215,7 @@ class CloudService:
         yield await self._within(self._round(session, fields, drafts, probs), end)
 
     async def _round(self, session: Session, fields: c.Verify, drafts: list[int], probs: np.ndarray | None) -> Message:
-        start = time.perf_counter()
+        began_ms = _now_ms()
         async with session.turn:
             known = session.committed[fields.base :]
             agreed = _agreement(known, drafts)
@@ -232,7 +232,7 @@ class CloudService:
             tokens = session.committed[fields.base :]
             reply = c.Verified(
                 session=session.name, round=fields.round, base=fields.base, drafted=len(drafts), accepted=accepted,
-                stale=stale, verify_ms=(time.perf_counter() - start) * 1e3, finish=session.finish,
+                stale=stale, verify_ms=_now_ms() - began_ms, finish=session.finish,
             )  # fmt: skip
             return c.write("verified", reply, {c.TOKENS: np.asarray(tokens, np.int64)})
 

@@ -8,7 +8,7 @@ committed, or, where the cloud stays away and the caller allows it, what the dra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ from msao_compile.runtime.speculate.drafter import Draft, Drafter, Piece
 from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
 
+ENOUGH = 8
+"""Drafts that tell how well they fare."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -29,7 +32,8 @@ class Plan:
 
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
     drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone`: where every draft
-    of a whole answer was at least so sure, it is the answer, unverified; never in `strict`.
+    of a whole answer was at least so sure, it is the answer, unverified; never in `strict`. `stream`: the cloud decodes
+    by itself, and drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
     """
 
     settings: Speculation
@@ -40,6 +44,8 @@ class Plan:
     burst: int = 0
     unverified: bool = False
     alone: float | None = None
+    stream: bool = False
+    goes_on: Callable[[float], bool] | None = None
     patience: Patience = field(default_factory=Patience)
 
 
@@ -77,6 +83,7 @@ class Speculator:
         self.threshold = self.plan.settings.confidence
         self._under_way: dict[asyncio.Task[Verified | None], _Round] = {}
         self._shown = self._settled = self._tried = 0
+        self._streaming = self.plan.stream
 
     async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
         """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
@@ -91,12 +98,12 @@ class Speculator:
                 async for token in self._news():
                     yield token
                 if not ready.done():
-                    await asyncio.wait([ready, *self._under_way], return_when=asyncio.FIRST_COMPLETED)
+                    await self._something(ready)
                 elif self._drafting():
                     ready.result()
                     await self._draft()
                 elif self._under_way:
-                    await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+                    await self._something()
                 else:
                     self._send()
                 try:
@@ -113,6 +120,13 @@ class Speculator:
         finally:
             ready.cancel()
             await self._stop()
+
+    async def _something(self, *others: asyncio.Future[Any]) -> None:
+        """Wait for a reply, a token, or what else is given."""
+        grown = asyncio.ensure_future(self.remote.grown.wait())
+        await asyncio.wait([*others, *self._under_way, grown], return_when=asyncio.FIRST_COMPLETED)
+        grown.cancel()
+        self.remote.grown.clear()
 
     async def _begun(self, opening: Iterable[Piece]) -> None:
         for kind, count, work in opening:
@@ -148,7 +162,18 @@ class Speculator:
             or len(self._under_way) < self.plan.rounds
             or len(self.ahead) - self.sent < self.plan.settings.draft_tokens
         )
+        if self._streaming and (self.plan.alone is None or self._doubted):
+            return False
         return not self.unsure and not at_end and known < self.plan.limit and len(self.ahead) < window and room
+
+    @property
+    def _doubted(self) -> bool:
+        """Whether the drafter cannot answer alone any more."""
+        return self.plan.alone is None or any(draft.confidence < self.plan.alone for draft in self.ahead)
+
+    @property
+    def _left(self) -> int:
+        return self.plan.limit - len(self.remote.committed)
 
     async def _draft(self) -> None:
         """Make one draft, and send a round where it is time."""
@@ -175,6 +200,10 @@ class Speculator:
 
     def _send(self, burst: int = 0) -> None:
         """Send a round of all drafts that are not committed, unless nothing would come of it."""
+        if self._streaming:
+            if not self._under_way:
+                self._launch(self.remote.decode(self._left), _Round(0, 0, 0))
+            return
         if len(self._under_way) >= self.plan.rounds or (self._under_way and self.sent == len(self.ahead)):
             return
         base = len(self.remote.committed)
@@ -189,7 +218,7 @@ class Speculator:
         self._under_way[asyncio.ensure_future(work)] = around
 
     async def _open(self) -> None:
-        async for _ in self.remote.open():
+        async for _ in self.remote.open(self._left if self._streaming else 0):
             continue
 
     def _settle(self) -> None:
@@ -210,6 +239,8 @@ class Speculator:
         self._trim()
         if len(self.remote.committed) > before:
             self._tried = 0
+        if self.plan.goes_on is not None and not self._streaming and self.account.drafted >= ENOUGH:
+            self._streaming = not self.plan.goes_on(self.account.accepted / self.account.drafted)
 
     def _trim(self) -> None:
         """Drafts that are committed leave `ahead`; where the cloud committed another token, all of them do."""
