@@ -13,15 +13,12 @@ from dataclasses import dataclass, field, replace
 
 from msao_compile.bench.sides import Edge, Outcome, from_cloud, from_edge, speculated
 from msao_compile.manifest.offload import Acceptance
-from msao_compile.runtime.cost import Drafting, Host, Work
-from msao_compile.runtime.policy import Decision, Limits, Observed, decide
+from msao_compile.runtime.policy import Choice, Limits
 from msao_compile.runtime.routes import Question
 
 Answer = Callable[[Edge, Question], Awaitable[Outcome]]
 STOP_AND_WAIT = 4
 """Draft tokens of a round that is waited for: the optimum of most papers' tables lies between 3 and 5."""
-UNDER_WAY = 6
-"""Rounds under way at once."""
 SKIPS = 0.5
 """Of CoVSpec: drafts of this confidence are not verified."""
 SURE = Acceptance(from_confidence=(0.0,), chance=(1.0,))
@@ -64,15 +61,16 @@ def policies(fitted: Fitted) -> dict[str, Policy]:
 
 
 async def _stop_and_wait(edge: Edge, question: Question) -> Outcome:
-    settings = edge.settings.model_copy(
-        update={"draft_tokens": STOP_AND_WAIT, "confidence": 0.0, "confidence_min": 0.0, "acceptance": SURE}
-    )
-    return await speculated(edge, question, edge.plan(question, 1, settings))
+    fixed = {"draft_tokens": STOP_AND_WAIT, "confidence": 0.0, "confidence_min": 0.0, "acceptance": SURE}
+    settings = edge.adviser.settings.model_copy(update=fixed)
+    plan = replace(edge.plan(question, "speculate"), settings=settings, rounds=1, burst=0, goes_on=None)
+    return await speculated(edge, question, plan)
 
 
 async def _covspec(edge: Edge, question: Question) -> Outcome:
     """Drafts of which the drafter is sure are not verified at all; its answer stands where every one is."""
-    return await speculated(edge, question, edge.plan(question, 1, edge.settings, alone=SKIPS))
+    plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, goes_on=None, alone=SKIPS)
+    return await speculated(edge, question, plan)
 
 
 @dataclass
@@ -113,31 +111,14 @@ class Auto:
 
     async def answer(self, edge: Edge, question: Question) -> Outcome:
         """Decide, answer, learn."""
-        decision = self.decision(edge, question)
-        if decision.route == "cloud" and self.alone is None:
-            found = await from_cloud(edge, question)
-        elif decision.route == "edge":
-            found = await from_edge(edge, question)
-        else:
-            plan = edge.plan(question, UNDER_WAY, edge.settings, alone=self.alone)
-            found = await speculated(edge, question, replace(plan, stream=decision.route == "cloud"))
-        found.guarded = decision.guarded
-        edge.mean_tokens += 0.1 * (len(found.tokens) - edge.mean_tokens)
-        if found.drafted:
-            edge.kept += 0.1 * (found.accepted / found.drafted - edge.kept)
-        return found
-
-    def decision(self, edge: Edge, question: Question) -> Decision:
-        """What the policy makes of what the edge knows."""
         now_ms = asyncio.get_running_loop().time() * 1e3
-        pictures = len(question.pictures)
-        size = sum(len(picture) for picture in question.pictures if isinstance(picture, bytes))
-        size = getattr(edge.link, "picture_bytes", None) or size
-        work = Work(24, pictures, {"full": size * min(pictures, 1) + 600}, edge.mean_tokens)
-        drafting = Drafting(edge.settings.draft_tokens, edge.kept, UNDER_WAY) if self.speculation else None
-        observed = Observed(
-            edge=Host(edge.here), cloud=Host(edge.there, load=edge.cloud_load), link=edge.state.estimate(now_ms),
-            work=work, drafting=drafting,
-        )  # fmt: skip
-        limits = Limits(routes=frozenset(("cloud", "speculate")), cloud_price=0.0 if self.guard else 1e-9)
-        return decide(observed, limits)
+        sizes = [
+            getattr(edge.link, "picture_bytes", None) or len(one) for one in question.pictures if isinstance(one, bytes)
+        ]
+        routes: frozenset[Choice] = frozenset(("cloud", "speculate") if self.speculation else ("cloud",))
+        decision = edge.adviser.decide(sizes, now_ms, Limits(routes=routes, cloud_price=0.0 if self.guard else 1e-9))
+        route: Choice = decision.route if self.guard else "speculate"
+        plan = replace(edge.plan(question, route), alone=self.alone)
+        found = await speculated(edge, question, plan if self.guard else replace(plan, goes_on=None))
+        found.route, found.guarded = route, decision.guarded
+        return found

@@ -20,6 +20,7 @@ from msao_compile.bench.sides import Edge, Outcome
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.offload import Primitives, Speculation
 from msao_compile.manifest.schema import Deployment, Route
+from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.api import Runtime
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.routes import Question
@@ -108,7 +109,7 @@ async def _point(
     async def client(index: int) -> None:
         link = ShapedLink(service.handle, shape, index, setting.picture_bytes)
         own = PacedDevice(f"edge{index}", here)
-        edge = Edge(pair.drafter, pair.verifier, pair.route, own, link, pair.settings, here, there)
+        edge = Edge(pair.drafter, pair.verifier, pair.route, own, link, Adviser(pair.settings, here, there))
         await _greet(edge)
         for place in range(index, len(questions), sessions):
             outcomes[place] = await policy.answer(edge, questions[place].question)
@@ -124,7 +125,7 @@ async def _greet(edge: Edge) -> None:
     for _ in range(2):
         began_s = loop.time()
         async for _reply in edge.link.call(c.write("hello", c.Hello(contract=c.CONTRACT)), Traffic()):
-            edge.state.heard(loop.time() * 1e3, (loop.time() - began_s) * 1e3)
+            edge.adviser.link.heard(loop.time() * 1e3, (loop.time() - began_s) * 1e3)
 
 
 def summary(pair: Pair, seen: Seen, questions: Sequence[Asked], reference: Sequence[Outcome]) -> dict[str, Any]:

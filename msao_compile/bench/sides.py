@@ -6,17 +6,16 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from msao_compile.manifest.offload import Primitives, Speculation
 from msao_compile.manifest.schema import Route
+from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.device import Device
-from msao_compile.runtime.link_state import LinkState
+from msao_compile.runtime.policy import Choice
 from msao_compile.runtime.remote import Patience, RemoteSession
 from msao_compile.runtime.routes import Question, outgoing
 from msao_compile.runtime.session import ModelSession, Request
-from msao_compile.runtime.speculate.client import Account, Plan, Speculator
+from msao_compile.runtime.speculate.client import Plan, Speculator
 from msao_compile.runtime.speculate.drafter import Drafter, Piece
-from msao_compile.runtime.speculate.gates import Pace
 from msao_compile.runtime.wire.base import Link, Traffic
 
 
@@ -39,20 +38,14 @@ class Outcome:
 
 @dataclass
 class Edge:
-    """Where questions are asked. `mean_tokens` is how long answers were so far, `kept` how many drafts were."""
+    """Where questions are asked; `adviser` is what it learned of its cloud."""
 
     drafter: ModelSession
     verifier: ModelSession
     route: Route
     device: Device
     link: Link
-    settings: Speculation
-    here: Primitives
-    there: Primitives
-    state: LinkState = field(default_factory=LinkState)
-    mean_tokens: float = 8.0
-    kept: float = 0.9
-    cloud_load: float = 0.0
+    adviser: Adviser
 
     @property
     def stops(self) -> frozenset[int]:
@@ -63,15 +56,12 @@ class Edge:
         """A session in the cloud for a question, not opened yet."""
         clock = Clock()
         message = outgoing(self.verifier, question, clock, self.route)
-        return RemoteSession(self.link, message, clock, traffic, Patience(), self.state)
+        return RemoteSession(self.link, message, clock, traffic, Patience(), self.adviser.link)
 
-    def plan(self, question: Question, rounds: int, settings: Speculation, alone: float | None = None) -> Plan:
-        """How a question is drafted, by what the primitives and the link say now."""
-        estimate = self.state.estimate(asyncio.get_running_loop().time() * 1e3)
-        rtt_ms = estimate.rtt_ms if estimate is not None else 0.0
-        verify_ms = self.there.verify.at(settings.draft_tokens + 1)
-        pace = Pace(self.here.decode.at(1), self.there.verify.each_ms, rtt_ms + verify_ms)
-        return Plan(settings, pace, question.limit, self.stops, rounds=rounds, alone=alone)
+    def plan(self, question: Question, route: Choice) -> Plan:
+        """How a question is drafted, or streamed where `route` is `cloud`."""
+        now_ms = asyncio.get_running_loop().time() * 1e3
+        return self.adviser.plan(question.limit, self.stops, now_ms, route, Patience())
 
 
 async def from_cloud(edge: Edge, question: Question) -> Outcome:
@@ -83,6 +73,7 @@ async def from_cloud(edge: Edge, question: Question) -> Outcome:
             watch.token(token)
     finally:
         remote.leave()
+    edge.adviser.learn(remote.prompt_tokens, len(watch.outcome.tokens), 0, 0)
     return watch.end(traffic)
 
 
@@ -114,13 +105,10 @@ async def speculated(edge: Edge, question: Question, plan: Plan) -> Outcome:
     finally:
         remote.leave()
     found, account = watch.end(traffic), speculator.account
-    _tell(found, account)
-    return found
-
-
-def _tell(found: Outcome, account: Account) -> None:
     found.drafted, found.accepted, found.rounds = account.drafted, account.accepted, account.rounds
     found.verified = account.unverified == 0
+    edge.adviser.learn(remote.prompt_tokens, len(found.tokens), found.drafted, found.accepted)
+    return found
 
 
 def _opening(edge: Edge, drafter: Drafter, question: Question) -> Iterator[Piece]:

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from msao_compile.errors import Busy, LinkDown, RemoteError, SessionLost
+from msao_compile.errors import Busy, DeadlineExceeded, LinkDown, RemoteError, SessionLost
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.link_state import LinkState
 from msao_compile.runtime.wire import contract as c
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.message import Message
 
-AGAIN = (LinkDown, SessionLost, Busy)
+AGAIN = (LinkDown, SessionLost, Busy, DeadlineExceeded)
 """What another try may mend."""
 SMALL_BYTES = 4096
 """A message of so many bytes tells of the round trip and not of the rate."""
@@ -26,10 +26,12 @@ SMALL_BYTES = 4096
 
 @dataclass
 class Patience:
-    """How often a lost cloud is tried again without a token in between, and how long each wait is at least."""
+    """How often a lost cloud is tried again without a token in between, how long each wait is at least, and after how
+    long without a word about a round the cloud counts as stalled."""
 
     tries: int = 4
     wait_ms: float = 50.0
+    stall_ms: int = 10_000
 
     async def again(self, error: RemoteError, tried: int) -> None:
         """Wait before try number `tried` + 1, each time twice as long, or as long as the cloud said.
@@ -65,6 +67,7 @@ class RemoteSession:
         self.finish: c.Finish | None = None
         self.name = ""
         self.grown = asyncio.Event()
+        self.prompt_tokens = 0
         self.verify_ms = 0.0
         self.rounds = 0
         self.reopened = 0
@@ -81,6 +84,7 @@ class RemoteSession:
         async for message in self._heard(Message("prefill", fields, self.opening.tensors)):
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Ready):
+                self.prompt_tokens = reply.prompt_tokens
                 self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
@@ -120,7 +124,14 @@ class RemoteSession:
         """
         self.rounds += 1
         base, prefix = len(self.committed), c.prefix_hash(self.committed)
-        fields = c.Verify(session=self.name, round=self.rounds, base=base, prefix=prefix, burst=burst)
+        fields = c.Verify(
+            session=self.name,
+            round=self.rounds,
+            base=base,
+            prefix=prefix,
+            burst=burst,
+            deadline_ms=self.patience.stall_ms,
+        )
         tensors = {c.DRAFTS: np.asarray(drafts, np.int64)}
         if probs is not None:
             tensors[c.DRAFT_PROBS] = probs

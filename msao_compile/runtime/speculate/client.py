@@ -91,7 +91,11 @@ class Speculator:
         Raises:
             RemoteError: the cloud stayed away and `unverified` is not allowed, or as `RemoteSession`.
         """
-        ready = asyncio.ensure_future(self._begun(opening))
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._streaming and self.plan.alone is None:
+            ready.set_result(None)  # the drafter has nothing to do, unless the cloud stays away
+        else:
+            ready = asyncio.ensure_future(self._begun(opening))
         try:
             self._launch(self._open(), _Round(0, 0, 0))
             while not self._ended and not self._suffices:
@@ -115,6 +119,8 @@ class Speculator:
                 yield token
             if not self._ended:
                 await ready
+                if not self.drafter.began:
+                    await self._begun(opening)
                 async for token in self._alone():
                     yield token
         finally:
@@ -253,7 +259,8 @@ class Speculator:
             if token != draft.token:
                 break
             kept += 1
-        self.account.accepted += kept
+        ends = self.remote.finish == "stop" and kept == len(new) < len(self.ahead)
+        self.account.accepted += kept + (ends and self.ahead[kept].token in self.plan.stops)
         follows = kept == min(len(new), len(self.ahead))
         self.ahead = self.ahead[len(new) :] if follows else []
         self.sent = max(self.sent - len(new), 0) if follows else 0

@@ -51,6 +51,11 @@ class Drafter:
         self._logits = self._first = logits[-1]
         self._prompt = len(request.ids)
 
+    @property
+    def began(self) -> bool:
+        """Whether its prompt was run."""
+        return self._talk is not None
+
     def opening(self, prepare: Callable[[], Request], pictures: int, limit: int, clock: Clock) -> Iterator[Piece]:
         """The work before the first draft, piece by piece."""
         request, encoded = Request(np.zeros(0, np.int64), {}), Arrays()
