@@ -58,6 +58,7 @@ def picture_tiles(
 
     Encoders that give no square number of units for a picture (class tokens, resamplers) have no layout.
     """
+    found: tuple[Tile, ...] | None
     if isinstance(preprocessor, TiledPreprocessor):
         found = _tiled(preprocessor, sizes)
     elif "image_grid_thw" in tensors:
@@ -88,11 +89,9 @@ def seconds(tensors: Mapping[str, np.ndarray]) -> float:
     return float(frames) * SECONDS_PER_FRAME
 
 
-def _tiled(preprocessor: TiledPreprocessor, sizes: Sequence[tuple[int, int]]) -> tuple[Tile, ...] | None:
+def _tiled(preprocessor: TiledPreprocessor, sizes: Sequence[tuple[int, int]]) -> tuple[Tile, ...]:
     """Row after row of tiles, then the picture as a whole; the whole alone where it is not cut."""
     side = math.isqrt(preprocessor.tokens.image_seq_len)
-    if side * side != preprocessor.tokens.image_seq_len:
-        return None
     found = []
     for picture, (width, height) in enumerate(sizes):
         rows = columns = 1

@@ -14,7 +14,7 @@ SEQUENCE = {"image_seq_len": 9}
 
 
 def tiled(splits: bool) -> Preprocessor:
-    config = {"image_processor_type": "Idefics3ImageProcessor", "size": {"longest_edge": 144},
+    config = {"image_processor_type": "Idefics3ImageProcessor", "size": {"longest_edge": 216},
               "max_image_size": {"longest_edge": 72}, "do_image_splitting": splits}  # fmt: skip
     return from_config(config, SEQUENCE)
 
@@ -25,7 +25,7 @@ def packed() -> Preprocessor:
 
 @pytest.mark.parametrize("splits", [True, False])
 def test_tiles_are_those_that_the_preprocessor_cuts(splits: bool) -> None:
-    pictures = [Image.new("RGB", size) for size in ((300, 200), (80, 80), (90, 290))]
+    pictures = [Image.new("RGB", size) for size in ((300, 100), (80, 80), (180, 290))]
     preprocessor = tiled(splits)
     prepared = preprocessor(pictures)
     count = prepared.tensors["pixel_values"].shape[1]
@@ -36,6 +36,8 @@ def test_tiles_are_those_that_the_preprocessor_cuts(splits: bool) -> None:
     for index in range(3):
         own = [tile for tile in found if tile.picture == index]
         assert own[-1].box == (0, 0, 1, 1)
+        first_row = [tile for tile in own[:-1] if tile.box[1] == 0]
+        assert len(first_row) == prepared.expansions[index].count("<row_1_col_")
         area = sum((right - left) * (bottom - top) for left, top, right, bottom in (tile.box for tile in own[:-1]))
         assert area == pytest.approx(1) if len(own) > 1 else own[-1].grid == (3, 3)
 
