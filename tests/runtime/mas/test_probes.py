@@ -22,8 +22,10 @@ from msao_compile.runtime import load
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays
 from msao_compile.runtime.mas.classical import energy_and_entropy
-from msao_compile.runtime.mas.probes import PROBES, Look, Settings, cheaper, open_probe, prefill
-from msao_compile.runtime.mas.reading import Action, Fitted, Limits
+from msao_compile.runtime.mas.measures import sigmoid, similarity, top_mean
+from msao_compile.runtime.mas.probes import PROBES, Look, Readings, Settings, cheaper, open_probe, prefill
+from msao_compile.runtime.mas.prune import kept_tokens
+from msao_compile.runtime.mas.reading import Action, Fitted, Limits, dense
 from msao_compile.runtime.mas.temporal import TemporalLimits
 from msao_compile.runtime.mas.words import prompt_score, word_table
 from msao_compile.runtime.session import ModelSession, Request
@@ -108,7 +110,7 @@ def test_no_module_runs_twice_and_prefill_goes_on_with_the_same_numbers(
 def test_a_request_without_pictures_has_no_reading(session: ModelSession, name: str) -> None:
     asked = look(session)
     readings = open_probe(name, SETTINGS, session).read(asked, session, Clock())
-    assert not readings.of
+    assert readings == Readings()
     logits, _ = prefill(session, asked.request, readings, Clock(), prunes=True)
     assert np.array_equal(logits, session.prefill(asked.request, {}, Clock())[0])
 
@@ -118,6 +120,28 @@ def test_early_reads_the_cells_of_the_drafters_own_grid(session: ModelSession, s
     assert [cells.shape for cells in readings.of["image"].kept] == [(3, 3)]
     assert readings.tiles["image"][0].box == (0, 0, 1, 1)
     assert 0 < readings.of["image"].needed < 1
+
+
+def test_early_holds_features_against_the_users_words_alone(session: ModelSession, shown: Image.Image) -> None:
+    asked = look(session, shown)
+    close = Settings(Fitted((0.3, 0.3, 0.4), (0.0, 1.0, 0.0, 0.0)), SETTINGS.limits)
+    readings = open_probe("early", close, session).read(asked, session, Clock())
+    said = session.tokenizer.encode(" " + QUESTION, add_special_tokens=False)
+    places = [index for index, token in enumerate(asked.request.ids.tolist()) if token in said]
+    words = readings.embeds["inputs_embeds"][0][places]
+    similar = top_mean(similarity(readings.encoded["image_features"].reshape(9, -1), words))
+    assert readings.of["image"].needed == pytest.approx(sigmoid(similar))
+
+
+@pytest.mark.parametrize(("action", "left"), [("full", 12), ("reduce", 7), ("drop", 3)])
+def test_tokens_go_only_where_a_reading_says_so(session: ModelSession, action: Action, left: int) -> None:
+    ids = np.array([9, *[checkpoints.IMAGE_TOKEN] * 9, 10, 11])
+    cells = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1]], bool)
+    found = replace(dense([(3, 3)]), kept=(cells,), action=action)
+    kept = kept_tokens(session.model, ids, {"image": found})
+    assert kept.sum() == left and kept[[0, 10, 11]].all()
+    other = replace(found, kept=(np.zeros((6, 6), bool),))  # cells that are not the drafter's tokens
+    assert kept_tokens(session.model, ids, {"image": other}).sum() == (3 if action == "drop" else 12)
 
 
 @pytest.mark.parametrize("value", [math.nan, 0.0])
@@ -133,6 +157,9 @@ def test_classical_keeps_the_object_and_not_the_plain_ground(session: ModelSessi
     assert kept.shape == (6, 6) and kept[:2, :2].all() and not kept[3:].any() and not kept[:, 3:].any()
     assert readings.of["image"].action == "reduce"
     assert max(bottom for _, _, _, bottom in readings.kept_boxes(0)) == 0.5
+    both = open_probe("classical", SETTINGS, session).read(look(session, shown.rotate(180), shown), session, Clock())
+    assert min(top for _, top, _, _ in both.kept_boxes(0)) == 0.5
+    assert max(bottom for _, _, _, bottom in both.kept_boxes(1)) == 0.5
 
 
 def test_a_flat_picture_has_neither_energy_nor_entropy_and_an_edge_has_both() -> None:
