@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,17 @@ class Engines:
         self.demand, self.dialect, self.target = demand, dialect, target
         self._open: dict[str, base.Engine] = {}
         self._decoders: dict[str, base.DecoderEngine] = {}
+
+    def shell(self, model: Model, components: Collection[str] = ()) -> ModelSession:
+        """Some modules of a model whose others are elsewhere: tokens and pictures as it wants them, no answers.
+
+        Raises:
+            DeploymentError: a file is missing or damaged, or no engine of a component runs here.
+        """
+        for reference in model.files:
+            locate(self.folder, reference, self.verify)
+        opened = {name: self._engine(model.components[name]) for name in components if name != "decoder"}
+        return ModelSession(model, self.folder, opened, None)
 
     def session(self, model: Model) -> ModelSession:
         """Open every module of a model and warm it up as the manifest asks.

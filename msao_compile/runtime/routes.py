@@ -6,11 +6,13 @@ import io
 import os
 from collections.abc import AsyncIterator, Iterator, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from msao_compile.manifest.schema import Route
+from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.bridge import bridge
 from msao_compile.runtime.device import Device
@@ -40,6 +42,11 @@ class Question:
     pictures: tuple[Picture, ...]
     limit: int
     sampling: SamplingParameters
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each picture as it crosses, where that is known without encoding it."""
+        return [_size(picture) for picture in self.pictures]
 
 
 @dataclass(frozen=True)
@@ -97,16 +104,17 @@ class Pair:
     device: Device
 
 
-def speculative(pair: Pair, question: Question, clock: Clock, link: Link, route: Route, plan: Plan) -> RouteRun:
+def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: Plan, adviser: Adviser) -> RouteRun:
     """The drafter's tokens here, verified there: what comes out is the verifier's answer.
 
     Pixels and prompt are on their way before the drafter looks at them.
     """
+    clock = Clock()
     message = outgoing(pair.verifier, question, clock, route)
     rule = "greedy" if question.sampling.greedy else plan.settings.rule
     message.fields["rule"] = rule
     traffic, drafter = Traffic(), Drafter(pair.drafter, rule, question.sampling)
-    there = RemoteSession(link, message, clock, traffic, plan.patience)
+    there = RemoteSession(link, message, clock, traffic, plan.patience, adviser.link)
     speculator = Speculator(drafter, pair.device, there, plan)
 
     def prepare() -> Request:
@@ -121,6 +129,8 @@ def speculative(pair: Pair, question: Question, clock: Clock, link: Link, route:
                 yield token
         finally:
             there.leave()
+            account = speculator.account
+            adviser.learn(there.prompt_tokens, clock.tokens, account.drafted, account.accepted)
 
     return RouteRun(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",
@@ -170,6 +180,14 @@ def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clo
     read = {name: value for name, value in request.tensors.items() if name in (*ROPE_INPUTS, "input_ids")}
     tensors = {session.facts.tokens: request.ids, **held, **read, **encoded}
     return Message("prefill", {"form": "features", "encoded": list(encoded)}, tensors)
+
+
+def _size(picture: Picture) -> int:
+    if isinstance(picture, bytes):
+        return len(picture)
+    if isinstance(picture, str | os.PathLike):
+        return Path(picture).stat().st_size if Path(picture).is_file() else 0
+    return picture.width * picture.height  # as PNG makes it, about a byte for each pixel
 
 
 def _bytes(picture: Picture) -> bytes:
