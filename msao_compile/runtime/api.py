@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,12 +15,14 @@ from msao_compile.errors import DeploymentError, InputError, PromptError
 from msao_compile.manifest.schema import Deployment, Model, Route
 from msao_compile.runtime.answer import Answer, Clock, Piece
 from msao_compile.runtime.cloud import CloudSide
+from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward
 from msao_compile.runtime.loader import read_manifest, refuse_unsigned
 from msao_compile.runtime.routes import Question, RouteRun, edge, remote
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.stops import TextUntil, read_stops
 from msao_compile.runtime.wire.base import Link
 from msao_compile.runtime.wire.loopback import Loopback
 
@@ -74,28 +77,31 @@ class Runtime:
         self.engines = Engines(folder, deployment, verify)
         self._sessions: dict[str, ModelSession] = {}
 
-    def generate(self, prompt: str, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
+    def generate(self, prompt: Prompt, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
         """The whole answer; options as in `stream`."""
         answers = [piece.answer for piece in self.stream(prompt, image, **options) if piece.answer is not None]
         return answers[0]
 
     def stream(
         self,
-        prompt: str,
+        prompt: Prompt,
         image: Picture | Sequence[Picture] | None = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | None = 32,
         route: str = "auto",
         task: str | None = None,
+        stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Iterator[Piece]:
-        """Pieces of text as they become known; the last piece carries the `Answer`.
+        """A piece for every token, empty where its text is not certain yet; the last one carries the `Answer`.
 
         Args:
-            prompt: the user's words; the checkpoint's chat template is put around them.
+            prompt: the user's words, or messages (`role`, `content` as text or as parts of type text and image); the
+                checkpoint's chat template is put around them.
             image: a path, bytes or PIL picture, or several.
-            max_new_tokens: at most so many tokens.
+            max_new_tokens: at most so many tokens; None takes as many as fit.
             route: `edge`, `cloud`, `split`, or `auto`: the edge where it has a model, else the cloud.
             task: which task's route, where several have it.
+            stop: text that ends the answer and is no part of it, one or several.
             sampling: temperature (0 = greedy), top_k, top_p, seed, ignore_eos (to measure).
 
         Raises:
@@ -103,22 +109,23 @@ class Runtime:
             StageError: a module failed or its logits are not finite.
             DeploymentError, MissingTool: as `session`.
         """
-        if not isinstance(prompt, str):
-            raise PromptError(f"the prompt is given as {type(prompt).__name__}: give text")
-        if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens!r}: ask for at least one token, in whole numbers")
+        if not isinstance(prompt, str | list | tuple):
+            raise PromptError(f"the prompt is given as {type(prompt).__name__}: give text, or a list of messages")
         taken, reason = self.choose(route, task)
-        question = Question(prompt, _pictures(image), int(max_new_tokens), SamplingParameters.read(sampling))
+        question = Question(prompt, _pictures(image), _limit(max_new_tokens), SamplingParameters.read(sampling))
+        stops = read_stops(stop)
         run = self._start(taken, question)
-        decoder, ids, shown = run.tokenizer.stream_decoder(), [], ""
+        said, ids = TextUntil(run.tokenizer.stream_decoder(), stops), []
         for token in run.tokens:
             ids.append(token)
-            if text := decoder.push(token):
-                shown += text
-                yield Piece(text)
-        rest = decoder.flush()
+            yield Piece(said.push(token))
+            if said.ended:
+                break
+        rest = said.flush()
         timing = run.clock.timing(run.traffic.up, run.traffic.down)
-        yield Piece(rest, Answer(shown + rest, tuple(ids), taken.name, reason, run.verified, timing))
+        finish: Literal["stop", "length"] = "stop" if said.ended or len(ids) != run.extent.limit else "length"
+        answer = Answer(said.text, tuple(ids), taken.name, reason, run.verified, timing)
+        yield Piece(rest, replace(answer, prompt_tokens=run.extent.prompt_tokens, finish=finish))
 
     def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
         """The task's route of this name, or for `auto` the first of the task, or of the first; with the reason.
@@ -177,6 +184,14 @@ class Runtime:
             return edge(session, question, clock)
         link: Link = Loopback(CloudSide(session).handle)
         return remote(session, question, clock, link, route)
+
+
+def _limit(max_new_tokens: Any) -> int | None:
+    if max_new_tokens is None:
+        return None
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}: ask for at least one token, in whole numbers")
+    return int(max_new_tokens)
 
 
 def _pictures(image: Any) -> tuple[Picture, ...]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from msao_compile.manifest.schema import Route
-from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.answer import Clock, Extent
+from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.preprocess.decode import decode, read
 from msao_compile.runtime.sampling import SamplingParameters
@@ -28,55 +29,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """What a user asked."""
+    """What a user asked; `limit` None takes as many tokens as fit."""
 
-    prompt: str
+    prompt: Prompt
     pictures: tuple[Picture, ...]
-    limit: int
+    limit: int | None
     sampling: SamplingParameters
 
 
 @dataclass(frozen=True)
 class RouteRun:
-    """A request under way: draw `tokens`, then read `clock` and `traffic`."""
+    """A request under way: draw `tokens`, then read `clock`, `traffic` and `extent`."""
 
     tokens: Iterator[int]
     tokenizer: Tokenizer
     clock: Clock
     verified: bool
     traffic: Traffic = field(default_factory=Traffic)
+    extent: Extent = field(default_factory=Extent)
 
 
 def edge(session: ModelSession, question: Question, clock: Clock) -> RouteRun:
     """Every module here."""
     with clock.module("preprocess"):
         request = session.prepare(question.prompt, question.pictures)
-    session.check_capacity(len(request.ids), question.limit)
+    limit = session.room(len(request.ids), question.limit)
 
     def run() -> Iterator[int]:
         logits, talk = session.prefill(request, session.encode(request.tensors, clock), clock)
-        for token in tokens(session, logits[-1], talk, question.sampling, question.limit):
+        for token in tokens(session, logits[-1], talk, question.sampling, limit):
             clock.token()
             yield token
 
-    return RouteRun(run(), session.tokenizer, clock, session.model.role == "target")
+    verified = session.model.role == "target"
+    return RouteRun(run(), session.tokenizer, clock, verified, extent=Extent(len(request.ids), limit))
 
 
 def remote(session: ModelSession, question: Question, clock: Clock, link: Link, route: Route) -> RouteRun:
     """The modules that `route.hosts` puts in the cloud run there; what crosses is the smallest thing that can."""
     message = _outgoing(session, question, clock, route)
     message.fields.update(modules=session.model.components, limit=question.limit, sampling=vars(question.sampling))
-    traffic = Traffic()
+    traffic, extent = Traffic(), Extent()
 
     def run() -> Iterator[int]:
         for reply in link.call(message, traffic):
             if reply.kind == "token":
                 clock.token()
                 yield int(reply.fields["id"])
+            elif reply.kind == "begun":
+                extent.prompt_tokens, extent.limit = int(reply.fields["prompt_tokens"]), int(reply.fields["limit"])
             else:
                 clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.fields["modules_ms"].items()}
 
-    return RouteRun(run(), session.tokenizer, clock, session.model.role == "target", traffic)
+    return RouteRun(run(), session.tokenizer, clock, session.model.role == "target", traffic, extent)
 
 
 def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Route) -> Message:
@@ -90,7 +95,7 @@ def _outgoing(session: ModelSession, question: Question, clock: Clock, route: Ro
         return Message("prompt", {"prompt": question.prompt}, files)
     with clock.module("preprocess"):
         request = session.prepare(question.prompt, question.pictures)
-    session.check_capacity(len(request.ids), question.limit)
+    session.room(len(request.ids), question.limit)
     return crossing(session, request, here, clock)
 
 
