@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -75,15 +74,16 @@ async def _metrics(request: Request) -> Response:
 
 async def _models(request: Request) -> Response:
     service: Service = request.app.state.service
-    return _json(replies.models(service.offers.names, request.app.state.created))
+    return _json(
+        replies.models(
+            {name: service.offers.routes_of(name) for name in service.offers.names}, request.app.state.created
+        )
+    )
 
 
 async def _model(request: Request) -> Response:
-    name, service = unquote(request.path_params["name"]), request.app.state.service
-    if name not in service.offers.names:
-        said = f"model {name!r} is not one this server has: choose {', '.join(service.offers.names)}"
-        raise Refusal(Fault(404, said, "model", "model_not_found"))
-    return _json(replies.models([name], request.app.state.created)["data"][0])
+    name, service = request.path_params["name"], request.app.state.service
+    return _json(replies.models({name: service.offers.routes_of(name)}, request.app.state.created)["data"][0])
 
 
 def _json(content: object) -> Response:

@@ -62,15 +62,15 @@ class Refusal(InputError):
         self.fault = fault
 
 
-CODES: tuple[tuple[type[MsaoError], int, str | None, str], ...] = (
-    (PictureError, 400, "messages", "invalid_image"),
-    (CapacityExceeded, 400, "messages", "context_length_exceeded"),
-    (PromptError, 400, "messages", "invalid_prompt"),
-    (SamplingError, 400, None, "invalid_value"),
-    (DeploymentError, 500, None, "deployment_damaged"),
-    (InputError, 400, None, "invalid_request"),
-    (MissingTool, 500, None, "missing_tool"),
-    (MsaoError, 500, None, "generation_failed"),
+CODES: tuple[tuple[type[MsaoError], tuple[int, str | None, str]], ...] = (
+    (PictureError, (400, "messages", "invalid_image")),
+    (CapacityExceeded, (400, "messages", "context_length_exceeded")),
+    (PromptError, (400, "messages", "invalid_prompt")),
+    (SamplingError, (400, None, "invalid_value")),
+    (DeploymentError, (500, None, "deployment_damaged")),
+    (InputError, (400, None, "invalid_request")),
+    (MissingTool, (500, None, "missing_tool")),
+    (MsaoError, (500, None, "generation_failed")),
 )
 """Of the project's errors the first that fits: status, field, word for programs."""
 
@@ -79,7 +79,7 @@ def fault_of(error: MsaoError) -> Fault:
     """What a client is told of one of the project's errors."""
     if isinstance(error, Refusal):
         return error.fault
-    status, param, code = next(rest for kind, *rest in CODES if isinstance(error, kind))
+    status, param, code = next(rest for kind, rest in CODES if isinstance(error, kind))
     return Fault(status, str(error), param, code)
 
 

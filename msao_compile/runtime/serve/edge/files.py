@@ -26,9 +26,10 @@ def read_below(folder: Path, path: Path) -> bytes:
         descriptor = _walk(root, inside)
     except (OSError, ValueError, RuntimeError) as error:
         raise PictureError(refused) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise PictureError(refused)
     with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise PictureError(refused)
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise PictureError(f"{path} has more than {MAX_BYTES} bytes; make the picture smaller.")

@@ -56,19 +56,32 @@ class Offers:
         tasks, models = [route.task for route in self.routes], [route.model for route in self.routes]
         return tuple(dict.fromkeys([*tasks, *models]))
 
+    def routes_of(self, name: str) -> tuple[str, ...]:
+        """The names of the routes that a task or model has and that run here."""
+        return tuple(dict.fromkeys(entry.name for entry in self._own(name) if entry.model not in self.absent))
+
+    def _own(self, name: str) -> list[Route]:
+        """The routes of a task; those of a model for what is no task.
+
+        Raises:
+            Refusal: 404 for what is neither.
+        """
+        own = [entry for entry in self.routes if entry.task == name]
+        own = own or [entry for entry in self.routes if entry.model == name]
+        if not own:
+            said = f"model {name!r} is not one this server has: choose {', '.join(self.names)}"
+            raise Refusal(Fault(404, said, "model", "model_not_found"))
+        return own
+
     def choose(self, name: str, route: str) -> Choice:
         """The route that a request means.
 
         Raises:
             Refusal: 404 for a name that is none, 400 for a route it does not have, 503 for one that cannot run here.
         """
-        if name not in self.names:
-            said = f"model {name!r} is not one this server has: choose {', '.join(self.names)}"
-            raise Refusal(Fault(404, said, "model", "model_not_found"))
-        is_task = any(entry.task == name for entry in self.routes)
-        own = [entry for entry in self.routes if name == (entry.task if is_task else entry.model)]
+        own = self._own(name)
         if route == "auto":
-            return self._automatic(name, own, is_task)
+            return self._automatic(name, own)
         found = [entry for entry in own if entry.name == route]
         if not found:
             names = ", ".join(dict.fromkeys(entry.name for entry in own))
@@ -77,8 +90,8 @@ class Offers:
         self._check_present(found[0])
         return Choice(found[0].name, found[0].task, self.lanes[found[0].model])
 
-    def _automatic(self, name: str, own: list[Route], is_task: bool) -> Choice:
-        if is_task:
+    def _automatic(self, name: str, own: list[Route]) -> Choice:
+        if all(entry.task == name for entry in own):
             taken, _ = self.runtime.choose("auto", name)
             if taken.model not in self.absent:
                 return Choice("auto", name, self.lanes[taken.model])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,7 +58,10 @@ def usage(answer: Answer) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def models(names: Sequence[str], created: int) -> dict[str, Any]:
-    """The list of `/v1/models`."""
+def models(routes: Mapping[str, Sequence[str]], created: int) -> dict[str, Any]:
+    """The list of `/v1/models`, from the names of each one's routes."""
     entry = {"object": "model", "created": created, "owned_by": "msao-compile"}
-    return {"object": "list", "data": [{"id": name, **entry} for name in names]}
+    return {
+        "object": "list",
+        "data": [{"id": name, **entry, "msao": {"routes": list(own)}} for name, own in routes.items()],
+    }

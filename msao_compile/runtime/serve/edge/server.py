@@ -122,8 +122,8 @@ def _check_certificate(where: Listening) -> None:
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--tls-cert {where.certificate} with --tls-key {where.key} cannot be used ({said}): give a PEM certificate "
-            "and its key, without a passphrase"
+            f"--tls-cert {where.certificate} with --tls-key {where.key} cannot be used ({said}): give a PEM "
+            "certificate and its key, without a passphrase"
         ) from error
 
 
