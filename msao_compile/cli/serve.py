@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,7 @@ def serve(
         int, typer.Option(metavar="N", min=1, help="Requests inside at once; each model answers one at a time.")
     ] = 8,
     max_body: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Largest body of a request.")] = 32 * 2**20,
-    max_pixels: Annotated[int, typer.Option(metavar="N", min=1, help="Largest picture.")] = 50_000_000,
+    max_pixels: Annotated[int, typer.Option(metavar="N", min=1, help="Largest picture.")] = 25_000_000,
     max_pictures: Annotated[int, typer.Option(metavar="N", min=0, help="Most pictures in a request.")] = 8,
     deadline: Annotated[float, typer.Option(metavar="S", min=0.01, help="Seconds a request may take.")] = 120.0,
     drain: Annotated[float, typer.Option(metavar="S", min=0.0, help="Seconds to finish after SIGTERM.")] = 30.0,
@@ -54,11 +55,13 @@ def serve(
 ) -> None:
     """Serve a deployment to OpenAI's clients, with a web page at /, until SIGTERM or Ctrl-C; logs JSON to stderr."""
     from msao_compile.runtime import load
+    from msao_compile.runtime.serve.edge.account import log_as_json
     from msao_compile.runtime.serve.edge.limits import Limits
     from msao_compile.runtime.serve.edge.server import Listening
     from msao_compile.runtime.serve.edge.server import serve as serve_edge
 
     talk_of(context, as_json, quiet)
+    log_as_json(logging.WARNING if quiet else logging.INFO)
 
     def announce(url: str) -> None:
         draw.line(json.dumps({"listening": url}) if as_json else f"listening on {url}")

@@ -93,8 +93,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_as_json() -> None:
-    """Send the log of this process to stderr as JSON lines, from `info` on."""
+def log_as_json(level: int) -> None:
+    """Send the log of this process to stderr as JSON lines, from `level` on."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)

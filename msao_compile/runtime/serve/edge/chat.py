@@ -27,6 +27,8 @@ from msao_compile.runtime.serve.edge.replies import Reply
 from msao_compile.runtime.serve.edge.schema import ChatRequest, read_request
 
 Result = TypeVar("Result")
+STALLS_S = 2.0
+"""So long after its deadline a stream whose client reads nothing is cut; one that is read is told of the deadline."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +103,32 @@ async def completions(request: Request) -> Response:
         if asked.stream:
             first = await while_connected(request, _first(job))
             usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return EventStream(_events(job, first, usage), held.pop_all().aclose)
+            return EventStream(_events(job, first, usage), job.ends_at + STALLS_S, held.pop_all().aclose)
         answer = await while_connected(request, _whole(job))
         return Response(encode(job.reply.whole(answer)), media_type="application/json")
 
 
 class EventStream(StreamingResponse):
-    """A stream of server-sent events that gives back what it holds, even if it failed or never began."""
+    """A stream of server-sent events that gives back what it holds, even if it failed or never began.
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
+    A client that takes nothing any more would hold its place for ever: `ends_at` bounds the sending, too.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], ends_at: float, close: Callable[[], Awaitable[None]]) -> None:
         super().__init__(events, media_type="text/event-stream")
-        self._close = close
+        self._ends_at, self._close = ends_at, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send it.
+
+        Raises:
+            Refusal: the client does not read it.
+        """
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout_at(self._ends_at):
+                await super().__call__(scope, receive, send)
+        except TimeoutError as error:
+            raise Refusal(Fault(GONE, "the client did not read its stream", code="client_stalled")) from error
         finally:
             await self._close()
 

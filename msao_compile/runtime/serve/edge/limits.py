@@ -19,7 +19,7 @@ class Limits:
     """Bounds of one server. `requests` are those inside at once: each model answers one, the others wait in order."""
 
     body_bytes: int = 32 * 2**20
-    pixels: int = 50_000_000
+    pixels: int = 25_000_000
     pictures: int = 8
     requests: int = 8
     deadline_s: float = 120.0

@@ -17,7 +17,6 @@ import uvicorn
 
 from msao_compile.errors import InputError
 from msao_compile.runtime.api import Runtime
-from msao_compile.runtime.serve.edge.account import log_as_json
 from msao_compile.runtime.serve.edge.app import application
 from msao_compile.runtime.serve.edge.chat import Service
 from msao_compile.runtime.serve.edge.gate import LOOPBACK_NAMES, Admission
@@ -58,7 +57,6 @@ def serve(runtime: Runtime, where: Listening, announce: Callable[[str], None]) -
     _check_certificate(where)
     if where.files is not None and not where.files.is_dir():
         raise InputError(f"--allow-files {where.files} is no folder: give the folder that pictures may be read from")
-    log_as_json()
     with _bind(where.host, where.port) as listener:
         app = application(runtime, admission, where.limits, where.files)
         config = uvicorn.Config(
@@ -83,6 +81,8 @@ def admit(where: Listening) -> Admission:
         raise InputError(
             f"--host {where.host} lets other machines in: give --token-file FILE, or --allow-anonymous to answer anyone"
         )
+    if token is not None and not local and where.certificate is None:
+        logger.warning("the token crosses the network in the clear: give --tls-cert and --tls-key, or TLS before it")
     return Admission(token, LOOPBACK_NAMES if local else None)
 
 

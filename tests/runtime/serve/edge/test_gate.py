@@ -106,7 +106,7 @@ def test_an_unforeseen_error_is_a_500_that_tells_nothing_but_its_number(caplog: 
     assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
     assert number in reply.text
     assert "secret" not in reply.text
-    assert any(record.exc_info and record.facts["request_id"] == number for record in caplog.records)  # type: ignore[attr-defined]
+    assert any(record.exc_info and record.facts["request_id"] == number for record in caplog.records)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("secret"), StageError("the decoder failed: look at it")])
@@ -125,7 +125,7 @@ def test_the_log_has_a_line_for_each_request_and_no_word_of_the_user(
     with caplog.at_level(logging.INFO, "msao_compile"):
         client.post("/v1/chat/completions", json=body("whisper it"))
         client.post("/v1/chat/completions", json=body("whisper it", model="none"))
-    done, refused = (record.facts for record in caplog.records if record.getMessage() == "request")  # type: ignore[attr-defined]
+    done, refused = (record.facts for record in caplog.records if record.getMessage() == "request")
     assert (done["status"], done["model"], done["route"], done["completion_tokens"]) == (200, "vqa", "edge", 4)
     assert (refused["status"], refused["model"], refused["error"]) == (404, None, "model_not_found")
     assert "whisper" not in repr([done, refused])

@@ -31,7 +31,7 @@ class Counting:
 
 
 async def start(lane: Lane, source: Counting) -> Drawn[int]:
-    drawn: Drawn[int] = Drawn(lane, source.items())  # type: ignore[arg-type]
+    drawn: Drawn[int] = Drawn(lane, source.items())
     await drawn.start()
     return drawn
 
@@ -61,7 +61,7 @@ def test_the_end_is_none_and_an_error_is_the_readers() -> None:
         await drawn.start()
         assert [await drawn.draw() for _ in range(3)] == [0, 1, None]
         await drawn.close()
-        failing: Drawn[int] = Drawn(lane, items())  # type: ignore[arg-type]
+        failing: Drawn[int] = Drawn(lane, items())
         await failing.start()
         assert await failing.draw() == 1
         with pytest.raises(ZeroDivisionError):
@@ -69,7 +69,7 @@ def test_the_end_is_none_and_an_error_is_the_readers() -> None:
         await failing.close()
         assert not lane.turn.locked()
 
-    def iter_(count: int) -> Iterator[int]:  # type: ignore[misc]
+    def iter_(count: int) -> Iterator[int]:
         yield from range(count)
 
     asyncio.run(read())

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from msao_compile.runtime.api import Runtime
+from msao_compile.runtime.serve.edge import chat
 from msao_compile.runtime.serve.edge.app import application
 from msao_compile.runtime.serve.edge.chat import Service
 from msao_compile.runtime.serve.edge.gate import Admission
@@ -28,18 +29,16 @@ SCOPE = {
 
 
 async def converse(
-    app: Starlette, asked: dict[str, Any], leaves: Callable[[list[Any]], bool], is_in: asyncio.Event | None = None
+    app: Starlette, asked: dict[str, Any], leaves: Callable[[list[Any]], bool], gone: asyncio.Event | None = None
 ) -> list[Any]:
-    """Send a request and leave as soon as `leaves(what came so far)`; what came."""
+    """Send a request and leave as soon as `leaves(what came so far)`, or when `gone` is set; what came."""
     came: list[Any] = []
-    gone, sent = asyncio.Event(), False
+    gone, sent = gone or asyncio.Event(), False
 
     async def receive() -> dict[str, Any]:
         nonlocal sent
         if not sent:
             sent = True
-            if is_in is not None:
-                is_in.set()
             return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
         if leaves(came):
             gone.set()
@@ -84,19 +83,36 @@ def test_who_leaves_in_the_line_frees_the_place(app: Starlette) -> None:
         service: Service = app.state.service
         lane = service.offers.lanes["edge"]
         async with lane.turn:
-            leaves = False
-            is_in = asyncio.Event()
-            waiting = asyncio.create_task(converse(app, body(), lambda came: leaves, is_in))
-            await is_in.wait()
-            await asyncio.sleep(0.05)
+            gone = asyncio.Event()
+            waiting = asyncio.create_task(converse(app, body(), lambda came: False, gone))
+            await asyncio.sleep(0.1)
             assert service.door.inside == 1
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
+            gone.set()
+            assert await waiting == []
             assert service.door.inside == 0
         assert free(app)
 
     asyncio.run(both())
+
+
+def test_who_stops_reading_is_cut_off(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "STALLS_S", 0.05)
+    app = application(runtime, Admission(), replace(Limits(), deadline_s=0.5))
+    came: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if came:
+            await asyncio.Event().wait()
+        came.append("asked")
+        return {"type": "http.request", "body": json.dumps(body(stream=True)).encode(), "more_body": False}
+
+    async def send(message: Any) -> None:
+        came.append(message["type"])
+        await asyncio.Event().wait()
+
+    asyncio.run(asyncio.wait_for(app({**SCOPE, "state": {}}, receive, send), 5))
+    assert came == ["asked", "http.response.start"]
+    assert free(app)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -36,6 +36,16 @@ def test_elsewhere_a_token_or_a_word_of_permission_is_needed(host: str, token: P
     assert (open_to_all.token, open_to_all.hosts) == (None, None)
 
 
+def test_a_token_that_crosses_a_network_in_the_clear_is_warned_of(
+    token: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    admit(Listening("127.0.0.1", token_file=token))
+    admit(Listening("192.0.2.1", token_file=token, certificate=token, key=token))
+    assert not caplog.records
+    admit(Listening("192.0.2.1", token_file=token))
+    assert "in the clear" in caplog.text
+
+
 @pytest.mark.parametrize("content", ["", "short", "with blanks in between it", "\u00fc" * 20])
 def test_a_weak_or_broken_token_is_refused(token: Path, content: str) -> None:
     token.write_text(content)

@@ -71,7 +71,7 @@ def test_the_client_reads_an_answer_about_a_picture(
         messages = [{"role": "user", "content": [image(url), {"type": "text", "text": PROMPT}]}]
         found = client.chat.completions.create(
             model="vqa",
-            messages=messages,  # type: ignore[arg-type]
+            messages=messages,
             max_completion_tokens=8,
             temperature=0,
             extra_body={"route": "split"},
@@ -86,10 +86,10 @@ def test_the_client_reads_an_answer_about_a_picture(
 def test_the_client_reads_a_stream_and_may_leave_it(client: openai.OpenAI, runtime: Runtime) -> None:
     wanted = runtime.generate(PROMPT, max_new_tokens=12)
     asked = {"model": "vqa", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 12, "stream": True}
-    left = client.chat.completions.create(**asked)  # type: ignore[call-overload]
+    left = client.chat.completions.create(**asked)
     next(iter(left))
     left.close()
-    parts = list(client.chat.completions.create(**asked, stream_options={"include_usage": True}))  # type: ignore[call-overload]
+    parts = list(client.chat.completions.create(**asked, stream_options={"include_usage": True}))
     said = [part.choices[0].delta.content or "" for part in parts if part.choices]
     assert "".join(said) == wanted.text
     assert parts[-1].usage is not None and parts[-1].usage.completion_tokens == 12
@@ -98,10 +98,10 @@ def test_the_client_reads_a_stream_and_may_leave_it(client: openai.OpenAI, runti
 def test_the_clients_errors_are_the_ones_it_knows(client: openai.OpenAI, server: str) -> None:
     messages = [{"role": "user", "content": "what?"}]
     with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="gpt-4o", messages=messages)  # type: ignore[arg-type]
+        client.chat.completions.create(model="gpt-4o", messages=messages)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError) as wrong:
-        client.chat.completions.create(model="vqa", messages=messages, n=2)  # type: ignore[arg-type]
+        client.chat.completions.create(model="vqa", messages=messages, n=2)
     assert wrong.value.param == "n"
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server}/v1", api_key="wrong", max_retries=0).models.list()
@@ -164,3 +164,16 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
+
+
+def test_what_still_runs_after_the_drain_is_cut(deployment: Path) -> None:
+    with serving(deployment, "--drain", 0, "--quiet") as (url, process):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+        stream = client.chat.completions.create(
+            model="vqa", messages=[{"role": "user", "content": PROMPT}], max_tokens=200, stream=True
+        )
+        next(iter(stream))
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr is not None and not [line for line in process.stderr if '"request"' in line]
