@@ -60,7 +60,7 @@ class Adviser:
         known = (self.accepted + PRIOR * self.settings.acceptance.at(1.0)) / (self.drafted + PRIOR)
         return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY)
 
-    def plan(self, limit: int, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
+    def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
         """How an answer is drafted, or streamed where `route` is `cloud`."""
         estimate = self.link.estimate(now_ms)
         rtt_ms = estimate.rtt_ms if estimate is not None else 0.0

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from msao_compile.runtime.answer import Answer, Clock, Piece
 from msao_compile.runtime.bridge import bridge
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.clouds import Clouds, unheard
+from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward
@@ -28,6 +29,7 @@ from msao_compile.runtime.remote import Patience
 from msao_compile.runtime.routes import Pair, Question, RouteRun, edge, remote, speculative
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.stops import TextUntil, read_stops
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.loopback import Loopback
 from msao_compile.runtime.wire.message import Message
@@ -89,56 +91,61 @@ class Runtime:
         self._advisers: dict[str, Adviser] = {}
         self.device = Device("edge")
 
-    def generate(self, prompt: str, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
+    def generate(self, prompt: Prompt, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
         """The whole answer; options as in `stream`."""
         answers = [piece.answer for piece in self.stream(prompt, image, **options) if piece.answer is not None]
         return answers[0]
 
     def stream(
         self,
-        prompt: str,
+        prompt: Prompt,
         image: Picture | Sequence[Picture] | None = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | None = 32,
         route: str = "auto",
         task: str | None = None,
+        stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Iterator[Piece]:
-        """Pieces of text as they become known; the last piece carries the `Answer`.
+        """A piece for every token, empty where its text is not certain yet; the last one carries the `Answer`.
 
         Args:
-            prompt: the user's words; the checkpoint's chat template is put around them.
+            prompt: the user's words, or messages (`role`, `content` as text or as parts of type text and image); the
+                checkpoint's chat template is put around them.
             image: a path, bytes or PIL picture, or several.
-            max_new_tokens: at most so many tokens.
+            max_new_tokens: at most so many tokens; None takes as many as fit.
             route: `edge`, `cloud`, `split`, `speculate`, or `auto`: with a cloud in another process the cheapest of
                 those whose answer is the cloud model's own, else the edge where it has a model.
             task: which task's route, where several have it.
+            stop: text that ends the answer and is no part of it, one or several.
             sampling: temperature (0 = greedy), top_k, top_p, seed, ignore_eos (to measure).
 
         Raises:
             InputError: an unknown route, task or option, bad picture or prompt, or a request beyond the KV cache.
             StageError: a module failed or its logits are not finite.
+            RemoteError: the cloud cannot be reached or refuses, and the route has no fallback here.
             DeploymentError, MissingTool: as `session`.
         """
-        if not isinstance(prompt, str):
-            raise PromptError(f"the prompt is given as {type(prompt).__name__}: give text")
-        if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens!r}: ask for at least one token, in whole numbers")
-        question = Question(prompt, _pictures(image), int(max_new_tokens), SamplingParameters.read(sampling))
+        if not isinstance(prompt, str | list | tuple):
+            raise PromptError(f"the prompt is given as {type(prompt).__name__}: give text, or a list of messages")
+        question = Question(prompt, _pictures(image), _limit(max_new_tokens), SamplingParameters.read(sampling))
         taken, reason = self.choose(route, task)
         if route == "auto" and self.clouds is not None:
             taken, reason = self._advised(taken.task, question)
+        stops = read_stops(stop)
         run = self._start(taken, question)
-        decoder, ids, shown = run.tokenizer.stream_decoder(), [], ""
+        said, ids = TextUntil(run.tokenizer.stream_decoder(), stops), []
         for token in run.tokens:
             ids.append(token)
-            if text := decoder.push(token):
-                shown += text
-                yield Piece(text)
-        rest = decoder.flush()
+            yield Piece(said.push(token))
+            if said.ended:
+                break
+        rest = said.flush()
         timing = run.clock.timing(run.traffic.up, run.traffic.down)
+        finish: Literal["stop", "length"] = "stop" if said.ended or len(ids) != run.extent.limit else "length"
         drafts = vars(run.account).copy() if taken.name == "speculate" else None
         verified = run.verified and not run.account.unverified
-        yield Piece(rest, Answer(shown + rest, tuple(ids), taken.name, reason, verified, timing, drafts))
+        answer = Answer(said.text, tuple(ids), taken.name, reason, verified, timing, drafts)
+        yield Piece(rest, replace(answer, prompt_tokens=run.extent.prompt_tokens, finish=finish))
 
     def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
         """The task's route of this name, or for `auto` the first of the task, or of the first; with the reason.
@@ -275,6 +282,14 @@ class Absent:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _limit(max_new_tokens: Any) -> int | None:
+    if max_new_tokens is None:
+        return None
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}: ask for at least one token, in whole numbers")
+    return int(max_new_tokens)
 
 
 def _pictures(image: Any) -> tuple[Picture, ...]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from msao_compile.manifest.schema import Route
 from msao_compile.runtime.adviser import Adviser
-from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.answer import Clock, Extent
 from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.preprocess.decode import decode, read
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """What a user asked."""
+    """What a user asked; `limit` None takes as many tokens as fit."""
 
-    prompt: str
+    prompt: Prompt
     pictures: tuple[Picture, ...]
-    limit: int
+    limit: int | None
     sampling: SamplingParameters
 
     @property
@@ -51,7 +52,7 @@ class Question:
 
 @dataclass(frozen=True)
 class RouteRun:
-    """A request under way: draw `tokens`, then read `clock` and `traffic`."""
+    """A request under way: draw `tokens`, then read `clock`, `traffic`, `extent` and `account`."""
 
     tokens: Iterator[int]
     tokenizer: Tokenizer
@@ -59,21 +60,23 @@ class RouteRun:
     verified: bool
     account: Account = field(default_factory=Account)
     traffic: Traffic = field(default_factory=Traffic)
+    extent: Extent = field(default_factory=Extent)
 
 
 def edge(session: ModelSession, question: Question, clock: Clock) -> RouteRun:
     """Every module here."""
     with clock.module("preprocess"):
         request = session.prepare(question.prompt, question.pictures)
-    session.check_capacity(len(request.ids), question.limit)
+    limit = session.room(len(request.ids), question.limit)
 
     def run() -> Iterator[int]:
         logits, talk = session.prefill(request, session.encode(request.tensors, clock), clock)
-        for token in tokens(session, logits[-1], talk, question.sampling, question.limit):
+        for token in tokens(session, logits[-1], talk, question.sampling, limit):
             clock.token()
             yield token
 
-    return RouteRun(run(), session.tokenizer, clock, session.model.role == "target")
+    verified = session.model.role == "target"
+    return RouteRun(run(), session.tokenizer, clock, verified, extent=Extent(len(request.ids), limit))
 
 
 def remote(
@@ -86,13 +89,20 @@ def remote(
 
     async def run() -> AsyncIterator[int]:
         try:
-            async for token in there.tokens(question.limit):
+            async for token in there.tokens():
                 clock.token()
                 yield token
         finally:
             there.leave()
 
-    return RouteRun(bridge().iterate(run()), session.tokenizer, clock, session.model.role == "target", traffic=traffic)
+    return RouteRun(
+        bridge().iterate(run()),
+        session.tokenizer,
+        clock,
+        session.model.role == "target",
+        traffic=traffic,
+        extent=there.extent,
+    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: 
     def prepare() -> Request:
         return pair.drafter.prepare(question.prompt, question.pictures)
 
-    opening = drafter.opening(prepare, len(question.pictures), question.limit, clock)
+    opening = drafter.opening(prepare, len(question.pictures), clock)
 
     async def run() -> AsyncIterator[int]:
         try:
@@ -130,11 +140,11 @@ def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: 
         finally:
             there.leave()
             account = speculator.account
-            adviser.learn(there.prompt_tokens, clock.tokens, account.drafted, account.accepted)
+            adviser.learn(there.extent.prompt_tokens or 0, clock.tokens, account.drafted, account.accepted)
 
     return RouteRun(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",
-        speculator.account, traffic,
+        speculator.account, traffic, there.extent,
     )  # fmt: skip
 
 
@@ -150,7 +160,7 @@ def outgoing(session: ModelSession, question: Question, clock: Clock, route: Rou
             message = Message("prefill", {"form": "prompt", "prompt": question.prompt}, files)
         else:
             request = session.prepare(question.prompt, question.pictures)
-            session.check_capacity(len(request.ids), question.limit)
+            session.room(len(request.ids), question.limit)
     if here:
         message = crossing(session, request, here, clock)
     message.fields.update(

@@ -141,12 +141,14 @@ class CloudService:
         yield c.write(
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
+                    limit=session.limit,
                     modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
                     finish=session.finish),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
-        if fields.stream:
-            async for reply in self._stream(session, fields.stream - len(first), end):
+        stream = session.limit if fields.stream is None else fields.stream
+        if stream:
+            async for reply in self._stream(session, stream - len(first), end):
                 yield reply
 
     def _same_build(self, fields: c.Prefill) -> None:
@@ -166,7 +168,7 @@ class CloudService:
         most = self.limits.picture_pixels
         request = await self.scheduler.alone("prepare", 1, lambda: prepared(self.session, fields, message, clock, most))
         session = Session(
-            fields.session, self.sessions.row(fields.session, _now_ms()), sampling, fields.rule, fields.limit,
+            fields.session, self.sessions.row(fields.session, _now_ms()), sampling, fields.rule, request.limit,
             request.length, list(fields.committed), used=_now_ms(), working=1,
         )  # fmt: skip
         self.sessions.open(session, _now_ms())

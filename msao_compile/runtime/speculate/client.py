@@ -38,7 +38,7 @@ class Plan:
 
     settings: Speculation
     pace: Pace
-    limit: int
+    limit: int | None
     stops: frozenset[int]
     rounds: int = 4
     burst: int = 0
@@ -140,7 +140,13 @@ class Speculator:
 
     @property
     def _ended(self) -> bool:
-        return self.remote.finish is not None or len(self.remote.committed) >= self.plan.limit
+        return self.remote.finish is not None
+
+    @property
+    def _limit(self) -> int:
+        """How long the answer may be: as asked, or as the cloud said, or as the drafter has room for."""
+        said = self.remote.extent.limit or self.drafter.room
+        return min(said if self.plan.limit is None else self.plan.limit, self.drafter.room)
 
     @property
     def _suffices(self) -> bool:
@@ -148,7 +154,7 @@ class Speculator:
         if self.plan.alone is None or not self.ahead:
             return False
         whole = self.ahead[-1].token in self.plan.stops
-        whole |= len(self.remote.committed) + len(self.ahead) >= self.plan.limit
+        whole |= len(self.remote.committed) + len(self.ahead) >= self._limit
         return whole and min(draft.confidence for draft in self.ahead) >= self.plan.alone
 
     async def _news(self) -> AsyncIterator[int]:
@@ -170,7 +176,7 @@ class Speculator:
         )
         if self._streaming and (self.plan.alone is None or self._doubted):
             return False
-        return not self.unsure and not at_end and known < self.plan.limit and len(self.ahead) < window and room
+        return not self.unsure and not at_end and known < self._limit and len(self.ahead) < window and room
 
     @property
     def _doubted(self) -> bool:
@@ -179,7 +185,7 @@ class Speculator:
 
     @property
     def _left(self) -> int:
-        return self.plan.limit - len(self.remote.committed)
+        return max(self._limit - len(self.remote.committed), 1)
 
     async def _draft(self) -> None:
         """Make one draft, and send a round where it is time."""
@@ -201,7 +207,7 @@ class Speculator:
         self.ahead.append(draft)
         self.account.drafted += 1
         full = len(self.ahead) - self.sent >= settings.draft_tokens
-        if full or draft.token in self.plan.stops or len(answer) + 1 >= self.plan.limit:
+        if full or draft.token in self.plan.stops or len(answer) + 1 >= self._limit:
             self._send()
 
     def _send(self, burst: int = 0) -> None:
@@ -224,7 +230,7 @@ class Speculator:
         self._under_way[asyncio.ensure_future(work)] = around
 
     async def _open(self) -> None:
-        async for _ in self.remote.open(self._left if self._streaming else 0):
+        async for _ in self.remote.open(None if self._streaming else 0):
             continue
 
     def _settle(self) -> None:
@@ -295,7 +301,7 @@ class Speculator:
             answer.append(draft.token)
             self.account.unverified += 1
             yield draft.token
-        while not self._ended and len(answer) < self.plan.limit:
+        while not self._ended and len(answer) < self._limit:
             token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
             if token in self.plan.stops:
                 return
