@@ -59,13 +59,14 @@ def run(
         "temperature": temperature,
         "seed": seed,
     }
-    runtime = load(deployment, cloud=cloud, cloud_options=link_options(cloud, cloud_token_file, cloud_roots))
-    if as_json:
-        found = runtime.generate(prompt, **options)
-        talk.reply(asdict(found), lambda: None)
-    else:
-        found = show(runtime.stream(prompt, **options))
-    talk.say(account(found))
+    asked = link_options(cloud, cloud_token_file, cloud_roots)
+    with load(deployment, cloud=cloud, cloud_options=asked) as runtime:
+        if as_json:
+            found = runtime.generate(prompt, **options)
+            talk.reply(asdict(found), lambda: None)
+        else:
+            found = show(runtime.stream(prompt, **options))
+        talk.say(account(found))
 
 
 def show(pieces: Iterable[Piece]) -> Answer:

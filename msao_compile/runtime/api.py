@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -90,6 +90,17 @@ class Runtime:
         self._shells: dict[str, ModelSession] = {}
         self._advisers: dict[str, Adviser] = {}
         self.device = Device("edge")
+
+    def close(self) -> None:
+        """Give connections to clouds back; the runtime can be used on, and then makes new ones."""
+        if self.clouds is not None:
+            self.clouds.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def generate(self, prompt: Prompt, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
         """The whole answer; options as in `stream`."""
