@@ -1,4 +1,4 @@
-"""What rules commit: the verifier's distribution and no other, however drafts are cut into rounds; planted traps fail."""
+"""What rules commit: the verifier's distribution and no other, however drafts are cut; planted traps fail."""
 
 from __future__ import annotations
 
