@@ -64,17 +64,21 @@ class RemoteSession:
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
         replies = self.link.call(Message("prefill", fields, self.opening.tensors), self.traffic)
+        whole = False
         async for message in replies:
             reply = c.read(message, c.REPLIES)
+            whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
             if isinstance(reply, c.Ready):
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
-                self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
+                self.take(reply.base, _tokens(message), reply.finish)
             elif isinstance(reply, c.TokenIs):
                 self.take(reply.position, [reply.id], None)
             elif isinstance(reply, c.Done):
                 self.finish = reply.finish or self.finish
             yield
+        if not whole:
+            raise LinkDown("the cloud ended an answer in the middle: it is opened again")
 
     async def tokens(self, limit: int) -> AsyncIterator[int]:
         """The whole answer as the cloud decodes it, however often it has to be opened again.
@@ -115,7 +119,7 @@ class RemoteSession:
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Verified) and reply.session == self.name:
                 self.verify_ms += reply.verify_ms
-                self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
+                self.take(reply.base, _tokens(message), reply.finish)
                 return reply
         raise LinkDown("the cloud ended a round without a verdict: it is tried again")
 
@@ -129,7 +133,7 @@ class RemoteSession:
         if base > len(self.committed) or list(tokens[: len(known)]) != known:
             raise RemoteError(f"the cloud changed its mind about what it had committed from token {base} on")
         self.committed.extend(tokens[len(known) :])
-        if len(tokens) >= len(known):  # it tells of the end that is known, or a later one
+        if base + len(tokens) == len(self.committed):  # else it is older than what is known
             self.finish = finish or self.finish
 
     async def close(self) -> None:
@@ -138,3 +142,10 @@ class RemoteSession:
             with suppress(RemoteError):
                 async for _ in self.link.call(c.write("close", c.Close(session=self.name)), self.traffic):
                     continue
+
+
+def _tokens(message: Message) -> list[int]:
+    if c.TOKENS not in message.tensors:
+        raise RemoteError(f"the cloud's {message.kind} has no {c.TOKENS}: install the same msao-compile on both")
+    found: list[int] = message.tensors[c.TOKENS].tolist()
+    return found

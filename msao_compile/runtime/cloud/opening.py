@@ -75,6 +75,8 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
     ids = tensors.pop(session.facts.tokens)
     if ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
         raise InputError(f"prefill: {session.facts.tokens} is {ids.dtype} of shape {ids.shape}; send int64 [tokens]")
+    if ids.min() < 0 or ids.max() >= session.facts.vocab_size:
+        raise InputError(f"prefill: {session.facts.tokens} has a token that is not below {session.facts.vocab_size}")
     encoded = {name: tensors.pop(name) for name in fields.encoded}
     return Opening(len(ids), request=Request(ids, tensors), encoded=encoded)
 
