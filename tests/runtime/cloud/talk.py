@@ -57,9 +57,11 @@ async def only(service: CloudService, message: Message) -> Message:
 def said(replies: Sequence[Message]) -> list[int]:
     """The tokens of a stream, whose positions follow each other."""
     found: list[int] = []
+    last = None
     for reply in replies:
         if reply.kind == "token":
-            assert reply.fields["position"] == len(found) or not found
+            assert last is None or reply.fields["position"] == last + 1
+            last = reply.fields["position"]
             found.append(reply.fields["id"])
         elif c.TOKENS in reply.tensors:
             found += reply.tensors[c.TOKENS].tolist()
