@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,16 @@ AGAIN = (LinkDown, SessionLost, Busy)
 """What another try may mend."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Patience:
-    """How often a lost cloud is tried again without a token in between, and how long each wait is at least."""
+    """How often a lost cloud is tried again without a token in between, and how long each wait is at least.
+
+    A cloud that says nothing to a request for `silence_ms` counts as lost.
+    """
 
     tries: int = 4
     wait_ms: float = 50.0
+    silence_ms: float = 30_000.0
 
     async def again(self, error: RemoteError, tried: int) -> None:
         """Wait before try number `tried` + 1, each time twice as long, or as long as the cloud said.
@@ -63,9 +67,8 @@ class RemoteSession:
         """
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
-        replies = self.link.call(Message("prefill", fields, self.opening.tensors), self.traffic)
         whole = False
-        async for message in replies:
+        async for message in self._asked(Message("prefill", fields, self.opening.tensors)):
             reply = c.read(message, c.REPLIES)
             whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
             if isinstance(reply, c.Ready):
@@ -115,7 +118,7 @@ class RemoteSession:
         return self._verified(c.write("verify", fields, tensors))
 
     async def _verified(self, asked: Message) -> c.Verified:
-        async for message in self.link.call(asked, self.traffic):
+        async for message in self._asked(asked):
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Verified) and reply.session == self.name:
                 self.verify_ms += reply.verify_ms
@@ -140,8 +143,23 @@ class RemoteSession:
         """Let the cloud forget it; a cloud that cannot be reached will by itself."""
         if self.name and self.finish is None:
             with suppress(RemoteError):
-                async for _ in self.link.call(c.write("close", c.Close(session=self.name)), self.traffic):
+                async for _ in self._asked(c.write("close", c.Close(session=self.name))):
                     continue
+
+    async def _asked(self, message: Message) -> AsyncIterator[Message]:
+        """The replies to a request, none of which keeps anybody waiting for ever."""
+        async with aclosing(self.link.call(message, self.traffic)) as replies:
+            while True:
+                try:
+                    async with asyncio.timeout(self.patience.silence_ms / 1e3):
+                        reply = await anext(replies)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as error:
+                    raise LinkDown(
+                        f"the cloud said nothing to a {message.kind} for {self.patience.silence_ms:.0f} ms: try again"
+                    ) from error
+                yield reply
 
 
 def _tokens(message: Message) -> list[int]:

@@ -82,33 +82,40 @@ class Speculator:
         Raises:
             RemoteError: the cloud stayed away and `unverified` is not allowed, or as `RemoteSession`.
         """
+        self._launch(self._open(), _Round(0, 0, 0))
+        ready = asyncio.ensure_future(self.device.run("prefill", 1, prefill))
+        ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # the answer may end without it
         try:
-            self._launch(self._open(), _Round(0, 0, 0))
-            ready = asyncio.ensure_future(self.device.run("prefill", 1, prefill))
             while not self._ended:
                 async for token in self._news():
                     yield token
-                if not ready.done():
-                    await asyncio.wait([ready, *self._under_way], return_when=asyncio.FIRST_COMPLETED)
-                elif self._drafting():
-                    ready.result()
-                    await self._draft()
-                elif self._under_way:
-                    await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
-                else:
-                    self._send()
                 try:
+                    await self._advance(ready)
                     self._settle()
                 except AGAIN as error:
                     if not await self._again(error):
                         break
             async for token in self._news():
                 yield token
-            await asyncio.wait([ready])
-            async for token in self._alone():
-                yield token
+            if not self._ended:
+                await ready
+                async for token in self._alone():
+                    yield token
         finally:
             await self._stop()
+
+    async def _advance(self, ready: asyncio.Future[None]) -> None:
+        """The next thing there is to do: a draft, a round, or to wait for what is under way."""
+        if not ready.done():
+            anything: list[asyncio.Future[Any]] = [ready, *self._under_way]
+            await asyncio.wait(anything, return_when=asyncio.FIRST_COMPLETED)
+        elif self._drafting():
+            await ready
+            await self._draft()
+        elif self._under_way:
+            await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            self._send()
 
     @property
     def _ended(self) -> bool:
@@ -175,9 +182,12 @@ class Speculator:
         Raises:
             RemoteError: what a round raised.
         """
-        before = self._settled
+        before, faults = self._settled, []
         for task in [task for task in self._under_way if task.done()]:
             around = self._under_way.pop(task)
+            if (fault := task.exception()) is not None:
+                faults.append(fault)
+                continue
             reply = task.result()
             if reply is not None and not reply.stale and reply.accepted < around.drafts:
                 self.threshold = moved(self.threshold, reply.accepted - around.first, around.drafts - around.first,
@@ -187,6 +197,8 @@ class Speculator:
         self._trim()
         if len(self.remote.committed) > before:
             self._tried = 0
+        if faults:
+            raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 
     def _trim(self) -> None:
         """Drafts that are committed leave `ahead`; where the cloud committed another token, all of them do."""
