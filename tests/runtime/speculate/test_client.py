@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import tiny
+from asking import EVERYTHING, QUICK, Asked, Asker, at_once, cloud, faulty, opening, plan_for
 
 from msao_compile.errors import Busy, ContractMismatch, InputError, LinkDown, RemoteError
 from msao_compile.manifest.offload import Rule
@@ -21,8 +22,6 @@ from msao_compile.runtime.wire.base import Traffic
 from msao_compile.runtime.wire.faulty import Faults, FaultyLink
 from msao_compile.runtime.wire.loopback import Loopback
 from msao_compile.runtime.wire.message import Message
-
-from .asking import EVERYTHING, QUICK, Asked, Asker, at_once, cloud, faulty, opening, plan_for
 
 LIMIT, PROMPTS = 16, 16
 Pair = tuple[ModelSession, ModelSession]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from msao_compile.manifest.offload import Acceptance, Rule, Speculation
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.remote import Patience, RemoteSession
+from msao_compile.runtime.rules import choose
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession, Request
 from msao_compile.runtime.speculate.client import Account, Plan, Speculator
@@ -44,6 +47,25 @@ def opening(verifier: ModelSession, prompt: str, limit: int, sampling: SamplingP
         "tokenizer": verifier.model.tokenizer_digest, "limit": limit, "sampling": vars(sampling), "rule": rule,
     }  # fmt: skip
     return Message("prefill", fields)
+
+
+def alone(session: ModelSession, request: Request, limit: int, every: Sequence[SamplingParameters]) -> list[list[int]]:
+    """What the model by itself answers, token by token, for each way to choose."""
+    logits, talk = session.prefill(request, session.encode(request.tensors, Clock()), Clock())
+    length, vocabulary, stops = talk.cache.length, session.tokenizer.vocab_size, session.tokenizer.eos_token_ids
+    found: list[list[int]] = []
+    for sampling in every:
+        talk.cache.rollback(length)
+        answer: list[int] = []
+        token = choose(logits[-1], 0, sampling, vocabulary)
+        while token not in stops and len(answer) < limit:
+            answer.append(token)
+            if len(answer) < limit:
+                token = choose(
+                    session.extend(np.asarray([token]), talk, Clock())[-1], len(answer), sampling, vocabulary
+                )
+        found.append(answer)
+    return found
 
 
 @dataclass
