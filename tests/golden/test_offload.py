@@ -23,7 +23,7 @@ from msao_compile.runtime.wire.message import Message
 
 pytestmark = pytest.mark.golden
 QUESTIONS, LIMIT, LENGTHS = 510, 24, (1, 4, 8)
-WARM = 1.0
+WARM = 3.0  # below it the cloud model is so sure that a draw is its greedy answer
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def test_held_out_questions_are_of_every_kind_and_the_answers_differ(prepared: l
     assert set(kinds) == set(KINDS)
     assert len(prepared) >= 500
     assert len({tuple(one.greedy) for one in prepared}) > 100
-    assert sum(one.greedy != one.drawn for one in prepared) > 50
+    assert sum(one.greedy != one.drawn for one in prepared) > 250
 
 
 @pytest.mark.parametrize("drafts", LENGTHS)
