@@ -10,7 +10,9 @@ LLAMA := .venv-bench
 # A folder of tiny checkpoints, each written by `save_pretrained`, with what transformers answered beside it.
 ZOO ?=
 
-.PHONY: demo test check fast bench gpu-check scale targets accuracy families zoo-is-given calibrate clean
+FUZZ ?= 10000
+
+.PHONY: demo test check fast fuzz bench gpu-check scale targets accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -38,6 +40,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest tests -m "not golden and not whole and not device"
+
+# More made-up requests at a cloud server than a check has time for.
+fuzz: $(STAMP)
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/runtime/serve/cloud/test_fuzz.py
 
 bench: $(STAMP)
 	@$(LLAMA)/bin/python -c "import llama_cpp, gguf" 2>/dev/null || { $(PYTHON) -m venv $(LLAMA) && \
@@ -74,5 +80,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[compile,dev,kit,rtx]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[compile,dev,kit,rtx,serve]"
 	touch $(STAMP)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from msao_compile.errors import InputError, MissingTool, RecipeError
+from msao_compile.errors import MissingTool, RecipeError
 from msao_compile.manifest.schema import Precision
 from msao_compile.manifest.variants import RANGED
+from msao_compile.recipe.asked import refuse_unknown
 from msao_compile.recipe.samples import read_samples
 from msao_compile.recipe.schema import TargetChoice
 from msao_compile.recipe.targets import Target, find
@@ -30,8 +31,7 @@ def chosen(runner: Runner) -> dict[str, TargetChoice]:
     recipe = runner.recipe
     wanted = runner.options.targets or tuple(recipe.targets)
     for name in wanted:
-        if name not in recipe.targets:
-            raise InputError(f"--target {name}: no such target; the recipe has {', '.join(recipe.targets)}")
+        refuse_unknown("target", name, recipe.targets, "the recipe has")
         _refuse(name, recipe.targets[name])
     if recipe.ranges is not None and recipe.ranges.samples is not None:
         read_samples(Path(recipe.ranges.samples))
@@ -86,6 +86,11 @@ def _refuse(name: str, choice: TargetChoice) -> None:
                     f"targets.{name}.precision: {one.target_id} has no {kind}: {lacking}; choose fp16, or leave this "
                     "target out"
                 )
+    if choice.device in choice.also_for:
+        raise RecipeError(
+            f"targets.{name}.also_for: {choice.device} is the target's own device, whose engines it gets anyway; take "
+            "it out of this list"
+        )
     for other in choice.also_for:
         if not (ahead_of_time(device) and ahead_of_time(find(other))):
             raise RecipeError(

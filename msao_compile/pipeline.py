@@ -79,7 +79,7 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         steps.measure()
         deployment = steps.deployment()
         folder = options.out / runner.recipe.name
-        for receipt in options.receipts:
+        for receipt in reversed(options.receipts):  # of one target, the last that is given is the newest
             deployment = steps.stock.accept(deployment, receipt, receipt.parent, steps.bounds)
         deployment = steps.stock.accept_again(deployment, folder, steps.bounds)
         steps.stock.deploy(folder, deployment)

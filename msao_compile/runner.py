@@ -193,9 +193,9 @@ class Runner:
         self.steps.append(Step(ask.stage, ask.subject, "run", tuple(reasons), **cost, disk_bytes=ask.disk_bytes))  # type: ignore[arg-type]
         return None
 
-    def wait_for(self, stage: str, subject: str, cause: str) -> None:
+    def wait_for(self, stage: str, subject: str, reason: str) -> None:
         """In a plan: a step whose key is not known before another one has run."""
-        self.steps.append(Step(stage, subject, "run", (f"follows {cause}",), None, None, None))
+        self.steps.append(Step(stage, subject, "run", (reason,), None, None, None))
 
     def defer(self, subject: str, reason: str, stage: str = "build") -> None:
         """A step that only another machine can do."""
@@ -233,6 +233,7 @@ class Runner:
             job = Job(
                 function=f"msao_compile.stages.{ask.stage}:run",
                 arguments=ask.arguments(folder),
+                phase=f"{ask.stage} of {ask.subject}",
                 threads=self.recipe.runtime.threads,
             )
             result = run_job(job, partial(self._working, ask), stop)

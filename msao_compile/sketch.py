@@ -80,7 +80,11 @@ def _model(recipe: Recipe, name: str, sequences: int) -> ModelSketch:
     config = read_config(folder)
     refuse_unusable(folder, config, trusted, f"models.{name}")
     refuse_strangers(folder, config)
-    job = Job(function="msao_compile.stages.outline:run", arguments={"checkpoint": str(folder), "trusted": trusted})
+    job = Job(
+        function="msao_compile.stages.outline:run",
+        arguments={"checkpoint": str(folder), "trusted": trusted},
+        phase=f"outline of {folder}",
+    )
     found = run_job(job).value
     if not isinstance(found, dict):
         raise StageError(f"outlining {choice.checkpoint} gave no answer; run again with --debug")

@@ -15,6 +15,7 @@ from msao_compile.families.checkpoint import read_config, weight_files
 from msao_compile.families.conversion import CONVERTED
 from msao_compile.families.refusals import refuse_unusable
 from msao_compile.families.side_files import lacks, side_files
+from msao_compile.foreseen import after_split
 from msao_compile.graph.opsets import traced
 from msao_compile.manifest.evidence import BuildEvidence, MeasureEvidence, ParityEvidence, ParityRow
 from msao_compile.manifest.schema import (
@@ -31,6 +32,7 @@ from msao_compile.manifest.schema import (
 )
 from msao_compile.manifest.variants import HERE, NOT_ON_CPUS
 from msao_compile.places import DataFile, Places
+from msao_compile.recipe.asked import refuse_unknown
 from msao_compile.recipe.room import lack
 from msao_compile.recipe.schema import DEFAULT_BOUNDS, Component
 from msao_compile.runner import Ask, Runner
@@ -45,6 +47,7 @@ PARITY_COPIES = 3.6
 """Of a model's fp32 weights, in memory while it is compared: torch's, the mapped file, packed ones, activations."""
 OPEN_COPIES = 2.0
 """Of a module's weights, in memory while it is opened: the mapped file and those that ONNX Runtime packs."""
+AFTER_SPLIT = "after the split"
 OF_ALL_MODULES = ("whole", "steps", "batch")
 """How subjects of parity rows begin that are about every module of a model."""
 
@@ -94,7 +97,12 @@ class Steps:
                 logger.warning("%s", missing)
         records = self.runner.ask([asks.split(name, folder, self.stock) for name, folder in self.checkpoints.items()])
         if not all(records):
-            return self._later(("load", "export", "parity", "build", "measure"), "split")
+            for stage, subject, deferred in after_split(list(self.checkpoints), self.targets):
+                if deferred is None:
+                    self.runner.wait_for(stage, subject, AFTER_SPLIT)
+                else:
+                    self.runner.defer(subject, f"{AFTER_SPLIT}; {deferred}", stage)
+            return False
         capacity = self.recipe.shapes.kv_capacity
         for (name, folder), record in zip(self.checkpoints.items(), records, strict=True):
             assert record is not None  # all(records) above
@@ -312,13 +320,13 @@ class Steps:
     def _later(self, stages: tuple[str, ...], cause: str) -> bool:
         """In a plan: stages whose keys are not known before another one has run."""
         for stage in stages:
-            self.runner.wait_for(stage, "every module" if stage in ("load", "export") else "every model", cause)
+            subject = "every module" if stage in ("load", "export") else "every model"
+            self.runner.wait_for(stage, subject, f"follows {cause}")
         return False
 
     def _check_names(self, known: set[str]) -> None:
         for name in self.runner.options.modules:
-            if name not in known:
-                raise InputError(f"--module {name}: no such module; this recipe has {', '.join(sorted(known))}")
+            refuse_unknown("module", name, sorted(known), "this recipe has")
 
     def _chosen(self, ask: Ask, part: Mapping[str, Any]) -> Ask:
         """With --module, every other module must be in the store already."""

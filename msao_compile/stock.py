@@ -28,8 +28,8 @@ class Stock:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.blobs: dict[str, Blob] = {}
-        self.receipts: dict[str, Receipt] = {}
-        """Those that were taken in, by evidence name."""
+        self.receipts: dict[str, list[Receipt]] = {}
+        """Those that were taken in, by target, the newest first."""
         self._shared: dict[str, Path] = {}
 
     def digest(self, path: Path) -> str:
@@ -82,44 +82,43 @@ class Stock:
     def accept(self, deployment: Deployment, path: Path, engines: Path, bounds: BoundsBy) -> Deployment:
         """The deployment with a device's receipt; the engines that it names stand below the folder `engines`.
 
+        After a newer one of its target it counts for the modules that this one does not name, on the same device.
+
         Raises:
             DeploymentError: the receipt is damaged or of something else, or is not signed as the options want.
         """
         if self.runner.options.trusted_keys is not None:
             refuse_untrusted(path, self.runner.options.trusted_keys)
-        receipt = accept.read_receipt(path)
+        receipt = self._left(path)
+        if receipt is None:
+            return deployment
         accept.merged(deployment, receipt, {}, bounds)  # of this deployment, before any file is looked at
         for file in accept.engine_files(deployment, receipt, engines).values():
             self.put(file)
-        evidence = {}
-        for name, (place, file) in accept.evidence_files(receipt, path).items():
+        newer, evidence = self.receipts.get(receipt.target, []), {}
+        for name, (place, file) in accept.evidence_files(receipt, path, len(newer)).items():
             held = self.put(file)
             evidence[name] = FileRef(path=place, sha256=held.sha256, size_bytes=held.size_bytes)
-        self.receipts[f"receipt-{receipt.target}"] = receipt
+        self.receipts[receipt.target] = [*newer, receipt]
         return accept.merged(deployment, receipt, evidence, bounds)
+
+    def _left(self, path: Path) -> Receipt | None:
+        """What of a receipt counts beside the newer ones of its target; None where that is nothing."""
+        receipt = accept.read_receipt(path)
+        newer = self.receipts.get(receipt.target)
+        if not newer:
+            return receipt
+        return accept.remaining(receipt, newer[0], {module.name for one in newer for module in one.modules})
 
     def accept_again(self, deployment: Deployment, folder: Path, bounds: BoundsBy) -> Deployment:
         """The deployment with the receipts that an earlier build took in, where they are still of what is built now."""
-        taken = {name.removesuffix("-signature") for name in deployment.evidence}
-        for path in sorted((folder / "evidence").glob("receipt-*.json")):
+        for path in accept.kept_receipts(folder):
             try:
-                if path.stem in taken:
-                    self._warn_of_lost(path)
-                    continue
-                deployment = self.accept(deployment, path, folder, bounds)
+                if self._left(path) is not None:
+                    deployment = self.accept(deployment, path, folder, bounds)
             except InputError as error:
                 logger.warning("%s is not taken over: %s", path, error)
         return deployment
-
-    def _warn_of_lost(self, earlier: Path) -> None:
-        """Say which engines an earlier receipt proved that the new one in its place does not name."""
-        lost = accept.lost(accept.read_receipt(earlier), self.receipts[earlier.stem])
-        if lost:
-            logger.warning(
-                "the new receipt takes the place of %s and does not name %s, which that one had engines of: run kit.py "
-                "once more in its folder, and accept what it writes",
-                earlier, ", ".join(lost),
-            )  # fmt: skip
 
     def deploy(self, folder: Path, manifest: Deployment) -> None:
         """Write a deployment folder from the objects kept here."""

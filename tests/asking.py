@@ -97,11 +97,12 @@ class Asker:
         rule = message.fields["rule"]
         remote = RemoteSession(self.link, message, Clock(), Traffic(), self.patience)
         drafter = Drafter(self.edge, rule, sampling)
+        pieces = drafter.opening(lambda: request, len(request.tensors), message.fields["limit"], Clock())
         speculator = Speculator(drafter, self.device, remote, plan)
         try:
-            found = [token async for token in speculator.tokens(lambda: drafter.prefill(request, Clock()))]
+            found = [token async for token in speculator.tokens(pieces)]
         finally:
-            await remote.close()
+            remote.leave()
         return Asked(found, speculator.account, remote)
 
     async def streamed(self, message: Message) -> Asked:
@@ -110,7 +111,7 @@ class Asker:
         try:
             found = [token async for token in remote.tokens(message.fields["limit"])]
         finally:
-            await remote.close()
+            remote.leave()
         return Asked(found, Account(), remote)
 
 

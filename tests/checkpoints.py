@@ -22,6 +22,8 @@ CLASSES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "clip": "CLIPModel",
     "whisper": "WhisperForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "florence2": "Florence2ForConditionalGeneration",
 }
 SIDE_FILES = Path(__file__).resolve().parents[1] / "calibration" / "models" / "shapes-edge"
 VOCABULARY, IMAGE_TOKEN, VIDEO_TOKEN = 722, 4, 5  # the vocabulary of SIDE_FILES
@@ -44,6 +46,16 @@ WHISPER = {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
     "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_mel_bins": 16, "max_source_positions": 20,
     "max_target_positions": 64, "init_std": 0.1,
+}  # fmt: skip
+BART = {
+    "model_type": "bart", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128, "decoder_start_token_id": 3, "forced_eos_token_id": None, "init_std": 0.1,
+}  # fmt: skip
+DAVIT = {
+    "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1],
+    "patch_prenorm": [False, True], "embed_dim": [8, 16], "num_heads": [1, 2], "num_groups": [1, 2], "window_size": 2,
+    "projection_dim": 32, "max_temporal_embeddings": 4, "max_position_embeddings": 10,
 }  # fmt: skip
 # transformers 5's own parameter names -> the names in the checkpoints that stand on the hub, longest prefix first
 HUB = {
@@ -98,7 +110,18 @@ def _config(family: str) -> Any:
     if family == "whisper":
         return transformers.WhisperConfig(**WHISPER, vocab_size=VOCABULARY, decoder_start_token_id=2, pad_token_id=0,
                                           bos_token_id=1, eos_token_id=3)  # fmt: skip
+    if family == "florence2":
+        special = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
+        return transformers.Florence2Config(
+            text_config={**BART, **special}, vision_config=DAVIT, image_token_id=IMAGE_TOKEN, **special
+        )
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    if family == "qwen2_vl":
+        tower = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 1}
+        return transformers.Qwen2VLConfig(
+            text_config={**TEXT, "num_hidden_layers": 1, "rope_parameters": rope}, vision_config=tower,
+            image_token_id=IMAGE_TOKEN, video_token_id=VIDEO_TOKEN, vision_start_token_id=6, vision_end_token_id=7,
+        )  # fmt: skip
     return transformers.Qwen2_5_VLConfig(
         text_config={**TEXT, "rope_parameters": rope}, vision_config=QWEN_TOWER, image_token_id=IMAGE_TOKEN,
         video_token_id=VIDEO_TOKEN, vision_start_token_id=6, vision_end_token_id=7, tie_word_embeddings=False,

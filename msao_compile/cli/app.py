@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from msao_compile.cli import answer, care, doctor, draw, evaluate, kit, look, make, prove, report, vouch
+from msao_compile.cli import answer, care, doctor, draw, evaluate, export, kit, look, make, prove, report, vouch
 from msao_compile.cli.talk import StderrHandler, Talk, write_line
 from msao_compile.errors import InputError, MsaoError
 
@@ -30,6 +30,12 @@ EXTRAS = {
     "onnxscript": "compile",
     "onnxruntime": "ort",
     "cryptography": "kit",
+    "grpc": "remote",
+    "tritonclient": "remote",
+    "aiohttp": "remote",
+    "prometheus_client": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "zstandard": "kit",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
@@ -40,6 +46,7 @@ COMMANDS = (
     (make.plan, "what a build would run, and why", "plan recipes/shapes-vqa.toml"),
     (make.build, "build a deployment", "build recipes/shapes-vqa.toml --target edge --jobs 2"),
     (kit.kit, "pack what a device builds its engines from", "kit DEPLOYMENT --target jetson -o kit.tar.zst"),
+    (export.export, "for NVIDIA Triton", "export DEPLOYMENT --format triton -o model-repository"),
     (vouch.keygen, "make a key to sign with", "keygen ~/.keys/builder.pem"),
     (vouch.sign, "sign a receipt or a deployment", "sign receipt.json --key ~/.keys/builder.pem"),
     (prove.parity, "compare with the torch original", "parity DEPLOYMENT --reference outputs.npz --model edge"),

@@ -77,7 +77,7 @@ def findings(talk: Talk, wanted: Wanted, options: Options) -> Findings:
             "folder": str(folder), "target": wanted.target, "model": wanted.model, "component": wanted.component,
             "requests": {name: str(file) for name, file in requests.items()},
         }  # fmt: skip
-        job = Job(function="msao_compile.stages.bisect:run", arguments=arguments)
+        job = Job(function="msao_compile.stages.bisect:run", arguments=arguments, phase=f"bisection of {folder}")
         told = run(job, lambda at: talk.say(f"bisecting {at['model']} ({at['dialect']})")).value
         return Findings.model_validate(told)
 

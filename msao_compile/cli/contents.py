@@ -1,4 +1,4 @@
-"""What a path holds: a deployment, a recipe, a checkpoint, a store or an ONNX file, as facts and tables."""
+"""What a path holds: a deployment, a recipe, a checkpoint, a store, an engine or an ONNX file, as facts and tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msao_compile.cli import units
 from msao_compile.cli.draw import Sheet
-from msao_compile.errors import DeploymentError, InputError
+from msao_compile.errors import DamagedFile, DeploymentError, InputError
 
 if TYPE_CHECKING:
     from msao_compile.manifest.schema import Deployment, Engine, FileRef, Module
@@ -37,14 +37,14 @@ def look_into(path: Path) -> Contents:
     """
     if not path.exists():
         raise InputError(
-            f"{path}: there is nothing; give a deployment, a recipe, a checkpoint, a store or an .onnx file"
+            f"{path}: there is nothing; give a deployment, a recipe, a checkpoint, a store, an .engine or an .onnx file"
         )
     for is_kind, look in _KINDS:
         if is_kind(path):
             return look(path)
     raise InputError(
         f"{path}: is not a deployment (deployment.json), a recipe (.toml), a checkpoint (config.json), "
-        "a store (objects/) or an .onnx file"
+        "a store (objects/), an .engine or an .onnx file"
     )
 
 
@@ -103,6 +103,48 @@ def _engine_faults(
                 engine_file.refuse_other(path, header, {"library_version": version}, "the manifest")
         except DeploymentError as error:
             yield engine.file.path, str(error)
+
+
+def engine(path: Path) -> Contents:
+    """An engine file: what its header says it is for; the plan behind it is read through and not opened.
+
+    Raises:
+        DamagedFile: it has no header of ours, or the header is damaged.
+    """
+    from msao_compile.runtime.backends import engine_file
+
+    header = engine_file.read_header(path)
+    faults: tuple[str, ...] = ()
+    try:
+        engine_file.read_header(path, verify=True)
+    except DamagedFile as error:
+        faults = (str(error),)
+    shown = {name: value for name, value in header.items() if name not in ("order", "inputs")}
+    about = tuple((name.replace("_", " "), _told(value)) for name, value in shown.items() if value is not None)
+    inputs = tuple((name, _told(shape)) for name, shape in header.get("inputs", {}).items())
+    profiles = tuple(
+        (profile["name"], one["name"], *(_told(one[end]) for end in ("min", "opt", "max")))
+        for profile in header["order"]["profiles"] for one in profile["inputs"]
+    )  # fmt: skip
+    sheets = (Sheet(("engine", ""), about), Sheet(("input", "shape"), inputs),
+              Sheet(("profile", "input", "min", "opt", "max"), profiles))  # fmt: skip
+    facts = {"kind": "engine", "path": str(path), "header": header, "intact": not faults}
+    title = f"engine of {header['component']} for {_told(header['gpu_architectures'])}"
+    remark = f"{units.size(path.stat().st_size)}: header and plan are as written; it was not opened"
+    return Contents(title, facts, tuple(sheet for sheet in sheets if sheet.rows), faults, remark)
+
+
+def _told(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is_engine(path: Path) -> bool:
+    from msao_compile.runtime.backends.engine_file import MAGIC
+
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix == ".engine" or file.read(len(MAGIC)) == MAGIC
 
 
 def users_of(manifest: Deployment, module_id: str) -> list[str]:
@@ -273,4 +315,5 @@ _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Contents]], ...] = 
     (lambda path: (path / "objects").is_dir(), store),
     (lambda path: path.suffix == ".toml" and path.is_file(), recipe),
     (lambda path: path.suffix == ".onnx" and path.is_file(), onnx_file),
+    (_is_engine, engine),
 )

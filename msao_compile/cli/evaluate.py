@@ -65,7 +65,7 @@ def evaluated(
     arguments = {
         "folder": str(folder), "samples": str(samples), "target": target, "model": model, "limit": limit,
     }  # fmt: skip
-    job = Job(function="msao_compile.stages.evaluate:run", arguments=arguments)
+    job = Job(function="msao_compile.stages.evaluate:run", arguments=arguments, phase=f"evaluation of {folder}")
     return AccuracyReport.model_validate(run(job, tell).value)
 
 

@@ -27,7 +27,9 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A deployment, a recipe, a checkpoint, a store or an .onnx file.", show_default=False
+            metavar="PATH",
+            help="A deployment, a recipe, a checkpoint, a store, an engine or an .onnx file.",
+            show_default=False,
         ),
     ],
     as_json: Json = False,

@@ -257,7 +257,8 @@ def _proposed(checkpoint: Path, output: Path) -> dict[str, Any]:
     from msao_compile.farm.local import run
 
     arguments = {"checkpoint": str(checkpoint), "recipe": str(output)}
-    found = run(Job(function="msao_compile.stages.propose:run", arguments=arguments)).value
+    job = Job(function="msao_compile.stages.propose:run", arguments=arguments, phase=f"the look into {checkpoint}")
+    found = run(job).value
     if not isinstance(found, dict):
         raise StageError(f"proposing a recipe for {checkpoint} gave no answer; run again with --debug")
     return found

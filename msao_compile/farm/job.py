@@ -28,10 +28,17 @@ class Job(Frozen):
     function: Annotated[str, Field(pattern=r"\A[\w.]+:\w+\z")]
     """`package.module:name`"""
     arguments: Mapping[str, JsonValue]
+    phase: str | None = None
+    """What it does, in words for messages, such as "parity of edge"; None is the function's name."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of OpenMP, MKL and OpenBLAS in the child (torch follows them); None leaves the number to them."""
     log: Path | None = None
     """Where the child's stdout, stderr and logging go; None is a temporary file, which stays only after a failure."""
+
+    @property
+    def called(self) -> str:
+        """Its name in messages."""
+        return self.phase or self.function
 
 
 class Result(Frozen):

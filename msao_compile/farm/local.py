@@ -106,7 +106,7 @@ def _progress(
 
 def _let_end(job: Job, process: subprocess.Popen[bytes]) -> None:
     if not exited(process, GRACE_SECONDS):
-        logger.warning("the process of %s answered but does not end; killing it", job.function)
+        logger.warning("the process of %s answered but does not end; killing it", job.called)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def _log_of(job: Job) -> Iterator[Path]:
 
 
 def _interrupted(job: Job) -> Interrupted:
-    return Interrupted(f"interrupted in {job.function}; what was finished is kept, and the next build continues")
+    return Interrupted(f"interrupted in {job.called}; what was finished is kept, and the next build continues")
 
 
 def _death(job: Job, exit_code: int, peak_bytes: int, log: Path) -> StageError:
@@ -141,7 +141,7 @@ def _death(job: Job, exit_code: int, peak_bytes: int, log: Path) -> StageError:
     else:
         how = f"ended with exit code {exit_code} before it answered"
     return StageError(
-        f"the process of {job.function} {how}; it held at least {peak_bytes / 1e6:.0f} MB, "
+        f"the process of {job.called} {how}; it held at least {peak_bytes / 1e6:.0f} MB, "
         f"and its log {log} ends with: {_last_lines(log)}"
     )
 
@@ -157,7 +157,7 @@ def _last_lines(log: Path) -> str:
 def _error(job: Job, told: dict[str, str], log: Path) -> MsaoError:
     kind = getattr(errors, told["class"], None) if told["class"] else None
     if kind is None:
-        error: MsaoError = StageError(f"{job.function} failed with {told['message']}; the traceback is in {log}")
+        error: MsaoError = StageError(f"{job.called} failed with {told['message']}; the traceback is in {log}")
     else:
         error = kind(told["message"])
     error.add_note(told["traceback"])

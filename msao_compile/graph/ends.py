@@ -65,12 +65,16 @@ def _stem(component: str, takers: set[str]) -> str:
 
 
 def _loosen(graph: ir.Graph, names: set[str]) -> None:
-    """Let the first axis of features vary where it came out as a number: with no picture there are none."""
+    """Let the first axis of features vary where it came out as a number: with no picture there are none.
+
+    Not where the last axis varies: those features lie across, as a dual encoder multiplies them, and the first axis is
+    their width.
+    """
     loose = False
     for value in graph.inputs:
         stem = str(value.name)
         is_features = value.name in names and stem.partition(".")[0] in ENCODED.values()
-        if is_features and value.shape and isinstance(value.shape[0], int):
+        if is_features and value.shape and all(isinstance(value.shape[axis], int) for axis in (0, -1)):
             value.shape = ir.Shape([f"num_{stem.replace('.', '_')}", *value.shape[1:]])
             loose = True
     if loose:

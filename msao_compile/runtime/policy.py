@@ -22,6 +22,8 @@ from msao_compile.runtime.link_state import LinkEstimate
 
 Choice = Literal["edge", "cloud", "split", "speculate"]
 Mode = Literal["strict", "calibrated"]
+FINDING_OUT: tuple[Choice, ...] = ("cloud", "speculate", "split", "edge")
+"""Which route is tried first where nothing is known of any."""
 DROPPED = 0.5
 """A link of which more calls fail than this is not counted on."""
 
@@ -91,7 +93,7 @@ def decide(observed: Observed, limits: Limits) -> Decision:
     """
     found = sorted(_options(observed, limits), key=lambda option: (option.cost, option.route))
     if not found:
-        route = next((route for route in ("cloud", "speculate", "split", "edge") if route in limits.routes), "cloud")
+        route = next((route for route in FINDING_OUT if route in limits.routes), FINDING_OUT[0])
         return Decision(route, "full", f"no cloud can be counted on, and {route} is the route there is")
     best, guarded = found[0], False
     plain = next((option for option in found if option.route == "cloud"), None)

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from msao_compile.errors import Busy, LinkDown, RemoteError, SessionLost
+from msao_compile.errors import Busy, DeadlineExceeded, LinkDown, RemoteError, SessionLost
 from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.link_state import LinkState
 from msao_compile.runtime.wire import contract as c
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.message import Message
 
-AGAIN = (LinkDown, SessionLost, Busy)
+AGAIN = (LinkDown, SessionLost, Busy, DeadlineExceeded)
 """What another try may mend."""
+SMALL_BYTES = 4096
+"""A message of so many bytes tells of the round trip and not of the rate."""
 
 
 @dataclass(frozen=True)
 class Patience:
     """How often a lost cloud is tried again without a token in between, and how long each wait is at least.
 
-    A cloud that says nothing to a request for `silence_ms` counts as lost.
+    A round is given `stall_ms` in the cloud; a cloud that says nothing to a request for `silence_ms` counts as lost.
     """
 
     tries: int = 4
     wait_ms: float = 50.0
+    stall_ms: int = 10_000
     silence_ms: float = 30_000.0
 
     async def again(self, error: RemoteError, tried: int) -> None:
@@ -47,14 +51,26 @@ class Patience:
 class RemoteSession:
     """One answer in a cloud. `committed` is all that the cloud said of it; it only grows.
 
-    `opening` is a prefill message without session and committed tokens, which are filled in at each try.
+    `opening` is a prefill message without session and committed tokens, which are filled in at each try. What its
+    messages tell of the link goes into `state`.
     """
 
-    def __init__(self, link: Link, opening: Message, clock: Clock, traffic: Traffic, patience: Patience) -> None:
+    def __init__(
+        self,
+        link: Link,
+        opening: Message,
+        clock: Clock,
+        traffic: Traffic,
+        patience: Patience,
+        state: LinkState | None = None,
+    ) -> None:
         self.link, self.opening, self.clock, self.traffic, self.patience = link, opening, clock, traffic, patience
+        self.state = state or LinkState()
         self.committed: list[int] = []
         self.finish: c.Finish | None = None
         self.name = ""
+        self.grown = asyncio.Event()
+        self.prompt_tokens = 0
         self.verify_ms = 0.0
         self.rounds = 0
         self.reopened = 0
@@ -67,11 +83,13 @@ class RemoteSession:
         """
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
-        whole = False
-        async for message in self._asked(Message("prefill", fields, self.opening.tensors)):
+        began_ms, before, whole = _now_ms(), self.traffic.up, False
+        async for message in self._heard(Message("prefill", fields, self.opening.tensors)):
             reply = c.read(message, c.REPLIES)
             whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
             if isinstance(reply, c.Ready):
+                self.prompt_tokens = reply.prompt_tokens
+                self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
                 self.take(reply.base, _tokens(message), reply.finish)
@@ -79,6 +97,7 @@ class RemoteSession:
                 self.take(reply.position, [reply.id], None)
             elif isinstance(reply, c.Done):
                 self.finish = reply.finish or self.finish
+                self.grown.set()
             yield
         if not whole:
             raise LinkDown("the cloud ended an answer in the middle: it is opened again")
@@ -111,16 +130,73 @@ class RemoteSession:
         """
         self.rounds += 1
         base, prefix = len(self.committed), c.prefix_hash(self.committed)
-        fields = c.Verify(session=self.name, round=self.rounds, base=base, prefix=prefix, burst=burst)
+        fields = c.Verify(
+            session=self.name,
+            round=self.rounds,
+            base=base,
+            prefix=prefix,
+            burst=burst,
+            deadline_ms=self.patience.stall_ms,
+        )
         tensors = {c.DRAFTS: np.asarray(drafts, np.int64)}
         if probs is not None:
             tensors[c.DRAFT_PROBS] = probs
         return self._verified(c.write("verify", fields, tensors))
 
+    async def decode(self, count: int) -> None:
+        """Have the cloud go on without drafts, `count` tokens at most from what is committed now.
+
+        Raises:
+            RemoteError, InputError: as `Link.call`.
+        """
+        base, prefix = len(self.committed), c.prefix_hash(self.committed)
+        asked = c.write("decode", c.Decode(session=self.name, base=base, prefix=prefix, count=count))
+        whole = False
+        async for message in self._heard(asked):
+            reply = c.read(message, c.REPLIES)
+            whole = isinstance(reply, c.Done)
+            if isinstance(reply, c.TokenIs):
+                self.take(reply.position, [reply.id], None)
+            elif isinstance(reply, c.Done):
+                self.finish = reply.finish or self.finish
+                self.grown.set()
+        if not whole:
+            raise LinkDown("the cloud ended an answer in the middle: it is opened again")
+
+    async def _heard(self, asked: Message) -> AsyncIterator[Message]:
+        """Replies as they come, none of which is waited for for ever; a link that fails is remembered."""
+        silence_ms = self.patience.silence_ms
+        replies = self.link.call(asked, self.traffic)
+        try:
+            while True:
+                async with asyncio.timeout(silence_ms / 1e3):
+                    reply = await anext(replies, None)
+                if reply is None:
+                    return
+                yield reply
+        except TimeoutError as error:
+            self.state.failed(_now_ms())
+            raise LinkDown(f"the cloud said nothing to a {asked.kind} for {silence_ms:.0f} ms: try again") from error
+        except LinkDown:
+            self.state.failed(_now_ms())
+            raise
+        finally:
+            if isinstance(replies, AsyncGenerator):  # whoever leaves early cancels the request
+                await replies.aclose()
+
+    def _learn(self, passed_ms: float, size_bytes: int) -> None:
+        """What opening a session tells: a small message of the round trip, a large one of the rate."""
+        if size_bytes <= SMALL_BYTES or not self.state.rtt.count:
+            self.state.heard(_now_ms(), passed_ms)
+        if size_bytes > SMALL_BYTES:
+            self.state.sent(size_bytes, passed_ms - self.state.rtt.mean)
+
     async def _verified(self, asked: Message) -> c.Verified:
-        async for message in self._asked(asked):
+        began_ms = _now_ms()
+        async for message in self._heard(asked):
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Verified) and reply.session == self.name:
+                self.state.heard(_now_ms(), _now_ms() - began_ms - reply.verify_ms)
                 self.verify_ms += reply.verify_ms
                 self.take(reply.base, _tokens(message), reply.finish)
                 return reply
@@ -136,30 +212,19 @@ class RemoteSession:
         if base > len(self.committed) or list(tokens[: len(known)]) != known:
             raise RemoteError(f"the cloud changed its mind about what it had committed from token {base} on")
         self.committed.extend(tokens[len(known) :])
+        self.grown.set()
         if base + len(tokens) == len(self.committed):  # else it is older than what is known
             self.finish = finish or self.finish
 
-    async def close(self) -> None:
-        """Let the cloud forget it; a cloud that cannot be reached will by itself."""
+    def leave(self) -> None:
+        """Let the cloud forget it, without waiting for that; a cloud that cannot be reached will by itself."""
         if self.name and self.finish is None:
-            with suppress(RemoteError):
-                async for _ in self._asked(c.write("close", c.Close(session=self.name))):
-                    continue
+            self._leaving = asyncio.ensure_future(self._close())
 
-    async def _asked(self, message: Message) -> AsyncIterator[Message]:
-        """The replies to a request, none of which keeps anybody waiting for ever."""
-        async with aclosing(self.link.call(message, self.traffic)) as replies:
-            while True:
-                try:
-                    async with asyncio.timeout(self.patience.silence_ms / 1e3):
-                        reply = await anext(replies)
-                except StopAsyncIteration:
-                    return
-                except TimeoutError as error:
-                    raise LinkDown(
-                        f"the cloud said nothing to a {message.kind} for {self.patience.silence_ms:.0f} ms: try again"
-                    ) from error
-                yield reply
+    async def _close(self) -> None:
+        with suppress(RemoteError):
+            async for _ in self._heard(c.write("close", c.Close(session=self.name))):
+                continue
 
 
 def _tokens(message: Message) -> list[int]:
@@ -167,3 +232,7 @@ def _tokens(message: Message) -> list[int]:
         raise RemoteError(f"the cloud's {message.kind} has no {c.TOKENS}: install the same msao-compile on both")
     found: list[int] = message.tensors[c.TOKENS].tolist()
     return found
+
+
+def _now_ms() -> float:
+    return asyncio.get_running_loop().time() * 1e3

@@ -83,7 +83,7 @@ def remote(
                 clock.token()
                 yield token
         finally:
-            await there.close()
+            there.leave()
 
     return RouteRun(bridge().iterate(run()), session.tokenizer, clock, session.model.role == "target", traffic=traffic)
 
@@ -109,19 +109,18 @@ def speculative(pair: Pair, question: Question, clock: Clock, link: Link, route:
     there = RemoteSession(link, message, clock, traffic, plan.patience)
     speculator = Speculator(drafter, pair.device, there, plan)
 
-    def prefill() -> None:
-        with clock.module("preprocess"):
-            request = pair.drafter.prepare(question.prompt, question.pictures)
-        pair.drafter.check_capacity(len(request.ids), question.limit)
-        drafter.prefill(request, clock)
+    def prepare() -> Request:
+        return pair.drafter.prepare(question.prompt, question.pictures)
+
+    opening = drafter.opening(prepare, len(question.pictures), question.limit, clock)
 
     async def run() -> AsyncIterator[int]:
         try:
-            async for token in speculator.tokens(prefill):
+            async for token in speculator.tokens(opening):
                 clock.token()
                 yield token
         finally:
-            await there.close()
+            there.leave()
 
     return RouteRun(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from msao_compile.errors import DeploymentError, InputError, MsaoError
+from msao_compile.errors import DeploymentError, MsaoError
 from msao_compile.graph.precision.observe import leaving, observed_blocks
 from msao_compile.graph.precision.sides import Entered, Sides
 from msao_compile.graph.precision.trial import Trial
@@ -33,6 +33,7 @@ from msao_compile.manifest.bisection import Bisected, Findings
 from msao_compile.manifest.evidence import ParityEvidence
 from msao_compile.manifest.schema import Deployment, Dialect, Graph, Precision
 from msao_compile.manifest.variants import NOT_ON_CPUS, as_graphs, kinds_of, unconverted
+from msao_compile.recipe.asked import refuse_unknown
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, EngineFile, open_engine
 from msao_compile.runtime.backends.base import Engine as OpenEngine
@@ -126,8 +127,8 @@ def subjects(
         "component": (component, sorted({module.component for module in deployment.modules})),
     }
     for option, (asked, names) in known.items():
-        if asked not in (None, *names):
-            raise InputError(f"--{option} {asked}: no such {option}; there are {', '.join(names)}")
+        if asked is not None:
+            refuse_unknown(option, asked, names)
     found: dict[Subject, tuple[str, ...]] = {}
     taken: dict[tuple[str, Dialect, Precision], Subject] = {}
     for entry in deployment.models:

@@ -17,6 +17,7 @@ from msao_compile.errors import InputError
 from msao_compile.manifest.accuracy import Accuracy, AccuracyReport, Through
 from msao_compile.manifest.schema import Deployment, Engine, Model
 from msao_compile.manifest.variants import NOT_ON_CPUS, Kinds, as_graphs, kinds_of
+from msao_compile.recipe.asked import refuse_unknown
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import fault
 from msao_compile.runtime.engines import Engines
@@ -84,8 +85,8 @@ def ways_of(
     for option, asked, names in (
         ("target", target, targets), ("model", model, [entry.name for entry in deployment.models]),
     ):  # fmt: skip
-        if asked not in (None, *names):
-            raise InputError(f"--{option} {asked}: no such {option}; there are {', '.join(names)}")
+        if asked is not None:
+            refuse_unknown(option, asked, names)
     found: dict[Way, list[str]] = {}
     left_out: dict[str, str] = {}
     for name in targets if target is None else [target]:

@@ -44,6 +44,21 @@ def test_a_kit_is_written_and_its_name_is_the_result(cli: Cli, orders: Path, tmp
     assert cli("kit", orders, "-t", "l4", "-o", output, "--quiet").err == ""
 
 
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.zst"])
+def test_a_kit_may_be_made_again_and_what_is_none_stays(cli: Cli, orders: Path, tmp_path: Path, ending: str) -> None:
+    if ending == ".tar.zst":
+        pytest.importorskip("zstandard", reason="the extra [kit] is not installed")
+    output = tmp_path / f"kit{ending}"
+    assert cli("kit", orders, "-t", "l4", "-o", output).code == 0
+    made = output.read_bytes()
+    assert cli("kit", orders, "-t", "l4", "-o", output).code == 0 and output.read_bytes() == made
+    for content in (b"my notes", b"", made[:4]):
+        output.write_bytes(content)
+        ran = cli("kit", orders, "-t", "l4", "-o", output)
+        assert (ran.code, "exists already and is no kit" in ran.err) == (2, True), content
+        assert output.read_bytes() == content
+
+
 def test_what_cannot_be_packed_or_written_is_one_sentence(cli: Cli, orders: Path, tmp_path: Path) -> None:
     ran = cli("kit", orders, "-t", "orin", "-o", tmp_path / "kit.tar")
     assert (ran.code, ran.err) == (2, "error: --target orin: no such target; this deployment has l4\n")

@@ -157,6 +157,24 @@ def engine_of(folder: Path, content: bytes | None = None, **changed: object) -> 
     return written
 
 
+def test_an_engine_alone_says_what_it_is_for_and_is_read_through(cli: Cli, tmp_path: Path) -> None:
+    path = engine_of(tmp_path / "right") / "engines/decoder.engine"
+    ran = cli("inspect", path)
+    assert ran.code == 0 and "engine of decoder for sm89" in ran.out and "as written" in ran.err
+    assert "library version" in ran.out and "prefill" in ran.out
+    facts = cli("inspect", path, "--json").json
+    assert (facts["kind"], facts["intact"], facts["header"]["precision"]) == ("engine", True, "fp32")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"?")
+    ran = cli("inspect", path, "--json")
+    assert (ran.code, ran.json["intact"], ran.json["header"]["component"]) == (2, False, "decoder")
+    assert "the plan's SHA-256 is" in ran.err
+    for content, said in ((b"ftrt and more", "is a bare plan of TensorRT"), (b"text", "is not an engine")):
+        path.write_bytes(content)
+        ran = cli("inspect", path)
+        assert ran.code == 2 and said in ran.err
+
+
 def test_an_engine_is_the_one_that_the_manifest_says_or_is_named(cli: Cli, tmp_path: Path) -> None:
     assert cli("inspect", engine_of(tmp_path / "right")).code == 0
     ran = cli("inspect", engine_of(tmp_path / "other", module="e" * 64))

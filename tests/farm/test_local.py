@@ -25,7 +25,7 @@ from msao_compile.errors import Interrupted
 from msao_compile.farm.job import Job
 from msao_compile.farm.local import run
 try:
-    run(Job(function=sys.argv[1], arguments={"pids": sys.argv[2], "deaf": sys.argv[3] == "deaf"}))
+    run(Job(function=sys.argv[1], arguments={"pids": sys.argv[2], "deaf": sys.argv[3] == "deaf"}, phase="the wait"))
 except Interrupted as error:
     sys.exit(str(error))
 """
@@ -174,7 +174,7 @@ def test_a_signal_to_the_parent_ends_child_and_grandchild(tmp_path: Path, number
     parent, pids = parent_of_a_hanging_job(tmp_path, manners)
     parent.send_signal(number)
     _, said = parent.communicate(timeout=20)
-    assert b"interrupted in " in said and b"Traceback" not in said
+    assert b"interrupted in the wait; what was finished is kept" in said and b"Traceback" not in said
     assert all_gone(pids)
 
 

@@ -125,6 +125,15 @@ def test_with_no_picture_there_are_no_features(parts: dict[str, ir.Model]) -> No
     assert shapes["audio_features"] == ["n", 4]
 
 
+def test_features_that_lie_across_keep_their_width() -> None:
+    across = "g (float[n,4] pixel_values) => (float[4,n] raw_1) { raw_1 = Transpose<perm = [1, 0]>(pixel_values) }"
+    taker = "g (float[b,4] texts, float[4,n] raw_1) => (float[b,n] logits) { logits = MatMul(texts, raw_1) }"
+    parts = {"vision_encoder": part(across), "classifier": part(taker)}
+    name_ends(parts)
+    assert [spec(value)["shape"] for value in parts["classifier"].graph.inputs] == [["b", 4], [4, "n"]]
+    assert spec(parts["vision_encoder"].graph.outputs[0])["shape"] == [4, "n"]
+
+
 def test_a_length_without_a_name_gets_one_after_its_tensor() -> None:
     made = part("g (float16[b,s,4] hidden) => (float16[b,s,4] logits) { logits = Neg(hidden) }")
     [value] = made.graph.outputs

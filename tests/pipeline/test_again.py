@@ -209,6 +209,7 @@ def test_two_models_with_the_same_modules_are_exported_stored_and_opened_once(
     ("options", "said"),
     [
         (("--target", "moon"), "--target moon: no such target; the recipe has edge, device"),
+        (("--target", "devise"), "the recipe has edge, device: did you mean 'device'?"),
         (("--module", "moon"), "--module moon: no such module; this recipe has decoder, embed_tokens, vision_encoder"),
     ],
 )

@@ -1,14 +1,18 @@
-"""Engines of cloud GPUs, built for real where there is none: the shapes pair for five of them, and a larger model."""
+"""Engines of cloud GPUs, built for real where there is none: the shapes pair, a larger model, one of each kind."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
+import checkpoints
 import pytest
-from building import ROOT
+from building import ROOT, run_here, write_recipe
 
+from msao_compile import runner
 from msao_compile.manifest.schema import Deployment
 from msao_compile.pipeline import Built, Options, build
+from msao_compile.recipe.schema import Component
 from msao_compile.recipe.targets import find
 from msao_compile.runtime.backends import engine_file
 from tests.bench import standard
@@ -17,6 +21,20 @@ from tests.bench.work import Layout
 pytestmark = pytest.mark.whole
 GPUS = {"t4": ["sm75"], "ampere": ["sm80", "sm86"], "l4": ["sm89"], "pro6000": ["sm120"]}
 COMPONENTS = {"vision_encoder", "embed_tokens", "decoder"}
+KINDS = {
+    "clip": {"vision_encoder", "text_encoder", "classifier"},
+    "whisper": {"audio_encoder", "embed_tokens", "decoder"},
+    "qwen2_vl": {"vision_encoder", "video_encoder", "embed_tokens", "decoder"},
+    "florence2": {"vision_encoder", "encoder", "embed_tokens", "decoder"},
+}
+"""Every kind of module that there is, each in at least one tiny family."""
+L4 = """
+[targets.l4]
+device = "nvidia-l4"
+precision = "fp32"
+dialect = "portable"
+level = "draft"
+"""
 ROOM = 1.25
 """Bytes of an engine for each of its fp16 weights, at most: they are there once for prefill and decode."""
 
@@ -68,3 +86,24 @@ def test_the_standard_model_is_built_and_holds_its_weights_once(tmp_path: Path) 
         [half] = [graph for graph in module.graphs if graph.precision == "fp16"]
         weights = sum(file.size_bytes for file in half.data)
         assert told[f"standard/{module.component}"]["plan_bytes"] < ROOM * weights + (8 << 20)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_every_kind_of_module_becomes_an_engine_with_no_range_from_the_recipe(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="builds engines of cloud GPUs")
+    monkeypatch.setattr(runner, "run_job", run_here)
+    checkpoint = checkpoints.write(family, tmp_path / "checkpoint")
+    recipe = write_recipe(tmp_path / f"{family}.toml", {"edge": (checkpoint, "draft")}, targets={}, weights="original")
+    recipe.write_text(recipe.read_text().replace("[shapes.decoder]", f"{L4}[shapes.decoder]"))
+    found = made(recipe, tmp_path)
+    assert {engine.status for engine in found.deployment.engines} == {"built"}
+    told = headers(found, "l4")
+    assert {header["component"] for header in told.values()} == KINDS[family]
+    assert {tuple(header["gpu_architectures"]) for header in told.values()} == {("sm89",)}
+
+
+def test_no_kind_of_module_is_left_out() -> None:
+    """A projector is part of its tower and a head of its decoder: a recipe may name them, no checkpoint is cut so."""
+    assert set().union(*KINDS.values()) == {*get_args(Component)} - {"projector", "lm_head"}

@@ -112,7 +112,10 @@ def test_a_plan_before_anything_ran_follows_the_stages(workshop: Workshop, recip
     fresh = dataclasses.replace(workshop.options, store=tmp_path / "store")
     steps = planned(recipe, fresh)
     assert next(step.stage for step in steps) == "split"
-    assert {step.state for step in steps} == {"run"}
+    later = [step for step in steps if step.stage != "split"]
+    assert all(step.reasons[0].startswith("after the split") for step in later)
+    assert [step.subject for step in later if step.state == "deferred"] == ["every module for orin"]
+    assert "decoder (fused int4)" in {step.subject for step in later if step.stage == "quantize"}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,7 @@ def test_a_plan_before_anything_ran_follows_the_stages(workshop: Workshop, recip
         ('precision = { decoder = "int4" }', 'precision = "fp16"', RecipeError, "slower than fp32 on a CPU"),
         ('dialect = "scatter"', 'dialect = "fused"', RecipeError, "runs on CPUs only"),
         ('also_for = ["nvidia-a10"]', 'also_for = ["nvidia-h200"]', RecipeError, "not built ahead of time"),
+        ('also_for = ["nvidia-a10"]', 'also_for = ["nvidia-l4"]', RecipeError, "is the target's own device"),
         ("[ranges]\nsynthetic = true\n", "", RecipeError, "int8 needs the ranges of activations"),
         ("synthetic = true", 'synthetic = true\nsamples = "x"', RecipeError, "either samples or synthetic"),
         ("synthetic = true", 'samples = "x"', RecipeError, "ranges.samples: .*x cannot be read"),

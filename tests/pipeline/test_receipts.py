@@ -16,6 +16,7 @@ from msao_compile.errors import DeploymentError
 from msao_compile.manifest.digest import sha256_file
 from msao_compile.manifest.signature import make_key, sign
 from msao_compile.pipeline import Options, build
+from msao_compile.runtime.backends import engine_file
 from msao_compile.runtime.loader import verify
 from msao_compile.stages.kit import archive, pack
 
@@ -51,17 +52,34 @@ def test_what_a_device_built_is_in_the_deployment_and_stays_there(
         there = {file.sha256 for file in found.deployment.all_files().values() if file.path.endswith(".engine")}
         assert there == {sha256_file(path) for path in kit.glob("engines/edge/*.engine")}
     check_signatures(recipe, accepting, kit, tmp_path)
-    check_lost(recipe, accepting, kit, caplog)
+    check_kept(recipe, accepting, kit, caplog)
 
 
-def check_lost(recipe: Path, accepting: Options, kit: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A receipt that names fewer engines than the one before is taken, and not in silence."""
-    path = kit / "receipt.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "modules": content["modules"][:1]}))
-    build(recipe, accepting, lambda event: None)
-    others = ", ".join(module["name"] for module in content["modules"][1:])
-    assert f"and does not name {others}, which that one had engines of" in caplog.text
+def check_kept(recipe: Path, accepting: Options, kit: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A receipt that names fewer engines than the one before leaves the others as proven, on the same device only."""
+    path, folder = kit / "receipt.json", accepting.out / "tiny"
+    assert len(list(folder.glob("engines/edge/*.engine"))) == 3
+    (kit / "receipt.json.sig").unlink(missing_ok=True)
+    whole = json.loads(path.read_text())
+    engines = {file.relative_to(folder): file.read_bytes() for file in folder.glob("engines/edge/*.engine")}
+    path.write_text(json.dumps({**whole, "modules": whole["modules"][:1]}))
+    for chosen in (accepting, dataclasses.replace(accepting, receipts=())):
+        found = build(recipe, chosen, lambda event: None)
+        assert {"receipt-l4", "earlier-1-receipt-l4"} <= set(found.deployment.evidence)
+        verify(found.folder, found.deployment)
+        assert {name: (folder / name).read_bytes() for name in engines} == engines
+    assert "not taken over" not in caplog.text
+    path.write_text(json.dumps({**whole, "modules": whole["modules"][1:2]}))
+    assert "earlier-2-receipt-l4" in build(recipe, accepting, lambda event: None).deployment.evidence
+    path.write_text(json.dumps(whole))
+    found = build(recipe, accepting, lambda event: None)
+    assert [name for name in found.deployment.evidence if "receipt" in name] == ["receipt-l4"]
+    del whole["modules"][1:]
+    path.write_text(json.dumps({**whole, "device": {**whole["device"], "driver": "1.2"}}))
+    found = build(recipe, accepting, lambda event: None)
+    assert "its device says driver None where the newer receipt for l4 says 1.2, so the engines of" in caplog.text
+    files = [folder / engine.file.path for engine in found.deployment.engines if engine.target == "l4" and engine.file]
+    assert ["kit" in engine_file.read_header(file) for file in files].count(True) == 1, "the others are built here"
 
 
 def check_signatures(recipe: Path, accepting: Options, kit: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -96,6 +98,14 @@ def test_any_other_bytes_are_refused_in_one_way(body: bytes) -> None:
 
 def test_the_loopback_counts_the_bytes_of_both_directions() -> None:
     traffic, reply = Traffic(), Message("token", {"id": 7})
-    answers = list(Loopback(lambda message: iter([reply, reply])).call(EXAMPLE, traffic))
+
+    async def twice(message: Message) -> AsyncIterator[Message]:
+        yield reply
+        yield reply
+
+    async def all_of(link: Loopback) -> list[Message]:
+        return [answer async for answer in link.call(EXAMPLE, traffic)]
+
+    answers = asyncio.run(all_of(Loopback(twice)))
     assert answers == [reply, reply]
     assert (traffic.up, traffic.down) == (len(pack(EXAMPLE)), 2 * len(pack(reply)))

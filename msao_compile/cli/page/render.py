@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jinja2
+from pydantic import BaseModel
 
 from msao_compile.cli import units
 from msao_compile.cli.page import sections
@@ -29,7 +30,7 @@ def render(source: Source) -> str:
         "plural": units.plural,
         "colour": colour_of,
         "spread": sections.spread,
-        "pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False),
+        "pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False, default=_plain),
     }
     return environment.get_template("report.html").render(
         source=source,
@@ -39,3 +40,8 @@ def render(source: Source) -> str:
         sharing=sections.sharing(source),
         size_note=units.SIZE_NOTE,
     )
+
+
+def _plain(value: BaseModel) -> object:
+    """What the manifest holds as JSON does."""
+    return value.model_dump(mode="json")

@@ -174,7 +174,9 @@ def build(
     with _told(progress, on_progress):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise StageError(f"{graph}: {engine_file.NAMES[backend]} builds no engine of it: {messages.reason()}")
+        reason = messages.reason()
+        advice = "; give its lengths a smaller range in the recipe's [shapes]" if "shape constraints" in reason else ""
+        raise StageError(f"{graph}: {engine_file.NAMES[backend]} builds no engine of it: {reason}{advice}")
     if timings_file is not None and not pinned:
         _save_timings(config, timings_file)
     known = {"library_version": lib.__version__, "order": dict(order), "backend": backend, "inputs": _inputs(network)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -136,7 +135,7 @@ class CloudService:
             raise Busy("this cloud is about to stop: use another, or try again later", 1000)
         self._same_build(fields)
         self._check_committed(fields)
-        clock, end = Clock(), self._end(fields.deadline_ms)
+        clock, end, began_ms = Clock(), self._end(fields.deadline_ms), _now_ms()
         opening = asyncio.ensure_future(self._opened(fields, message, clock, self._openings.get(fields.session)))
         self._openings[fields.session] = opening
         session, first = await self._within(opening, end)
@@ -144,7 +143,7 @@ class CloudService:
         yield c.write(
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
-                    modules_ms=clock.modules_ms, finish=_finish(session, told)),
+                    modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms, finish=_finish(session, told)),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
         if fields.stream:
@@ -174,7 +173,7 @@ class CloudService:
         `earlier` is the same session's opening that is under way: this one takes its place.
         """
         sampling = SamplingParameters(**fields.sampling.model_dump())
-        start = time.perf_counter()
+        began_ms = _now_ms()
         if earlier is not None:
             await asyncio.wait([earlier])
         await self._forget(fields.session)
@@ -189,7 +188,7 @@ class CloudService:
             try:
                 for kind, count, work in prefilled(self.session, self.rows, session.row, request, clock):
                     logits = await self.scheduler.alone(kind, count, work)
-                clock.modules_ms["queue"] = max((time.perf_counter() - start) * 1e3 - sum(clock.modules_ms.values()), 0)
+                clock.modules_ms["queue"] = max(_now_ms() - began_ms - sum(clock.modules_ms.values()), 0.0)
                 return session, await self._begun(session, logits)
             except BaseException:
                 self.sessions.close(session.name)
@@ -239,7 +238,7 @@ class CloudService:
             raise InputError(f"verify: {c.DRAFT_PROBS} has values that are no probabilities: send what was drawn from")
 
     async def _round(self, session: Session, fields: c.Verify, drafts: list[int], probs: np.ndarray | None) -> Message:
-        start = time.perf_counter()
+        began_ms = _now_ms()
         async with session.turn:
             self.sessions.check(session)
             known = session.committed[fields.base :]
@@ -257,7 +256,7 @@ class CloudService:
             tokens = session.committed[fields.base :]
             reply = c.Verified(
                 session=session.name, round=fields.round, base=fields.base, drafted=len(drafts), accepted=accepted,
-                stale=stale, verify_ms=(time.perf_counter() - start) * 1e3, finish=session.finish,
+                stale=stale, verify_ms=_now_ms() - began_ms, finish=session.finish,
             )  # fmt: skip
             return c.write("verified", reply, {c.TOKENS: np.asarray(tokens, np.int64)})
 

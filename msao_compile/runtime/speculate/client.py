@@ -8,7 +8,7 @@ committed, or, where the cloud stays away and the caller allows it, what the dra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,12 @@ from msao_compile.errors import Busy, RemoteError
 from msao_compile.manifest.offload import Speculation
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.remote import AGAIN, Patience, RemoteSession
-from msao_compile.runtime.speculate.drafter import Draft, Drafter
+from msao_compile.runtime.speculate.drafter import Draft, Drafter, Piece
 from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
+
+ENOUGH = 8
+"""Drafts that tell how well they fare."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Plan:
     """How one answer is drafted: what was fitted, what is known of time, and what is allowed.
 
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
-    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away.
+    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone`: where every draft
+    of a whole answer was at least so sure, it is the answer, unverified; never in `strict`. `stream`: the cloud decodes
+    by itself, and drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
     """
 
     settings: Speculation
@@ -38,6 +43,9 @@ class Plan:
     rounds: int = 4
     burst: int = 0
     unverified: bool = False
+    alone: float | None = None
+    stream: bool = False
+    goes_on: Callable[[float], bool] | None = None
     patience: Patience = field(default_factory=Patience)
 
 
@@ -75,18 +83,23 @@ class Speculator:
         self.threshold = self.plan.settings.confidence
         self._under_way: dict[asyncio.Task[Verified | None], _Round] = {}
         self._shown = self._settled = self._tried = 0
+        self._streaming = self.plan.stream
 
-    async def tokens(self, prefill: Callable[[], None]) -> AsyncIterator[int]:
-        """The answer's tokens as they are committed; `prefill` runs the drafter's prompt while the cloud's crosses.
+    async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
+        """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
 
         Raises:
             RemoteError: the cloud stayed away and `unverified` is not allowed, or as `RemoteSession`.
         """
-        self._launch(self._open(), _Round(0, 0, 0))
-        ready = asyncio.ensure_future(self.device.run("prefill", 1, prefill))
-        ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # the answer may end without it
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._streaming and self.plan.alone is None:
+            ready.set_result(None)  # the drafter has nothing to do, unless the cloud stays away
+        else:
+            ready = asyncio.ensure_future(self._begun(opening))
+            ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # the answer may end without it
         try:
-            while not self._ended:
+            self._launch(self._open(), _Round(0, 0, 0))
+            while not self._ended and not self._suffices:
                 async for token in self._news():
                     yield token
                 try:
@@ -99,27 +112,51 @@ class Speculator:
                 yield token
             if not self._ended:
                 await ready
+                if not self.drafter.began:
+                    await self._begun(opening)
                 async for token in self._alone():
                     yield token
         finally:
+            ready.cancel()
             await self._stop()
 
     async def _advance(self, ready: asyncio.Future[None]) -> None:
         """The next thing there is to do: a draft, a round, or to wait for what is under way."""
         if not ready.done():
-            anything: list[asyncio.Future[Any]] = [ready, *self._under_way]
-            await asyncio.wait(anything, return_when=asyncio.FIRST_COMPLETED)
+            await self._something(ready)
         elif self._drafting():
-            await ready
+            ready.result()
             await self._draft()
         elif self._under_way:
-            await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+            await self._something()
         else:
             self._send()
+
+    async def _something(self, *others: asyncio.Future[Any]) -> None:
+        """Wait for a reply, a token, or what else is given."""
+        grown = asyncio.ensure_future(self.remote.grown.wait())
+        try:
+            await asyncio.wait([*others, *self._under_way, grown], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            grown.cancel()
+        self.remote.grown.clear()
+
+    async def _begun(self, opening: Iterable[Piece]) -> None:
+        for kind, count, work in opening:
+            await self.device.run(kind, count, work)
 
     @property
     def _ended(self) -> bool:
         return self.remote.finish is not None or len(self.remote.committed) >= self.plan.limit
+
+    @property
+    def _suffices(self) -> bool:
+        """Whether the drafts are a whole answer of which the drafter is sure enough to give it alone."""
+        if self.plan.alone is None or not self.ahead:
+            return False
+        whole = self.ahead[-1].token in self.plan.stops
+        whole |= len(self.remote.committed) + len(self.ahead) >= self.plan.limit
+        return whole and min(draft.confidence for draft in self.ahead) >= self.plan.alone
 
     async def _news(self) -> AsyncIterator[int]:
         while self._shown < len(self.remote.committed):
@@ -131,8 +168,25 @@ class Speculator:
         known = len(self.remote.committed) + len(self.ahead)
         at_end = self.ahead and self.ahead[-1].token in self.plan.stops
         window = min(self.plan.settings.draft_tokens * self.plan.rounds, MOST_DRAFTS)
-        room = len(self._under_way) < self.plan.rounds or len(self.ahead) - self.sent < self.plan.settings.draft_tokens
+        if self.plan.alone is not None:
+            window = MOST_DRAFTS
+        room = (
+            self.plan.alone is not None
+            or len(self._under_way) < self.plan.rounds
+            or len(self.ahead) - self.sent < self.plan.settings.draft_tokens
+        )
+        if self._streaming and (self.plan.alone is None or self._doubted):
+            return False
         return not self.unsure and not at_end and known < self.plan.limit and len(self.ahead) < window and room
+
+    @property
+    def _doubted(self) -> bool:
+        """Whether the drafter cannot answer alone any more."""
+        return self.plan.alone is None or any(draft.confidence < self.plan.alone for draft in self.ahead)
+
+    @property
+    def _left(self) -> int:
+        return self.plan.limit - len(self.remote.committed)
 
     async def _draft(self) -> None:
         """Make one draft, and send a round where it is time."""
@@ -159,6 +213,10 @@ class Speculator:
 
     def _send(self, burst: int = 0) -> None:
         """Send a round of all drafts that are not committed, unless nothing would come of it."""
+        if self._streaming:
+            if not self._under_way:
+                self._launch(self.remote.decode(self._left), _Round(0, 0, 0))
+            return
         if len(self._under_way) >= self.plan.rounds or (self._under_way and self.sent == len(self.ahead)):
             return
         base = len(self.remote.committed)
@@ -173,7 +231,7 @@ class Speculator:
         self._under_way[asyncio.ensure_future(work)] = around
 
     async def _open(self) -> None:
-        async for _ in self.remote.open():
+        async for _ in self.remote.open(self._left if self._streaming else 0):
             continue
 
     def _settle(self) -> None:
@@ -197,6 +255,8 @@ class Speculator:
         self._trim()
         if len(self.remote.committed) > before:
             self._tried = 0
+        if self.plan.goes_on is not None and not self._streaming and self.account.drafted >= ENOUGH:
+            self._streaming = not self.plan.goes_on(self.account.accepted / self.account.drafted)
         if faults:
             raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 
@@ -211,7 +271,8 @@ class Speculator:
             if token != draft.token:
                 break
             kept += 1
-        self.account.accepted += kept
+        ends = self.remote.finish == "stop" and kept == len(new) < len(self.ahead)
+        self.account.accepted += kept + (ends and self.ahead[kept].token in self.plan.stops)
         follows = kept == min(len(new), len(self.ahead))
         self.ahead = self.ahead[len(new) :] if follows else []
         self.sent = max(self.sent - len(new), 0) if follows else 0
@@ -238,8 +299,14 @@ class Speculator:
         return True
 
     async def _alone(self) -> AsyncIterator[int]:
-        """What the drafter says from what is committed on, where the cloud stayed away."""
+        """The drafter's answer from what is committed on, where it suffices or the cloud stayed away."""
         answer = list(self.remote.committed)
+        for draft in self.ahead if self._suffices else ():
+            if draft.token in self.plan.stops:
+                return
+            answer.append(draft.token)
+            self.account.unverified += 1
+            yield draft.token
         while not self._ended and len(answer) < self.plan.limit:
             token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
             if token in self.plan.stops:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from msao_compile.errors import InputError
 from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.backends.base import Arrays
+from msao_compile.runtime.device import Work
 from msao_compile.runtime.rules import DRAFT, chance, choose
 from msao_compile.runtime.sampling import SamplingParameters, mask_vocabulary, pick, probabilities
 from msao_compile.runtime.session import Conversation, ModelSession, Request
 from msao_compile.runtime.speculate.gates import confidence
 from msao_compile.runtime.wire.contract import Rule
+
+Piece = tuple[Work, int, Callable[[], None]]
+"""A kind of work for a device, how much of it, and the work."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,31 @@ class Drafter:
         self._logits = self._first = np.zeros(0)
         self._talk: Conversation | None = None
 
-    def prefill(self, request: Request, clock: Clock) -> None:
+    def prefill(self, request: Request, encoded: Arrays, clock: Clock) -> None:
         """Run the prompt."""
-        logits, self._talk = self.session.prefill(request, self.session.encode(request.tensors, clock), clock)
+        logits, self._talk = self.session.prefill(request, encoded, clock)
         self._logits = self._first = logits[-1]
         self._prompt = len(request.ids)
+
+    @property
+    def began(self) -> bool:
+        """Whether its prompt was run."""
+        return self._talk is not None
+
+    def opening(self, prepare: Callable[[], Request], pictures: int, limit: int, clock: Clock) -> Iterator[Piece]:
+        """The work before the first draft, piece by piece."""
+        request, encoded = Request(np.zeros(0, np.int64), {}), Arrays()
+
+        def prepared() -> None:
+            nonlocal request
+            with clock.module("preprocess"):
+                request = prepare()
+            self.session.check_capacity(len(request.ids), limit)
+
+        yield "prepare", 1, prepared
+        if pictures:
+            yield "encode", pictures, lambda: encoded.update(self.session.encode(request.tensors, clock))
+        yield "prefill", len(request.ids), lambda: self.prefill(request, encoded, clock)
 
     def draft(self, answer: Sequence[int]) -> Draft:
         """What comes after `answer`, of which only what is new is run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +26,7 @@ class Traffic:
 class Link(Protocol):
     """A way to a cloud that serves the same deployment; one link carries many requests at once."""
 
-    def call(self, message: Message, traffic: Traffic) -> AsyncGenerator[Message, None]:
+    def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:
         """Send one request and give its replies as they arrive; ends after the last, an `error` raises.
 
         Replies to different requests may come in any order. Closing the iterator early cancels the request.

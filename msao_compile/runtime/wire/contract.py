@@ -120,12 +120,16 @@ class Prefill(Frozen):
 
 
 class Ready(Frozen):
-    """The prompt is known; `tokens` [n] int64 are the answer's tokens from `base` on, which is how many were sent."""
+    """The prompt is known; `tokens` [n] int64 are the answer's tokens from `base` on, which is how many were sent.
+
+    `spent_ms` is all the time this took in the cloud, waiting included.
+    """
 
     session: Session
     base: Count
     prompt_tokens: Count
     modules_ms: dict[str, float]
+    spent_ms: float = 0.0
     finish: Finish | None = None
 
 

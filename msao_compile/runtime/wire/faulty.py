@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 from random import Random
 
@@ -56,7 +56,7 @@ class FaultyLink:
         self.seen: Counter[str] = Counter()
         self._calls = self._life = 0
 
-    async def call(self, message: Message, traffic: Traffic) -> AsyncGenerator[Message, None]:
+    async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:
         """Send one request and give its replies as they arrive; as `base.Link.call`."""
         self._calls += 1
         chance, faults = Random(f"{self.seed}/{self._calls}"), self.faults

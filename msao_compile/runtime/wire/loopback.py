@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 
 from msao_compile.errors import LinkDown
 from msao_compile.runtime.wire.base import Handler, Traffic
@@ -17,7 +17,7 @@ class Loopback:
         self.handle = handle
         self._open = True
 
-    async def call(self, message: Message, traffic: Traffic) -> AsyncGenerator[Message, None]:
+    async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:
         """Send one request and give its replies as they arrive; as `base.Link.call`."""
         if not self._open:
             raise LinkDown("the link is closed: open another")

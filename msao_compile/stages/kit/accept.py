@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,22 +85,49 @@ def _told(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def lost(before: Receipt, now: Receipt) -> tuple[str, ...]:
-    """The modules with an engine in an earlier receipt of the same kit that the new one does not name."""
-    if (before.target, before.kit) != (now.target, now.kit):
-        return ()
-    named = {module.name for module in now.modules}
-    return tuple(module.name for module in before.modules if module.engine is not None and module.name not in named)
+def remaining(earlier: Receipt, newest: Receipt, named: Collection[str]) -> Receipt | None:
+    """What an earlier receipt still says of its target: the engines of modules that no newer one names, as `named`
+    tells; None where there is none.
+
+    Raises:
+        DeploymentError: its device, or what was installed there, is not that of the newest receipt.
+    """
+    left = tuple(module for module in earlier.modules if module.engine is not None and module.name not in named)
+    if not left:
+        return None
+    for fact in sorted({*earlier.device, *newest.device}):
+        before, now = earlier.device.get(fact), newest.device.get(fact)
+        if before != now:
+            raise DeploymentError(
+                f"its device says {fact} {before} where the newer receipt for {newest.target} says {now}, so the "
+                f"engines of {', '.join(module.name for module in left)} are not kept: run kit.py once more in its "
+                "folder, and accept what it writes"
+            )
+    return earlier.model_copy(update={"modules": left})
 
 
-def evidence_files(receipt: Receipt, path: Path) -> dict[str, tuple[str, Path]]:
-    """The receipt and, where it is signed, its signature: by evidence name, the path in a deployment and the file."""
-    name = f"receipt-{receipt.target}"
+def evidence_files(receipt: Receipt, path: Path, newer: int = 0) -> dict[str, tuple[str, Path]]:
+    """The receipt and, where it is signed, its signature: by evidence name, the path in a deployment and the file.
+
+    `newer` is how many receipts for its target came after it.
+    """
+    name = f"earlier-{newer}-receipt-{receipt.target}" if newer else f"receipt-{receipt.target}"
     signature = path.with_name(path.name + ENDING)
     found = {name: (f"evidence/{name}.json", path)}
     if signature.is_file():
         found[f"{name}-signature"] = (f"evidence/{name}.json{ENDING}", signature)
     return found
+
+
+def kept_receipts(folder: Path) -> list[Path]:
+    """The receipts that a deployment's folder holds, of each target the newest first."""
+    earlier = (folder / "evidence").glob("earlier-*-receipt-*.json")
+    by_age = sorted((path for path in earlier if path.name.split("-")[1].isdigit()), key=_age)
+    return [*sorted((folder / "evidence").glob("receipt-*.json")), *by_age]
+
+
+def _age(path: Path) -> tuple[int, str]:
+    return int(path.name.split("-")[1]), path.name
 
 
 def merged(

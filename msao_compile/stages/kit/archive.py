@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import os
 import secrets
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 from msao_compile.errors import InputError, MissingTool, StageError
 from msao_compile.manifest.digest import sha256_bytes
+from msao_compile.runtime.kit.plan import PLAN_NAME
 
+logger = logging.getLogger(__name__)
 MODE, LEVEL = 0o644, 9
 ENDINGS = (".tar.zst", ".tar.gz", ".tar")
 
@@ -69,6 +73,28 @@ def check_ending(output: Path) -> None:
         raise InputError(f"{output}: kits are written as {', '.join(ENDINGS)} or into a folder without an ending")
     if not output.suffix and output.exists():
         raise InputError(f"{output}: exists already; choose another name with -o, or remove it")
+    if output.suffix and os.path.lexists(output) and not _is_kit(output):
+        raise InputError(f"{output}: exists already and is no kit; choose another name with -o, or remove it")
+
+
+def _is_kit(path: Path) -> bool:
+    """Whether an archive begins as `write` begins one: it may be made again, anything else is the user's."""
+    begins = f"{PLAN_NAME}\0".encode()
+    damaged = (OSError, EOFError, zlib.error, *((_zstandard().ZstdError,) if path.name.endswith(".zst") else ()))
+    try:
+        with path.open("rb") as file, _plain(file, path.name) as stream:
+            found = stream.read(len(begins))
+    except damaged as error:
+        logger.debug("%s: is no archive: %s", path, error)
+        return False
+    return bool(found == begins)
+
+
+def _plain(file: IO[bytes], name: str) -> Any:
+    """What is in an archive, by the ending of its name, as a stream."""
+    if name.endswith(".zst"):
+        return _zstandard().ZstdDecompressor().stream_reader(file, closefd=False)
+    return gzip.GzipFile(fileobj=file) if name.endswith(".gz") else nullcontext(file)
 
 
 def write(output: Path, entries: Iterable[Entry]) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from msao_compile.errors import DeploymentError, InputError
 from msao_compile.manifest.digest import canonical_json
 from msao_compile.manifest.schema import Deployment, Engine, Graph, Model, Module
+from msao_compile.recipe.asked import refuse_unknown
 
 FIXED = {"target_id", "platform_kind", "gpu_architecture"}
 """What of the compatibility tuple belongs to the contract: the rest changes once a receipt was accepted."""
@@ -22,9 +23,8 @@ def ordered(deployment: Deployment, target: str) -> tuple[Engine, ...]:
         DeploymentError: an engine has no order.
     """
     of_target = [engine for engine in deployment.engines if engine.target == target]
-    if not of_target:
-        names = ", ".join(dict.fromkeys(engine.target for engine in deployment.engines))
-        raise InputError(f"--target {target}: no such target; this deployment has {names}")
+    names = dict.fromkeys(engine.target for engine in deployment.engines)
+    refuse_unknown("target", target, names, "this deployment has")
     found = tuple(engine for engine in of_target if engine.backend != "ort")
     if not found:
         raise InputError(f"--target {target}: ONNX Runtime opens its graphs as they are, so it needs no kit")

@@ -178,6 +178,20 @@ def test_a_profile_that_does_not_fit_the_graph_names_the_input(
         encode(tmp_path, graphs.order([{"name": "encode", "inputs": inputs}]))
 
 
+def test_a_range_that_an_operator_cannot_take_is_named_with_the_table_to_change(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[n] x) => (float[n] y, int64[n] i) { k = Shape(x)  y, i = TopK(x, k) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "sort.onnx")
+    for best, fits in ((3000, True), (4096, False)):
+        inputs = [{"name": "x", "min": [1], "opt": [best], "max": [best]}]
+        told = (tmp_path / "sort.onnx", graphs.order([{"name": "encode", "inputs": inputs}]), tmp_path / "x.engine")
+        if fits:
+            assert trt_build.build(*told, graphs.facts())["plan_bytes"] > 0
+            continue
+        with pytest.raises(StageError, match=r"4096 .*; give its lengths a smaller range in the recipe's \[shapes\]$"):
+            trt_build.build(*told, graphs.facts())
+
+
 def test_operators_of_another_backend_are_named_with_the_dialect_that_works(tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
     g (float[n, 4] x, float[4, 4] w) => (float[n, 4] z) {

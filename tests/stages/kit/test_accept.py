@@ -16,7 +16,7 @@ from msao_compile.errors import DamagedFile, DeploymentError, InputError
 from msao_compile.manifest.schema import Deployment, FileRef
 from msao_compile.runtime.backends import engine_file
 from msao_compile.runtime.loader import read_manifest
-from msao_compile.stages.kit.accept import engine_files, evidence_files, lost, merged, read_receipt
+from msao_compile.stages.kit.accept import engine_files, evidence_files, kept_receipts, merged, read_receipt, remaining
 
 REFERENCE = {"receipt-l4": FileRef(path="evidence/receipt-l4.json", sha256="d" * 64, size_bytes=1)}
 Change = Callable[[dict[str, Any]], object]
@@ -100,15 +100,27 @@ def test_a_receipt_of_some_modules_leaves_the_others_deferred(orders: Path, retu
     assert [engine.status for engine in found.engines] == ["deferred", "built", "built"]
 
 
-def test_engines_that_an_earlier_receipt_had_and_the_new_one_does_not_name_are_told(returned: Path) -> None:
-    path = returned / "receipt.json"
-    before, content = read_receipt(path), json.loads(path.read_text())
-    assert lost(before, before) == ()
-    content["modules"] = content["modules"][:1]
-    path.write_text(json.dumps(content))
-    assert lost(before, read_receipt(path)) == ("edge/embed_tokens", "edge/decoder")
-    path.write_text(json.dumps(content | {"kit": "e" * 64}))
-    assert lost(before, read_receipt(path)) == (), "of another order: nothing of it is kept anyway"
+def test_of_an_earlier_receipt_the_engines_remain_that_no_newer_one_names(returned: Path) -> None:
+    before = read_receipt(returned / "receipt.json")
+    newest = before.model_copy(update={"modules": before.modules[:1]})
+    left = remaining(before, newest, {"edge/vision_encoder"})
+    assert left is not None
+    assert [module.name for module in left.modules] == ["edge/embed_tokens", "edge/decoder"]
+    assert remaining(before, before, [module.name for module in before.modules]) is None
+    without = tuple(module.model_copy(update={"engine": None}) for module in before.modules)
+    assert remaining(before.model_copy(update={"modules": without}), newest, ()) is None
+    other = newest.model_copy(update={"device": {**newest.device, "tensorrt": "9.9"}})
+    said = f"says tensorrt {version('tensorrt-rtx')} where the newer receipt for l4 says 9.9, so the engines of edge/d"
+    with pytest.raises(DeploymentError, match=re.escape(said)):
+        remaining(before, other, ("edge/vision_encoder", "edge/embed_tokens"))
+
+
+def test_receipts_of_a_folder_come_newest_first(tmp_path: Path) -> None:
+    names = ["receipt-l4", "earlier-1-receipt-l4", "earlier-2-receipt-l4", "earlier-10-receipt-l4"]
+    (tmp_path / "evidence").mkdir()
+    for name in [*names[::-1], "earlier-x-receipt-l4", "parity"]:
+        (tmp_path / f"evidence/{name}.json").write_text("{}")
+    assert [path.stem for path in kept_receipts(tmp_path)] == names
 
 
 def forged(content: dict[str, Any]) -> None:
@@ -274,3 +286,4 @@ def test_a_signature_is_kept_beside_its_receipt(returned: Path) -> None:
     assert {place for place, _ in evidence_files(read_receipt(path), path).values()} == {
         "evidence/receipt-l4.json", "evidence/receipt-l4.json.sig",
     }  # fmt: skip
+    assert "earlier-2-receipt-l4-signature" in evidence_files(read_receipt(path), path, newer=2)

@@ -1,0 +1,124 @@
+"""Ways to answer that are compared: the product's own, it without one of its parts, and those of its neighbours.
+
+Those of others are written after what they report, on the same parts: what they decide is theirs, what carries it out
+is the code that ships. All are given the same links, devices and questions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from msao_compile.bench.sides import Edge, Outcome, from_cloud, from_edge, speculated
+from msao_compile.manifest.offload import Acceptance
+from msao_compile.runtime.policy import Choice, Limits
+from msao_compile.runtime.routes import Question
+
+Answer = Callable[[Edge, Question], Awaitable[Outcome]]
+STOP_AND_WAIT = 4
+"""Draft tokens of a round that is waited for: the optimum of most papers' tables lies between 3 and 5."""
+SKIPS = 0.5
+"""Of CoVSpec: drafts of this confidence are not verified."""
+SURE = Acceptance(from_confidence=(0.0,), chance=(1.0,))
+"""Drafts whose worth is not asked."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` found for the calibrated mode: how sure the edge has to be of every token to answer alone."""
+
+    alone: float | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A name, whether its answers are the cloud's own token for token, and what it does."""
+
+    name: str
+    lossless: bool
+    answer: Answer
+    what: str
+
+
+def policies(fitted: Fitted) -> dict[str, Policy]:
+    """Every policy by name, with fresh memories."""
+    found = (
+        Policy("cloud-only", True, from_cloud, "the cloud decodes and streams"),
+        Policy("edge-only", False, from_edge, "the edge model alone"),
+        Policy("stop-and-wait", True, _stop_and_wait, f"{STOP_AND_WAIT} drafts a round, one round at a time"),
+        Policy("cs-ucb", False, Bandit().answer, "edge or cloud by an upper confidence bound, after PerLLM"),
+        Policy("covspec", False, _covspec, "unsure drafts are verified only, after CoVSpec"),
+        Policy("auto", True, Auto().answer, "strict: cheapest of the lossless routes, with the guard"),
+        Policy("auto, no speculation", True, Auto(speculation=False).answer, "strict, the cloud streams"),
+        Policy("auto, no guard", True, Auto(guard=False).answer, "strict, always speculating"),
+        Policy("calibrated", False, Auto(alone=fitted.alone).answer, "the edge answers where it is sure enough"),
+        Policy("calibrated, no speculation", False, Auto(speculation=False, alone=fitted.alone).answer,
+               "the edge answers where it is sure enough, else the cloud alone"),
+    )  # fmt: skip
+    return {policy.name: policy for policy in found}
+
+
+async def _stop_and_wait(edge: Edge, question: Question) -> Outcome:
+    fixed = {"draft_tokens": STOP_AND_WAIT, "confidence": 0.0, "confidence_min": 0.0, "acceptance": SURE}
+    settings = edge.adviser.settings.model_copy(update=fixed)
+    plan = replace(edge.plan(question, "speculate"), settings=settings, rounds=1, burst=0, goes_on=None)
+    return await speculated(edge, question, plan)
+
+
+async def _covspec(edge: Edge, question: Question) -> Outcome:
+    """Drafts of which the drafter is sure are not verified at all; its answer stands where every one is."""
+    plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, goes_on=None, alone=SKIPS)
+    return await speculated(edge, question, plan)
+
+
+@dataclass
+class Bandit:
+    """CS-UCB of PerLLM (arXiv 2405.14636) for two servers: an upper confidence bound on the reward, less for deadlines
+    that were missed. It does not know which answers are right."""
+
+    deadline_ms: float = 1000.0
+    wide: float = 0.5
+    seen: dict[tuple[bool, str], list[float]] = field(default_factory=dict)
+
+    async def answer(self, edge: Edge, question: Question) -> Outcome:
+        """Choose, answer, learn."""
+        kind = bool(question.pictures)
+        arms: Mapping[str, Answer] = {"edge": from_edge, "cloud": from_cloud}
+        total = sum(len(self.seen.get((kind, name), ())) for name in arms)
+
+        def bound(name: str) -> float:
+            rewards = self.seen.get((kind, name), [])
+            if not rewards:
+                return math.inf
+            return sum(rewards) / len(rewards) + self.wide * math.sqrt(2 * math.log(max(total, 1)) / len(rewards))
+
+        taken = max(arms, key=bound)
+        found = await arms[taken](edge, question)
+        missed = found.total_ms > self.deadline_ms
+        self.seen.setdefault((kind, taken), []).append(-found.total_ms / self.deadline_ms - missed)
+        return found
+
+
+@dataclass
+class Auto:
+    """The product's policy: `decide` for each request, gates and guard for each step."""
+
+    speculation: bool = True
+    guard: bool = True
+    alone: float | None = None
+
+    async def answer(self, edge: Edge, question: Question) -> Outcome:
+        """Decide, answer, learn."""
+        now_ms = asyncio.get_running_loop().time() * 1e3
+        sizes = [
+            getattr(edge.link, "picture_bytes", None) or len(one) for one in question.pictures if isinstance(one, bytes)
+        ]
+        routes: frozenset[Choice] = frozenset(("cloud", "speculate") if self.speculation else ("cloud",))
+        decision = edge.adviser.decide(sizes, now_ms, Limits(routes=routes, cloud_price=0.0 if self.guard else 1e-9))
+        route: Choice = decision.route if self.guard else "speculate"
+        plan = replace(edge.plan(question, route), alone=self.alone)
+        found = await speculated(edge, question, plan if self.guard else replace(plan, goes_on=None))
+        found.route, found.guarded = route, decision.guarded
+        return found

@@ -1,0 +1,88 @@
+"""What an edge has learned of its cloud, and what follows from it for the next question and for each step of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from msao_compile.manifest.offload import Primitives, Speculation
+from msao_compile.runtime.cost import Drafting, Host, Payload, Work
+from msao_compile.runtime.link_state import Average, LinkEstimate, LinkState
+from msao_compile.runtime.policy import Choice, Decision, Limits, Observed, decide, goes_on
+from msao_compile.runtime.remote import Patience
+from msao_compile.runtime.speculate.client import Plan
+from msao_compile.runtime.speculate.gates import Pace
+
+UNDER_WAY = 6
+"""Rounds under way at once: enough to draft through a round trip, few enough to waste little where one is rejected."""
+MOST_BURST = 8
+GUESS_TOKENS, GUESS_PROMPT = 8.0, 24.0
+"""Of answer and prompt, before any was seen."""
+FORGET, PRIOR = 0.95, 8
+"""What of earlier answers' drafts still counts after each, and how many drafts what was fitted is worth."""
+OVERHEAD_BYTES = 700
+"""What a prefill message weighs without its pictures."""
+
+
+@dataclass
+class Adviser:
+    """One edge and its cloud. `here` and `there` are what their models' work takes, as measured or declared."""
+
+    settings: Speculation
+    here: Primitives
+    there: Primitives
+    link: LinkState = field(default_factory=LinkState)
+    answer_tokens: Average = field(default_factory=Average)
+    prompt_tokens: Average = field(default_factory=Average)
+    drafted: float = 0.0
+    accepted: float = 0.0
+    cloud_load: float = 0.0
+
+    def decide(self, sizes: Sequence[int], now_ms: float, limits: Limits, edge_queue_ms: float = 0.0) -> Decision:
+        """The route for a question whose pictures have so many bytes."""
+        return decide(self.observed(sizes, now_ms, edge_queue_ms), limits)
+
+    def observed(self, sizes: Sequence[int], now_ms: float, edge_queue_ms: float = 0.0) -> Observed:
+        """What `policy.decide` is to know."""
+        payloads: dict[Payload, int] = {"full": sum(sizes) + OVERHEAD_BYTES}
+        prompt = self.prompt_tokens.mean if self.prompt_tokens.count else GUESS_PROMPT
+        answer = self.answer_tokens.mean if self.answer_tokens.count else GUESS_TOKENS
+        return Observed(
+            edge=Host(self.here, queue_ms=edge_queue_ms),
+            cloud=Host(self.there, load=self.cloud_load),
+            link=self.link.estimate(now_ms),
+            work=Work(int(prompt), len(sizes), payloads, answer),
+            drafting=self.drafting(),
+        )
+
+    def drafting(self, kept: float | None = None) -> Drafting:
+        """How drafts fare: by what was seen, or before that by what was fitted."""
+        known = (self.accepted + PRIOR * self.settings.acceptance.at(1.0)) / (self.drafted + PRIOR)
+        return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY)
+
+    def plan(self, limit: int, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
+        """How an answer is drafted, or streamed where `route` is `cloud`."""
+        estimate = self.link.estimate(now_ms)
+        rtt_ms = estimate.rtt_ms if estimate is not None else 0.0
+        verify_ms = self.there.verify.at(self.settings.draft_tokens + 1)
+        pace = Pace(self.here.decode.at(1), self.there.verify.each_ms, rtt_ms + verify_ms)
+        burst = min(round(rtt_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
+        return Plan(
+            self.settings, pace, limit, stops, rounds=UNDER_WAY, burst=burst, stream=route == "cloud",
+            goes_on=lambda kept: self._goes_on(estimate, kept), patience=patience,
+        )  # fmt: skip
+
+    def _goes_on(self, estimate: LinkEstimate | None, kept: float) -> bool:
+        if estimate is None:
+            return True
+        cloud = Host(self.there, load=self.cloud_load)
+        return goes_on(Host(self.here), cloud, estimate, self.drafting(kept))
+
+    def learn(self, prompt_tokens: int, answer_tokens: int, drafted: int, accepted: int) -> None:
+        """What an answer came to."""
+        self.answer_tokens.add(answer_tokens)
+        if prompt_tokens:
+            self.prompt_tokens.add(prompt_tokens)
+        if drafted:
+            self.drafted = FORGET * self.drafted + drafted
+            self.accepted = FORGET * self.accepted + accepted

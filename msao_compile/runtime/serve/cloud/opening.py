@@ -1,0 +1,61 @@
+"""A deployment as what a cloud server serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msao_compile.errors import InputError
+from msao_compile.manifest.schema import Deployment, Model
+from msao_compile.runtime.api import Runtime, load
+from msao_compile.runtime.cloud.service import CloudLimits, CloudService
+from msao_compile.runtime.serve.cloud.served import Served
+
+
+def cloud_model(deployment: Deployment, name: str | None) -> Model:
+    """The model called `name`, or the one that the deployment's routes place in the cloud.
+
+    Raises:
+        InputError: there is no such model, or not one such model, or it decodes nothing.
+    """
+    known = {model.name: model for model in deployment.models}
+    placed = dict.fromkeys(route.model for route in deployment.routes if "cloud" in route.hosts.values())
+    if name is None and len(placed) != 1:
+        told = f"its routes place {', '.join(placed)} there" if placed else "its routes place none there"
+        raise InputError(
+            f"which model of {deployment.name} to serve is not clear ({told}): name one of {', '.join(known)}"
+        )
+    chosen = known.get(name or next(iter(placed)))
+    if chosen is None:
+        raise InputError(f"model {name!r} is not one of {deployment.name}: choose {', '.join(known)}")
+    if chosen.decoder is None:
+        raise InputError(f"model {chosen.name!r} writes no answers: a cloud serves models that do")
+    return chosen
+
+
+def prefill_inputs(deployment: Deployment, model: Model) -> dict[str, tuple[str, int]]:
+    """NumPy type and rank of every array that `prefill` may bring beside pictures: what the model's modules take and
+    give, their states left out, and the tokens themselves [tokens].
+    """
+    known: dict[str, tuple[str, int]] = {}
+    wanted = set(model.components.values())
+    for graph in (graph for module in deployment.modules if module.id in wanted for graph in module.graphs):
+        states = {name for state in graph.states for name in (state.name, state.output)}
+        for spec in (*graph.inputs, *graph.outputs):
+            if spec.name not in states and spec.shape:
+                known.setdefault(spec.name, (spec.dtype, len(spec.shape)))
+    if model.decoder is not None:
+        known[model.decoder.tokens] = ("int64", 1)
+    return known
+
+
+def open_deployment(folder: Path, model: str | None, limits: CloudLimits) -> tuple[CloudService, Served]:
+    """Load a deployment's model and make it what is served; to be called in the event loop that serves.
+
+    Raises:
+        InputError: as `cloud_model`. DeploymentError, MissingTool: as `Runtime.session`.
+    """
+    runtime: Runtime = load(folder)
+    chosen = cloud_model(runtime.deployment, model)
+    service = CloudService(runtime.session(chosen.name), limits)
+    inputs = prefill_inputs(runtime.deployment, chosen)
+    return service, Served(chosen.name, service.handle, inputs, service.gauges)

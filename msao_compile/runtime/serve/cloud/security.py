@@ -1,0 +1,72 @@
+"""Who is let in: bearer tokens from a file, compared in constant time, and a certificate with its key."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from pathlib import Path
+
+from msao_compile.errors import InputError, Refused
+
+SHORTEST = 16
+
+
+class Tokens:
+    """The tokens that are let in; without any, everybody is."""
+
+    def __init__(self, tokens: tuple[str, ...] = ()) -> None:
+        self._expected = tuple(f"Bearer {token}".encode() for token in tokens)
+
+    def __bool__(self) -> bool:
+        return bool(self._expected)
+
+    def check(self, authorization: str | bytes | None) -> None:
+        """Let a request in by its `authorization` header.
+
+        Raises:
+            Refused: it is missing or holds no token that is known.
+        """
+        if not self._expected:
+            return
+        given = authorization.encode(errors="replace") if isinstance(authorization, str) else authorization or b""
+        matches = [hmac.compare_digest(given, expected) for expected in self._expected]
+        if not any(matches):
+            raise Refused("the token is missing or wrong: send one that this server knows as a bearer token")
+
+
+def read_tokens(file: Path | None) -> Tokens:
+    """The tokens of a file, one a line; no file lets everybody in.
+
+    Raises:
+        InputError: the file cannot be read, holds no token, or one that is too short or no plain text.
+    """
+    if file is None:
+        return Tokens()
+    try:
+        tokens = tuple(line.strip() for line in file.read_text("ascii").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: the tokens cannot be read ({error})") from error
+    if not tokens or any(len(token) < SHORTEST or not token.isprintable() for token in tokens):
+        raise InputError(f"{file}: give one token a line, each of {SHORTEST} characters or more")
+    return Tokens(tokens)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A server's certificate chain and key, both files in PEM."""
+
+    chain: Path
+    key: Path
+
+    def read(self) -> tuple[bytes, bytes]:
+        """Key and chain.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        try:
+            return self.key.read_bytes(), self.chain.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{error.filename}: the certificate or its key cannot be read ({error.strerror})"
+            ) from error
