@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +24,17 @@ SMALL_BYTES = 4096
 """A message of so many bytes tells of the round trip and not of the rate."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Patience:
-    """How often a lost cloud is tried again without a token in between, how long each wait is at least, and after how
-    long without a word about a round the cloud counts as stalled."""
+    """How often a lost cloud is tried again without a token in between, and how long each wait is at least.
+
+    A round is given `stall_ms` in the cloud; a cloud that says nothing to a request for `silence_ms` counts as lost.
+    """
 
     tries: int = 4
     wait_ms: float = 50.0
     stall_ms: int = 10_000
+    silence_ms: float = 30_000.0
 
     async def again(self, error: RemoteError, tried: int) -> None:
         """Wait before try number `tried` + 1, each time twice as long, or as long as the cloud said.
@@ -82,21 +85,24 @@ class RemoteSession:
         """
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
-        began_ms, before = _now_ms(), self.traffic.up
+        began_ms, before, whole = _now_ms(), self.traffic.up, False
         async for message in self._heard(Message("prefill", fields, self.opening.tensors)):
             reply = c.read(message, c.REPLIES)
+            whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
             if isinstance(reply, c.Ready):
                 self.extent.prompt_tokens, self.extent.limit = reply.prompt_tokens, reply.limit
                 self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
-                self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
+                self.take(reply.base, _tokens(message), reply.finish)
             elif isinstance(reply, c.TokenIs):
                 self.take(reply.position, [reply.id], None)
             elif isinstance(reply, c.Done):
                 self.finish = reply.finish or self.finish
                 self.grown.set()
             yield
+        if not whole:
+            raise LinkDown("the cloud ended an answer in the middle: it is opened again")
 
     async def tokens(self) -> AsyncIterator[int]:
         """The whole answer as the cloud decodes it, however often it has to be opened again.
@@ -147,22 +153,38 @@ class RemoteSession:
         """
         base, prefix = len(self.committed), c.prefix_hash(self.committed)
         asked = c.write("decode", c.Decode(session=self.name, base=base, prefix=prefix, count=count))
+        whole = False
         async for message in self._heard(asked):
             reply = c.read(message, c.REPLIES)
+            whole = isinstance(reply, c.Done)
             if isinstance(reply, c.TokenIs):
                 self.take(reply.position, [reply.id], None)
             elif isinstance(reply, c.Done):
                 self.finish = reply.finish or self.finish
                 self.grown.set()
+        if not whole:
+            raise LinkDown("the cloud ended an answer in the middle: it is opened again")
 
     async def _heard(self, asked: Message) -> AsyncIterator[Message]:
-        """Replies as they come; a link that fails is remembered."""
+        """Replies as they come, none of which is waited for for ever; a link that fails is remembered."""
+        silence_ms = self.patience.silence_ms
+        replies = self.link.call(asked, self.traffic)
         try:
-            async for message in self.link.call(asked, self.traffic):
-                yield message
+            while True:
+                async with asyncio.timeout(silence_ms / 1e3):
+                    reply = await anext(replies, None)
+                if reply is None:
+                    return
+                yield reply
+        except TimeoutError as error:
+            self.state.failed(_now_ms())
+            raise LinkDown(f"the cloud said nothing to a {asked.kind} for {silence_ms:.0f} ms: try again") from error
         except LinkDown:
             self.state.failed(_now_ms())
             raise
+        finally:
+            if isinstance(replies, AsyncGenerator):  # whoever leaves early cancels the request
+                await replies.aclose()
 
     def _learn(self, passed_ms: float, size_bytes: int) -> None:
         """What opening a session tells: a small message of the round trip, a large one of the rate."""
@@ -178,7 +200,7 @@ class RemoteSession:
             if isinstance(reply, c.Verified) and reply.session == self.name:
                 self.state.heard(_now_ms(), _now_ms() - began_ms - reply.verify_ms)
                 self.verify_ms += reply.verify_ms
-                self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
+                self.take(reply.base, _tokens(message), reply.finish)
                 return reply
         raise LinkDown("the cloud ended a round without a verdict: it is tried again")
 
@@ -193,7 +215,7 @@ class RemoteSession:
             raise RemoteError(f"the cloud changed its mind about what it had committed from token {base} on")
         self.committed.extend(tokens[len(known) :])
         self.grown.set()
-        if len(tokens) >= len(known):  # it tells of the end that is known, or a later one
+        if base + len(tokens) == len(self.committed):  # else it is older than what is known
             self.finish = finish or self.finish
 
     def leave(self) -> None:
@@ -203,8 +225,15 @@ class RemoteSession:
 
     async def _close(self) -> None:
         with suppress(RemoteError):
-            async for _ in self.link.call(c.write("close", c.Close(session=self.name)), Traffic()):
+            async for _ in self._heard(c.write("close", c.Close(session=self.name))):
                 continue
+
+
+def _tokens(message: Message) -> list[int]:
+    if c.TOKENS not in message.tensors:
+        raise RemoteError(f"the cloud's {message.kind} has no {c.TOKENS}: install the same msao-compile on both")
+    found: list[int] = message.tensors[c.TOKENS].tolist()
+    return found
 
 
 def _now_ms() -> float:

@@ -18,6 +18,8 @@ from msao_compile.runtime.session import Conversation, ModelSession, Request
 from msao_compile.runtime.wire.contract import PICTURE, Prefill
 from msao_compile.runtime.wire.message import Message
 
+MOST_AXES = 4
+
 
 @dataclass
 class Opening:
@@ -67,6 +69,8 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
             raise InputError(
                 f"prefill: inputs_embeds has shape {embeds.shape} where this model takes (1, tokens, {width})"
             )
+        if len(fields.offset) > MOST_AXES or any(not abs(offset) < 2**31 for offset in fields.offset):
+            raise InputError(f"prefill: offset has at most {MOST_AXES} finite numbers, one for each axis of positions")
         positions = (tensors.pop("position_ids"), tuple(fields.offset))
         return Opening(embeds.shape[1], known=tensors, positions=positions)
     names = [session.facts.tokens, *fields.encoded]
@@ -76,6 +80,8 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
     ids = tensors.pop(session.facts.tokens)
     if ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
         raise InputError(f"prefill: {session.facts.tokens} is {ids.dtype} of shape {ids.shape}; send int64 [tokens]")
+    if ids.min() < 0 or ids.max() >= session.facts.vocab_size:
+        raise InputError(f"prefill: {session.facts.tokens} has a token that is not below {session.facts.vocab_size}")
     encoded = {name: tensors.pop(name) for name in fields.encoded}
     return Opening(len(ids), request=Request(ids, tensors), encoded=encoded)
 

@@ -96,21 +96,14 @@ class Speculator:
             ready.set_result(None)  # the drafter has nothing to do, unless the cloud stays away
         else:
             ready = asyncio.ensure_future(self._begun(opening))
+            ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # the answer may end without it
         try:
             self._launch(self._open(), _Round(0, 0, 0))
             while not self._ended and not self._suffices:
                 async for token in self._news():
                     yield token
-                if not ready.done():
-                    await self._something(ready)
-                elif self._drafting():
-                    ready.result()
-                    await self._draft()
-                elif self._under_way:
-                    await self._something()
-                else:
-                    self._send()
                 try:
+                    await self._advance(ready)
                     self._settle()
                 except AGAIN as error:
                     if not await self._again(error):
@@ -127,11 +120,25 @@ class Speculator:
             ready.cancel()
             await self._stop()
 
+    async def _advance(self, ready: asyncio.Future[None]) -> None:
+        """The next thing there is to do: a draft, a round, or to wait for what is under way."""
+        if not ready.done():
+            await self._something(ready)
+        elif self._drafting():
+            ready.result()
+            await self._draft()
+        elif self._under_way:
+            await self._something()
+        else:
+            self._send()
+
     async def _something(self, *others: asyncio.Future[Any]) -> None:
         """Wait for a reply, a token, or what else is given."""
         grown = asyncio.ensure_future(self.remote.grown.wait())
-        await asyncio.wait([*others, *self._under_way, grown], return_when=asyncio.FIRST_COMPLETED)
-        grown.cancel()
+        try:
+            await asyncio.wait([*others, *self._under_way, grown], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            grown.cancel()
         self.remote.grown.clear()
 
     async def _begun(self, opening: Iterable[Piece]) -> None:
@@ -239,9 +246,12 @@ class Speculator:
         Raises:
             RemoteError: what a round raised.
         """
-        before = self._settled
+        before, faults = self._settled, []
         for task in [task for task in self._under_way if task.done()]:
             around = self._under_way.pop(task)
+            if (fault := task.exception()) is not None:
+                faults.append(fault)
+                continue
             reply = task.result()
             if reply is not None and not reply.stale and reply.accepted < around.drafts:
                 self.threshold = moved(self.threshold, reply.accepted - around.first, around.drafts - around.first,
@@ -253,6 +263,8 @@ class Speculator:
             self._tried = 0
         if self.plan.goes_on is not None and not self._streaming and self.account.drafted >= ENOUGH:
             self._streaming = not self.plan.goes_on(self.account.accepted / self.account.drafted)
+        if faults:
+            raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 
     def _trim(self) -> None:
         """Drafts that are committed leave `ahead`; where the cloud committed another token, all of them do."""
