@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from msao_compile.bench.sides import Edge, Outcome, from_cloud, from_edge, speculated
@@ -69,8 +69,24 @@ async def _stop_and_wait(edge: Edge, question: Question) -> Outcome:
 
 async def _covspec(edge: Edge, question: Question) -> Outcome:
     """Drafts of which the drafter is sure are not verified at all; its answer stands where every one is."""
-    plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, goes_on=None, alone=SKIPS)
+    plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, goes_on=None, alone=AtLeast(SKIPS, first=False))
     return await speculated(edge, question, plan)
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """An answer stands where the drafter was so sure of every token."""
+
+    confidence: float
+    first: bool = False
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        """As `Alone.enough`."""
+        return min(confidences) >= self.confidence
+
+    def hopeless(self, confidences: Sequence[float]) -> bool:
+        """As `Alone.hopeless`."""
+        return min(confidences) < self.confidence
 
 
 @dataclass
@@ -118,7 +134,8 @@ class Auto:
         routes: frozenset[Choice] = frozenset(("cloud", "speculate") if self.speculation else ("cloud",))
         decision = edge.adviser.decide(sizes, now_ms, Limits(routes=routes, cloud_price=0.0 if self.guard else 1e-9))
         route: Choice = decision.route if self.guard else "speculate"
-        plan = replace(edge.plan(question, route), alone=self.alone)
+        alone = None if self.alone is None else AtLeast(self.alone)
+        plan = replace(edge.plan(question, route), alone=alone)
         found = await speculated(edge, question, plan if self.guard else replace(plan, goes_on=None))
         found.route, found.guarded = route, decision.guarded
         return found

@@ -8,9 +8,9 @@ committed, or, where the cloud stays away and the caller allows it, what the dra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,14 +26,28 @@ ENOUGH = 8
 """Drafts that tell how well they fare."""
 
 
+class Alone(Protocol):
+    """Whether a drafter may answer without the cloud, by how sure it was of each token."""
+
+    @property
+    def first(self) -> bool:
+        """Whether the cloud is asked only when this is in doubt, rather than at once."""
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        """Whether a whole answer stands."""
+
+    def hopeless(self, confidences: Sequence[float]) -> bool:
+        """Whether no answer that begins so can stand."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one answer is drafted: what was fitted, what is known of time, and what is allowed.
 
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
-    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone`: where every draft
-    of a whole answer was at least so sure, it is the answer, unverified; never in `strict`. `stream`: the cloud decodes
-    by itself, and drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
+    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone` judges whether
+    its whole answer stands without the cloud, unverified; never in `strict`. `stream`: the cloud decodes by itself, and
+    drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
     """
 
     settings: Speculation
@@ -43,7 +57,7 @@ class Plan:
     rounds: int = 4
     burst: int = 0
     unverified: bool = False
-    alone: float | None = None
+    alone: Alone | None = None
     stream: bool = False
     goes_on: Callable[[float], bool] | None = None
     patience: Patience = field(default_factory=Patience)
@@ -84,6 +98,7 @@ class Speculator:
         self._under_way: dict[asyncio.Task[Verified | None], _Round] = {}
         self._shown = self._settled = self._tried = 0
         self._streaming = self.plan.stream
+        self._asked = False
 
     async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
         """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
@@ -98,7 +113,8 @@ class Speculator:
             ready = asyncio.ensure_future(self._begun(opening))
             ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # the answer may end without it
         try:
-            self._launch(self._open(), _Round(0, 0, 0))
+            if self.plan.alone is None or not self.plan.alone.first:
+                self._ask()
             while not self._ended and not self._suffices:
                 async for token in self._news():
                     yield token
@@ -162,7 +178,7 @@ class Speculator:
             return False
         whole = self.ahead[-1].token in self.plan.stops
         whole |= len(self.remote.committed) + len(self.ahead) >= self._limit
-        return whole and min(draft.confidence for draft in self.ahead) >= self.plan.alone
+        return whole and self.plan.alone.enough([draft.confidence for draft in self.ahead])
 
     async def _news(self) -> AsyncIterator[int]:
         while self._shown < len(self.remote.committed):
@@ -188,7 +204,13 @@ class Speculator:
     @property
     def _doubted(self) -> bool:
         """Whether the drafter cannot answer alone any more."""
-        return self.plan.alone is None or any(draft.confidence < self.plan.alone for draft in self.ahead)
+        alone = self.plan.alone
+        return alone is None or (bool(self.ahead) and alone.hopeless([draft.confidence for draft in self.ahead]))
+
+    def _ask(self) -> None:
+        """Open the session in the cloud."""
+        self._asked = True
+        self._launch(self._open(), _Round(0, 0, 0))
 
     @property
     def _left(self) -> int:
@@ -201,6 +223,11 @@ class Speculator:
         self._settle()
         if [*self.remote.committed, *(draft.token for draft in self.ahead)] != answer:
             return  # the cloud said something else meanwhile
+        if self._streaming or not self._asked:  # nothing of it is verified: it serves to answer alone
+            self._keep(draft)
+            if not self._asked and self._doubted:
+                self._ask()
+            return
         settings, chance = self.plan.settings, 1.0
         for earlier in (*self.ahead[self.sent :], draft):
             chance *= settings.acceptance.at(earlier.confidence)
@@ -211,14 +238,20 @@ class Speculator:
             self.unsure = draft.confidence < self.threshold
             self._send(self.plan.burst if self.unsure else 0)
             return
-        self.ahead.append(draft)
-        self.account.drafted += 1
+        self._keep(draft)
         full = len(self.ahead) - self.sent >= settings.draft_tokens
         if full or draft.token in self.plan.stops or len(answer) + 1 >= self._limit:
             self._send()
 
+    def _keep(self, draft: Draft) -> None:
+        self.ahead.append(draft)
+        self.account.drafted += 1
+
     def _send(self, burst: int = 0) -> None:
         """Send a round of all drafts that are not committed, unless nothing would come of it."""
+        if not self._asked:
+            self._ask()
+            return
         if self._streaming:
             if not self._under_way:
                 self._launch(self.remote.decode(self._left), _Round(0, 0, 0))
