@@ -115,7 +115,8 @@ def _opened(asking: Asking) -> tuple[Any, Any, Any, Any]:
     runtime = load(asking.deployment)
     rows = rows_of(asking.samples, asking.questions)
     questions = asked(rows, asking.samples.parent)
-    return read_setting(asking.setting), pair_of(runtime), questions, policies(runtime.deployment)
+    pair = pair_of(runtime)
+    return read_setting(asking.setting), pair, questions, policies(runtime.deployment, pair.drafter)
 
 
 @cache
