@@ -141,7 +141,7 @@ class Auto:
         if self.calibration is not None:
             left = edge.adviser.reading(self.calibration, question.prompt, len(question.pictures))
             drop = left.drop and self.reduces
-            question = replace(question, pictures=()) if drop else question
+            question = question.without_pictures() if drop else question
             if left.judge is not None:
                 first = left.judge.first or not self.schedules
                 alone = replace(left.judge, picture_given=bool(question.pictures), first=first)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msao_compile.cli import draw, units
-from msao_compile.cli.options import CloudAddress, CloudRoots, CloudToken, DeploymentFolder, Json, Quiet, link_options
+from msao_compile.cli.options import (
+    Calibrated,
+    CloudAddress,
+    CloudRoots,
+    CloudToken,
+    DeploymentFolder,
+    Json,
+    Quiet,
+    link_options,
+)
 from msao_compile.cli.talk import talk_of
 from msao_compile.errors import StageError
 
@@ -43,6 +52,7 @@ def run(
     cloud: CloudAddress = None,
     cloud_token_file: CloudToken = None,
     cloud_roots: CloudRoots = None,
+    calibrated: Calibrated = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the draw where the temperature is above 0.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -60,7 +70,7 @@ def run(
         "seed": seed,
     }
     asked = link_options(cloud, cloud_token_file, cloud_roots)
-    with load(deployment, cloud=cloud, cloud_options=asked) as runtime:
+    with load(deployment, cloud=cloud, cloud_options=asked, calibrated=calibrated) as runtime:
         if as_json:
             found = runtime.generate(prompt, **options)
             talk.reply(asdict(found), lambda: None)

@@ -69,6 +69,14 @@ CloudRoots = Annotated[
     ),
 ]  # fmt: skip
 
+Calibrated = Annotated[
+    float | None,
+    typer.Option(
+        "--calibrated", metavar="EPS", min=0.0, max=1.0, show_default=False,
+        help="Allow this loss of right answers, as far as `fit` bounded it; without it answers are the cloud's own.",
+    ),
+]  # fmt: skip
+
 
 def link_options(cloud: str | None, token_file: Path | None, roots: Path | None) -> LinkOptions | None:
     """What the options say of the link to a cloud; None without one.

@@ -11,7 +11,16 @@ from typing import Annotated
 import typer
 
 from msao_compile.cli import draw
-from msao_compile.cli.options import CloudAddress, CloudRoots, CloudToken, DeploymentFolder, Json, Quiet, link_options
+from msao_compile.cli.options import (
+    Calibrated,
+    CloudAddress,
+    CloudRoots,
+    CloudToken,
+    DeploymentFolder,
+    Json,
+    Quiet,
+    link_options,
+)
 from msao_compile.cli.serve_cloud import CloudAsked, serve_cloud
 from msao_compile.cli.talk import talk_of
 from msao_compile.errors import InputError
@@ -71,6 +80,7 @@ def serve(
     cloud: CloudAddress = None,
     cloud_token_file: CloudToken = None,
     cloud_roots: CloudRoots = None,
+    calibrated: Calibrated = None,
     model: ModelName = None,
     token_file: TokenFile = None,
     allow_anonymous: Anonymous = False,
@@ -118,4 +128,4 @@ def serve(
     limits = Limits(max_body, max_pixels, max_pictures, max_requests, max(deadline, 0.01), drain)
     where = Listening(host, chosen, token_file, allow_anonymous, tls_cert, tls_key, allow_files, limits)
     options = link_options(cloud, cloud_token_file, cloud_roots)
-    serve_edge(load(deployment, cloud=cloud, cloud_options=options), where, announce)
+    serve_edge(load(deployment, cloud=cloud, cloud_options=options, calibrated=calibrated), where, announce)

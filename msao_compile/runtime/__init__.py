@@ -20,11 +20,12 @@ def load(
     verify: bool = True,
     trusted_keys: str | os.PathLike[str] | None = None,
     cloud_options: LinkOptions | None = None,
+    calibrated: float | None = None,
 ) -> Runtime:
     """Open a deployment folder; see `msao_compile.runtime.api.load`."""
     from msao_compile.runtime import api
 
-    return api.load(folder, cloud, verify, trusted_keys, cloud_options)
+    return api.load(folder, cloud, verify, trusted_keys, cloud_options, calibrated)
 
 
 def __getattr__(name: str) -> object:

@@ -17,6 +17,7 @@ from msao_compile.manifest.schema import Deployment, Model, Route
 from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.answer import Answer, Clock, Piece
 from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.calibrated import Calibration
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.clouds import Clouds, unheard
 from msao_compile.runtime.conversation import Prompt
@@ -48,6 +49,7 @@ def load(
     verify: bool = True,
     trusted_keys: str | os.PathLike[str] | None = None,
     cloud_options: LinkOptions | None = None,
+    calibrated: float | None = None,
 ) -> Runtime:
     """Open a deployment folder.
 
@@ -59,6 +61,9 @@ def load(
         trusted_keys: a public key or a folder of them (PEM): a manifest that none of them signed is refused. It holds
             the digest of every other file, so give `verify` with it.
         cloud_options: token, certificates to trust and waits of the link; see `runtime.wire.kserve.options`.
+        calibrated: the share of right answers that may be lost on average, as far as `fit` bounded it: then pictures
+            that a question does not need are left out, and the edge's answer may stand without the cloud. None, the
+            default, is strict: what a cloud answers is its model's own, token for token.
 
     Raises:
         DeploymentError: the manifest is missing, damaged, of another schema, or not signed by a trusted key.
@@ -74,15 +79,24 @@ def load(
     if trusted_keys is not None:
         refuse_unsigned(path, Path(trusted_keys))
     deployment = read_manifest(path)
-    return Runtime(path, deployment, verify, None if cloud is None else Clouds(deployment, cloud, cloud_options))
+    clouds = None if cloud is None else Clouds(deployment, cloud, cloud_options)
+    return Runtime(path, deployment, verify, clouds, calibrated)
 
 
 class Runtime:
     """A loaded deployment. Models are opened at their first use; a module that two of them share is opened once."""
 
-    def __init__(self, folder: Path, deployment: Deployment, verify: bool, clouds: Clouds | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        deployment: Deployment,
+        verify: bool,
+        clouds: Clouds | None = None,
+        calibrated: float | None = None,
+    ) -> None:
         self.folder = folder
-        self.clouds = clouds
+        self.clouds, self.calibrated = clouds, calibrated
+        self._calibrations: dict[str, Calibration] = {}
         self.deployment = deployment
         self.engines = Engines(folder, deployment, verify)
         self._sessions: dict[str, ModelSession] = {}
@@ -247,8 +261,19 @@ class Runtime:
         allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
         plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, Patience())
         plan = replace(plan, unverified="edge" in route.fallback)
+        if self.calibrated is not None:
+            left = adviser.reading(self._calibration(entry, self.calibrated), question.prompt, len(question.pictures))
+            question = question.without_pictures() if left.drop else question
+            plan = replace(plan, alone=left.judge)
         link = self._loopback(verifier) if inside else self._way(entry.verifier)
         return speculative(pair, question, link, route, plan, adviser)
+
+    def _calibration(self, entry: Speculation, epsilon: float) -> Calibration:
+        if entry.task not in self._calibrations:
+            mas = self.deployment.mas
+            fitted = mas if mas is not None and mas.task == entry.task else None
+            self._calibrations[entry.task] = Calibration(fitted, epsilon, self.session(entry.drafter))
+        return self._calibrations[entry.task]
 
     def _way(self, model: str) -> Link:
         """A link to the cloud, or one that says why there is none when it is used: so that a fallback can be taken."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.mas import Mas, Sure
-from msao_compile.runtime.conversation import Prompt
+from msao_compile.runtime.conversation import Prompt, without_pictures
 from msao_compile.runtime.mas.measures import needed
 from msao_compile.runtime.mas.sure import hope, prior, sureness
 from msao_compile.runtime.mas.words import prompt_score
@@ -73,7 +73,7 @@ class Calibration:
         what of the cloud's time would be spared where it does.
         """
         mas = self.mas
-        ids = self.session.prepare(_words_of(prompt), ()).ids
+        ids = self.session.prepare(without_pictures(prompt), ()).ids
         words = frozenset(ids.tolist())
         drop = False
         if pictures and self._words is not None and "drop" in mas.reduced:
@@ -85,12 +85,3 @@ class Calibration:
             return Reduced(drop, None, likely)
         first = likely * CLOUD_PRICE * cloud_ms >= (1 - likely) * edge_ms
         return Reduced(drop, Judge(mas.sure, words, bool(pictures) and not drop, threshold, first), likely)
-
-
-def _words_of(prompt: Prompt) -> str:
-    """The text of a prompt, whatever its form."""
-    if isinstance(prompt, str):
-        return prompt
-    contents = [message["content"] for message in prompt]
-    parts = [content if isinstance(content, list) else [{"type": "text", "text": content}] for content in contents]
-    return " ".join(part["text"] for content in parts for part in content if part["type"] == "text") or "?"

@@ -37,6 +37,17 @@ def conversation(prompt: Prompt, pictures: int) -> list[dict[str, Any]]:
     return messages
 
 
+def without_pictures(prompt: Prompt) -> Prompt:
+    """The same words with no place for a picture."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{**message, "content": _texts(message["content"])} for message in prompt]
+
+
+def _texts(content: Any) -> Any:
+    return content if isinstance(content, str) else [part for part in content if part["type"] != "image"]
+
+
 def _message(message: Any, index: int) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise PromptError(f"message {index} is {message!r}: give a mapping with role and content")

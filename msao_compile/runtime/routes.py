@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import AsyncIterator, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from msao_compile.manifest.schema import Route
 from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.answer import Clock, Extent
 from msao_compile.runtime.bridge import bridge
-from msao_compile.runtime.conversation import Prompt
+from msao_compile.runtime.conversation import Prompt, without_pictures
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.preprocess.decode import decode, read
@@ -43,6 +43,10 @@ class Question:
     pictures: tuple[Picture, ...]
     limit: int | None
     sampling: SamplingParameters
+
+    def without_pictures(self) -> Question:
+        """The same words alone."""
+        return replace(self, prompt=without_pictures(self.prompt), pictures=())
 
     @property
     def sizes(self) -> list[int]:
