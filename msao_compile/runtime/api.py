@@ -157,7 +157,7 @@ class Runtime:
         if route == "auto" and self.clouds is not None:
             taken, reason = self._advised(taken.task, question)
         stops = read_stops(stop)
-        run = self._start(taken, question)
+        run = self._start(taken, question, free=route in ("auto", "speculate"))
         said, ids = TextUntil(run.tokenizer.stream_decoder(), stops), []
         for token in run.tokens:
             ids.append(token)
@@ -235,7 +235,8 @@ class Runtime:
         decision = adviser.decide(question.sizes, bridge().loop.time() * 1e3, limits)
         return routes[decision.route], f"auto: {decision.reason}"
 
-    def _start(self, route: Route, question: Question) -> RouteRun:
+    def _start(self, route: Route, question: Question, free: bool) -> RouteRun:
+        """`free`: the edge may answer alone where that is allowed; a route that was asked for by name is taken."""
         clock = Clock()
         if "cloud" not in route.hosts.values():
             return edge(self.session(route.model), question, clock)
@@ -249,9 +250,9 @@ class Runtime:
             here = [component for component, host in route.hosts.items() if host == "edge"]
             shell = self.engines.shell(self._model(route.model), here)
             return remote(shell, question, clock, self._way(route.model), route, Patience())
-        return self._speculative(route, entry, question)
+        return self._speculative(route, entry, question, free)
 
-    def _speculative(self, route: Route, entry: Speculation, question: Question) -> RouteRun:
+    def _speculative(self, route: Route, entry: Speculation, question: Question, free: bool) -> RouteRun:
         """The drafter with the verifier; where the route is the cloud alone, the drafter stands by."""
         inside = self.clouds is None
         verifier = self.session(entry.verifier) if inside else self._shell(entry.verifier)
@@ -261,7 +262,7 @@ class Runtime:
         allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
         plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, Patience())
         plan = replace(plan, unverified="edge" in route.fallback)
-        if self.calibrated is not None:
+        if self.calibrated is not None and free:
             left = adviser.reading(self._calibration(entry, self.calibrated), question.prompt, len(question.pictures))
             question = question.without_pictures() if left.drop else question
             plan = replace(plan, alone=left.judge)
