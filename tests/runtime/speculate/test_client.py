@@ -264,3 +264,70 @@ def test_a_cloud_that_contradicts_itself_is_not_believed(pair: Pair) -> None:
             remote.take(base, tokens, None)
     remote.take(2, [3, 4], "stop")
     assert (remote.committed, remote.finish) == ([1, 2, 3, 4], "stop")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_that_turns_to_streaming_in_the_middle_is_the_same(pair: Pair, temperature: float) -> None:
+    async def run() -> None:
+        wanted = await own(pair[1], temperature)
+        link, _ = faulty(pair[1], EVERYTHING, seed=11)
+        for more in ({"stream": True}, {"goes_on": lambda kept: False}, {"goes_on": lambda kept: kept > 0.6}):
+            found = await at_once(PROMPTS, lambda index, more=more: drafted(pair, link, index, temperature, 4, **more))  # type: ignore[misc]
+            assert [one.tokens for one in found] == wanted  # type: ignore[attr-defined]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_stream_whose_cloud_stays_away_is_ended_by_a_drafter_that_had_not_begun(pair: Pair) -> None:
+    async def run() -> None:
+        link = FaultyLink(Loopback(cloud(pair[1]).handle), DEAD, 1)
+        asked = await drafted(pair, link, 1, 0.0, 4, stream=True, unverified=True, patience=SHORT)
+        assert asked.account.unverified == len(asked.tokens) > 0
+        with pytest.raises(LinkDown):
+            await drafted(pair, link, 1, 0.0, 4, stream=True, patience=SHORT)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_drafter_answers_alone_only_where_every_draft_was_sure_and_says_so(pair: Pair) -> None:
+    async def run() -> None:
+        wanted = await own(pair[1], 0.0)
+        link, _ = faulty(pair[1], Faults(late_ms=20), seed=1)
+        never = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=1.01))
+        assert [one.tokens for one in never] == wanted  # type: ignore[attr-defined]
+        assert not any(one.account.unverified for one in never)  # type: ignore[attr-defined]
+        every = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=0.0))
+        for asked in every:
+            assert isinstance(asked, Asked)
+            assert asked.account.unverified == len(asked.tokens) - len(asked.remote.committed)
+        assert any(one.account.unverified for one in every)  # type: ignore[attr-defined]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_an_answer_that_is_opened_again_does_not_take_more_room(pair: Pair) -> None:
+    """Two rows, and none of them is silent for long: whatever is lost has to be given back."""
+
+    async def run() -> None:
+        wanted = await own(pair[1], 0.0)
+        link, [service] = faulty(pair[1], Faults(lost_after=0.3), seed=2, sessions=2, idle_ms=1e6)
+        for index in range(PROMPTS):
+            asked = await drafted(pair, link, index, 0.0, 4, patience=Patience(tries=12, wait_ms=1.0))
+            assert asked.tokens == wanted[index]
+        assert link.seen["lost_after"] > 10
+        assert service.gauges()["sessions"] <= 2
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_no_wait_is_longer_than_a_cloud_may_be_silent() -> None:
+    patience = Patience(tries=99, wait_ms=1.0, silence_ms=20.0)
+
+    async def run() -> float:
+        with pytest.raises(Busy, match="tomorrow"):
+            await patience.again(Busy("tomorrow", 86_400_000), 1)
+        start = time.perf_counter()
+        await patience.again(LinkDown("down"), 60)
+        return time.perf_counter() - start
+
+    assert asyncio.run(asyncio.wait_for(run(), 5)) < 2
