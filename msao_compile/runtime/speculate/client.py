@@ -99,7 +99,8 @@ class Speculator:
             ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # the answer may end without it
         try:
             self._launch(self._open(), _Round(0, 0, 0))
-            while not self._ended and not self._suffices:
+            whole: tuple[int, list[int]] | None = None
+            while not self._ended and (whole := self._whole()) is None:
                 async for token in self._news():
                     yield token
                 try:
@@ -108,9 +109,9 @@ class Speculator:
                 except AGAIN as error:
                     if not await self._again(error):
                         break
-            async for token in self._news():
+            async for token in self._news() if whole is None else self._given(*whole):
                 yield token
-            if not self._ended:
+            if not self._ended and whole is None:
                 await ready
                 if not self.drafter.began:
                     await self._begun(opening)
@@ -149,14 +150,25 @@ class Speculator:
     def _ended(self) -> bool:
         return self.remote.finish is not None or len(self.remote.committed) >= self.plan.limit
 
-    @property
-    def _suffices(self) -> bool:
-        """Whether the drafts are a whole answer of which the drafter is sure enough to give it alone."""
-        if self.plan.alone is None or not self.ahead:
-            return False
-        whole = self.ahead[-1].token in self.plan.stops
-        whole |= len(self.remote.committed) + len(self.ahead) >= self.plan.limit
-        return whole and min(draft.confidence for draft in self.ahead) >= self.plan.alone
+    def _whole(self) -> tuple[int, list[int]] | None:
+        """The answer that drafts end, of which the drafter is sure enough to give it alone, and how far it is verified.
+
+        It is taken at one moment: what the cloud commits while it is shown changes it no more.
+        """
+        self._trim()
+        if not self.ahead or self._doubted:
+            return None
+        known, drafts = len(self.remote.committed), [draft.token for draft in self.ahead]
+        stops = drafts[-1] in self.plan.stops
+        if not stops and known + len(drafts) < self.plan.limit:
+            return None
+        return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
+
+    async def _given(self, known: int, answer: list[int]) -> AsyncIterator[int]:
+        while self._shown < len(answer):
+            self.account.unverified += self._shown >= known
+            self._shown += 1
+            yield answer[self._shown - 1]
 
     async def _news(self) -> AsyncIterator[int]:
         while self._shown < len(self.remote.committed):
@@ -299,14 +311,8 @@ class Speculator:
         return True
 
     async def _alone(self) -> AsyncIterator[int]:
-        """The drafter's answer from what is committed on, where it suffices or the cloud stayed away."""
+        """What the drafter says from what is committed on, where the cloud stayed away."""
         answer = list(self.remote.committed)
-        for draft in self.ahead if self._suffices else ():
-            if draft.token in self.plan.stops:
-                return
-            answer.append(draft.token)
-            self.account.unverified += 1
-            yield draft.token
         while not self._ended and len(answer) < self.plan.limit:
             token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
             if token in self.plan.stops:
