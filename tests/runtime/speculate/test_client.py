@@ -14,6 +14,7 @@ import pytest
 import tiny
 from asking import EVERYTHING, QUICK, Asked, Asker, at_once, cloud, faulty, opening, plan_for
 
+from msao_compile.bench.policies import AtLeast
 from msao_compile.errors import Busy, ContractMismatch, InputError, LinkDown, RemoteError
 from msao_compile.manifest.offload import Rule
 from msao_compile.runtime.answer import Clock
@@ -322,10 +323,12 @@ def test_a_drafter_answers_alone_only_where_every_draft_was_sure_and_says_so(pai
     async def run() -> None:
         wanted = await own(pair[1], 0.0)
         link, _ = faulty(pair[1], Faults(late_ms=late_ms), seed=1)
-        never = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=1.01))
+        never = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=AtLeast(1.01)))
         assert [one.tokens for one in never] == wanted  # type: ignore[attr-defined]
         assert not any(one.account.unverified for one in never)  # type: ignore[attr-defined]
-        every = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=0.0, pause_s=0.004))
+        every = await at_once(
+            PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=AtLeast(0.0), pause_s=0.004)
+        )
         for index, asked in enumerate(every):
             assert isinstance(asked, Asked)
             _check_mixed(pair[0], index, asked, wanted[index])
