@@ -124,7 +124,8 @@ class Prefill(Frozen):
 class Ready(Frozen):
     """The prompt is known; `tokens` [n] int64 are the answer's tokens from `base` on, which is how many were sent.
 
-    `limit` is how long the answer may be; `spent_ms` all the time this took in the cloud, waiting included.
+    `limit` is how long the answer may be; `spent_ms` all the time this took in the cloud, waiting included; `load` the
+    share of the time in which the cloud worked lately.
     """
 
     session: Session
@@ -133,6 +134,7 @@ class Ready(Frozen):
     limit: Count
     modules_ms: dict[str, float]
     spent_ms: float = 0.0
+    load: Annotated[float, Field(ge=0, le=1)] = 0.0
     finish: Finish | None = None
 
 
