@@ -14,7 +14,22 @@ from typing import Annotated
 
 import typer
 
-from msao_compile.cli import answer, care, doctor, draw, evaluate, export, kit, look, make, prove, report, vouch
+from msao_compile.cli import (
+    answer,
+    bench,
+    care,
+    doctor,
+    draw,
+    evaluate,
+    export,
+    kit,
+    look,
+    make,
+    prove,
+    report,
+    serve,
+    vouch,
+)
 from msao_compile.cli.talk import StderrHandler, Talk, write_line
 from msao_compile.errors import InputError, MsaoError
 
@@ -30,6 +45,8 @@ EXTRAS = {
     "onnxscript": "compile",
     "onnxruntime": "ort",
     "cryptography": "kit",
+    "matplotlib": "bench",
+    "optuna": "fit",
     "grpc": "remote",
     "tritonclient": "remote",
     "aiohttp": "remote",
@@ -52,6 +69,12 @@ COMMANDS = (
     (prove.parity, "compare with the torch original", "parity DEPLOYMENT --reference outputs.npz --model edge"),
     (evaluate.eval, "count right answers", "eval DEPLOYMENT --samples questions.jsonl --limit 600"),
     (answer.run, "answer one prompt", "run DEPLOYMENT --prompt 'what color is the circle?' --image photo.png"),
+    (serve.serve, "answer OpenAI's clients", "serve artifacts/deployments/shapes-vqa --role edge --port 8000"),
+    (
+        bench.bench,
+        "compare ways to answer between edge and cloud",
+        "bench DEPLOYMENT --offload --samples questions.jsonl --setting recipes/settings/msao.toml",
+    ),
     (report.report, "one HTML page with pictures", "report artifacts/deployments/shapes-vqa -o report.html"),
     (look.inspect, "look inside anything", "inspect artifacts/deployments/shapes-vqa --json"),
     (doctor.doctor, "check this machine", "doctor"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,8 @@ from pydantic import Field, model_validator
 from msao_compile.manifest.frozen import FileRef, Frozen, Sha256, Size
 
 ProbeName = Literal["dual", "early", "classical", "words"]
+Rung = Literal["drop", "thumbnail", "regions"]
+"""Of the payload ladder, what is less than the whole picture."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Level = Annotated[int, Field(ge=0, le=255)]
@@ -33,17 +36,54 @@ class ProbeFit(Frozen):
         return self
 
 
+class WordWeights(Frozen):
+    """What tokens of a prompt say of whether its pictures are needed: log odds, see `runtime.mas.words`."""
+
+    tokens: tuple[Count, ...] = ()
+    weights: tuple[Number, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> WordWeights:
+        refuse_unlike("words", self.tokens, self.weights)
+        return self
+
+
+class Sure(Frozen):
+    """How sure one may be that the edge's whole answer is what the cloud would say: two logistic regressions.
+
+    `words` are tokens of prompts. `base` weighs what `runtime.mas.sure.describe` tells of an answer, `of_word` a word
+    that the prompt has, `of_word_least` that word times the log odds of the least sure token. By the words alone,
+    before anything is drafted: `prior_base` and `prior_of_word`. The errors are those of held-out samples.
+    """
+
+    words: tuple[Count, ...] = ()
+    base: Annotated[tuple[Number, ...], Field(min_length=6, max_length=6)]
+    of_word: tuple[Number, ...] = ()
+    of_word_least: tuple[Number, ...] = ()
+    prior_base: Number
+    prior_of_word: tuple[Number, ...] = ()
+    ece: Share
+    prior_ece: Share
+
+    @model_validator(mode="after")
+    def _one_number_each(self) -> Sure:
+        for numbers in (self.of_word, self.of_word_least, self.prior_of_word):
+            refuse_unlike("sure", self.words, numbers)
+        return self
+
+
 class Thresholds(Frozen):
-    """What the search chose: share of importance kept, least share of cells, cosine of duplicate frames, the chance
-    of being needed below which a modality is dropped; entropy [nats] and confidence at which drafts are flushed, and
-    the most drafts of a round.
+    """What the search chose: share of importance kept, least share of cells, cosine of duplicate frames; the chance
+    of being needed below which pictures are dropped (on both sides: text alone); the sureness from which the edge's
+    answer stands, None where it never does; the confidence below which drafts are flushed, and the most drafts of a
+    round.
     """
 
     rho: Annotated[float, Field(gt=0, le=1)]
     kappa_min: Share
     s_star: Annotated[float, Field(ge=-1, le=1)]
     tau_drop: Share
-    tau_entropy: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    tau_alone: Share | None
     tau_confidence: Share
     gamma_max: Annotated[int, Field(ge=1, le=64)]
 
@@ -75,19 +115,54 @@ class LossBound(Frozen):
         return self
 
 
-class Mas(Frozen):
-    """The fitted whole. `probes` stand dearest first. Without `bound`, `calibrated` is not to be had.
+class SampleSets(Frozen):
+    """From which samples: digests of what both sets hold, and how many they are. No sample is in both."""
 
-    `words` is a file with the weights of words by token, `means` one with the mean frame of each modality with time.
+    fit_sha256: Sha256
+    fit: Size
+    held_out_sha256: Sha256
+    held_out: Size
+
+
+class Mas(Frozen):
+    """The fitted whole of one task. `probes` stand dearest first.
+
+    `reduced` are the payloads below the whole picture that may cross in `calibrated`, each where its threshold says so.
+    Without `bound`, `calibrated` is not to be had, and `reduced` and `tau_alone` hold nothing.
     """
 
-    model: str
+    task: str
+    drafter: str
+    verifier: str
     probes: Annotated[tuple[ProbeFit, ...], Field(min_length=1)]
+    words: WordWeights
+    sure: Sure
     thresholds: Thresholds
     reduction: Reduction
+    reduced: tuple[Rung, ...] = ()
     bound: LossBound | None = None
-    words: FileRef | None = None
-    means: FileRef | None = None
-    samples_sha256: Sha256
+    samples: SampleSets
     seeds: dict[str, Count]
     evidence: FileRef | None = None
+
+    @model_validator(mode="after")
+    def _nothing_without_its_bound(self) -> Mas:
+        if self.bound is None and (self.reduced or self.thresholds.tau_alone is not None):
+            raise ValueError(
+                "mas lets the edge answer alone or reduces pictures without a bound of the loss; fit it again"
+            )
+        return self
+
+    def calibrated(self, epsilon: float) -> bool:
+        """Whether the loss was shown to be `epsilon` at most."""
+        return self.bound is not None and self.bound.upper <= epsilon
+
+
+def refuse_unlike(what: str, words: Sized, numbers: Sized) -> None:
+    """As many numbers as words.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if len(words) != len(numbers):
+        raise ValueError(f"{what} has {len(words)} words and {len(numbers)} numbers; fit again")

@@ -21,6 +21,7 @@ from msao_compile.manifest.engine import (
     Status,
 )
 from msao_compile.manifest.frozen import NEWER_MINOR, FileRef, Frozen, RelativePath, Sha256, Size
+from msao_compile.manifest.mas import Mas
 from msao_compile.manifest.offload import Primitives, Speculation
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 2
+SCHEMA_MINOR = 3
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
 GROWS = "past_sequence_length"  # the dimension along which a state grows
@@ -260,7 +261,7 @@ class Deployment(Frozen):
     runtime: RuntimeSettings
     evidence: dict[str, FileRef]
     placement: dict[str, Any] | None = None
-    mas: dict[str, Any] | None = None
+    mas: Mas | None = None
     primitives: tuple[Primitives, ...] = ()
     speculation: tuple[Speculation, ...] = ()
 
@@ -308,6 +309,8 @@ class Deployment(Frozen):
         used += [(f"route {route.name!r}", route.model) for route in self.routes]
         for entry in self.speculation:
             used += [(f"speculation of {entry.task!r}", name) for name in (entry.drafter, entry.verifier)]
+        if self.mas is not None:
+            used += [(f"mas of {self.mas.task!r}", name) for name in (self.mas.drafter, self.mas.verifier)]
         for what, model_name in used:
             if model_name not in names:
                 raise ValueError(f"{what} names model {model_name!r}, which is not listed")

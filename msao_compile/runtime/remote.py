@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from msao_compile.errors import Busy, DeadlineExceeded, LinkDown, RemoteError, SessionLost
-from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.answer import Clock, Extent
 from msao_compile.runtime.link_state import LinkState
 from msao_compile.runtime.wire import contract as c
 from msao_compile.runtime.wire.base import Link, Traffic
@@ -71,14 +71,16 @@ class RemoteSession:
         self.finish: c.Finish | None = None
         self.name = ""
         self.grown = asyncio.Event()
-        self.prompt_tokens = 0
+        self.extent = Extent()
         self.verify_ms = 0.0
         self.rounds = 0
         self.reopened = 0
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def open(self, stream: int = 0) -> AsyncIterator[None]:
+    async def open(self, stream: int | None = 0) -> AsyncIterator[None]:
         """Open the session with what is committed; yields whenever more is, and ends where the stream does.
+
+        `stream` None: the whole answer; 0: only the session.
 
         Raises:
             RemoteError, InputError: as `Link.call`.
@@ -91,7 +93,7 @@ class RemoteSession:
             reply = c.read(message, c.REPLIES)
             whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
             if isinstance(reply, c.Ready):
-                self.prompt_tokens = reply.prompt_tokens
+                self.extent.prompt_tokens, self.extent.limit = reply.prompt_tokens, reply.limit
                 self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
@@ -105,16 +107,16 @@ class RemoteSession:
         if not whole:
             raise LinkDown("the cloud ended an answer in the middle: it is opened again")
 
-    async def tokens(self, limit: int) -> AsyncIterator[int]:
+    async def tokens(self) -> AsyncIterator[int]:
         """The whole answer as the cloud decodes it, however often it has to be opened again.
 
         Raises:
             RemoteError, InputError: as `Link.call`, after the last try.
         """
         told, tried = 0, 0
-        while self.finish is None and len(self.committed) < limit:
+        while self.finish is None:
             try:
-                async for _ in self.open(limit - len(self.committed)):
+                async for _ in self.open(None):
                     while told < len(self.committed):
                         yield self.committed[told]
                         told, tried = told + 1, 0

@@ -23,9 +23,10 @@ MOST_AXES = 4
 
 @dataclass
 class Opening:
-    """What a session begins with: `length` prompt tokens, and either a request or merged embeddings."""
+    """What a session begins with: `length` prompt tokens, `limit` new ones, and a request or merged embeddings."""
 
     length: int
+    limit: int = 0
     pictures: int = 0
     request: Request | None = None
     encoded: Arrays | None = None
@@ -41,7 +42,7 @@ def prepared(session: ModelSession, fields: Prefill, message: Message, clock: Cl
             PictureError: as `ModelSession.prepare`.
     """
     opening = _read(session, fields, message, clock, most_pixels)
-    session.check_capacity(opening.length, fields.limit)
+    opening.limit = session.room(opening.length, fields.limit)
     return opening
 
 
@@ -57,7 +58,7 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
             files = [np.asarray(value, np.uint8).tobytes() for _, value in sorted(tensors.items())]
             pictures = [decode(file, most_pixels) for file in files]
             request = session.prepare(fields.prompt, pictures)
-        return Opening(len(request.ids), len(pictures), request)
+        return Opening(len(request.ids), pictures=len(pictures), request=request)
     if fields.form == "embeds":
         for name in ("inputs_embeds", "position_ids"):
             if name not in tensors:

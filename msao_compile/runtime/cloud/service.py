@@ -143,11 +143,13 @@ class CloudService:
         yield c.write(
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
-                    modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms, finish=_finish(session, told)),
+                    limit=session.limit, modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
+                    finish=_finish(session, told)),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
-        if fields.stream:
-            async for reply in self._stream(session, told, len(fields.committed) + fields.stream, end):
+        stream = session.limit if fields.stream is None else fields.stream
+        if stream:
+            async for reply in self._stream(session, told, len(fields.committed) + stream, end):
                 yield reply
 
     def _same_build(self, fields: c.Prefill) -> None:
@@ -160,7 +162,7 @@ class CloudService:
             raise ContractMismatch("edge and cloud have different tokenizers: deploy the same build on both")
 
     def _check_committed(self, fields: c.Prefill) -> None:
-        if len(fields.committed) > fields.limit:
+        if fields.limit is not None and len(fields.committed) > fields.limit:
             raise InputError(f"prefill: committed has {len(fields.committed)} tokens where limit is {fields.limit}")
         if any(token >= self._vocabulary for token in fields.committed):
             raise InputError(f"prefill: committed has a token that is not below {self._vocabulary}")
@@ -180,7 +182,7 @@ class CloudService:
         most = self.limits.picture_pixels
         request = await self.scheduler.alone("prepare", 1, lambda: prepared(self.session, fields, message, clock, most))
         session = Session(
-            fields.session, self.sessions.row(fields.session, _now_ms()), sampling, fields.rule, fields.limit,
+            fields.session, self.sessions.row(fields.session, _now_ms()), sampling, fields.rule, request.limit,
             request.length, list(fields.committed), working=1,
         )  # fmt: skip
         self.sessions.open(session, _now_ms())

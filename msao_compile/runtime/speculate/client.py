@@ -8,9 +8,9 @@ committed, or, where the cloud stays away and the caller allows it, what the dra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,24 +26,38 @@ ENOUGH = 8
 """Drafts that tell how well they fare."""
 
 
+class Alone(Protocol):
+    """Whether a drafter may answer without the cloud, by how sure it was of each token."""
+
+    @property
+    def first(self) -> bool:
+        """Whether the cloud is asked only when this is in doubt, rather than at once."""
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        """Whether a whole answer stands."""
+
+    def hopeless(self, confidences: Sequence[float]) -> bool:
+        """Whether no answer that begins so can stand."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one answer is drafted: what was fitted, what is known of time, and what is allowed.
 
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
-    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone`: where every draft
-    of a whole answer was at least so sure, it is the answer, unverified; never in `strict`. `stream`: the cloud decodes
-    by itself, and drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
+    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone` judges whether
+    its whole answer stands without the cloud, unverified; never in `strict`. `stream`: the cloud decodes by itself, and
+    drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
     """
 
     settings: Speculation
     pace: Pace
-    limit: int
+    limit: int | None
     stops: frozenset[int]
     rounds: int = 4
     burst: int = 0
     unverified: bool = False
-    alone: float | None = None
+    alone: Alone | None = None
     stream: bool = False
     goes_on: Callable[[float], bool] | None = None
     patience: Patience = field(default_factory=Patience)
@@ -84,6 +98,7 @@ class Speculator:
         self._under_way: dict[asyncio.Task[Verified | None], _Round] = {}
         self._shown = self._settled = self._tried = 0
         self._streaming = self.plan.stream
+        self._asked = False
 
     async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
         """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
@@ -98,7 +113,8 @@ class Speculator:
             ready = asyncio.ensure_future(self._begun(opening))
             ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # the answer may end without it
         try:
-            self._launch(self._open(), _Round(0, 0, 0))
+            if self.plan.alone is None or not self.plan.alone.first:
+                self._ask()
             whole: tuple[int, list[int]] | None = None
             while not self._ended and (whole := self._whole()) is None:
                 async for token in self._news():
@@ -148,19 +164,26 @@ class Speculator:
 
     @property
     def _ended(self) -> bool:
-        return self.remote.finish is not None or len(self.remote.committed) >= self.plan.limit
+        return self.remote.finish is not None
+
+    @property
+    def _limit(self) -> int:
+        """How long the answer may be: as asked, or as the cloud said, or as the drafter has room for."""
+        said = self.remote.extent.limit or self.drafter.room
+        return min(said if self.plan.limit is None else self.plan.limit, self.drafter.room)
 
     def _whole(self) -> tuple[int, list[int]] | None:
-        """The answer that drafts end, of which the drafter is sure enough to give it alone, and how far it is verified.
+        """The answer that drafts end, where it stands without the cloud, and how far it is verified.
 
         It is taken at one moment: what the cloud commits while it is shown changes it no more.
         """
         self._trim()
-        if not self.ahead or self._doubted:
+        if self.plan.alone is None or not self.ahead:
             return None
         known, drafts = len(self.remote.committed), [draft.token for draft in self.ahead]
         stops = drafts[-1] in self.plan.stops
-        if not stops and known + len(drafts) < self.plan.limit:
+        ends = stops or known + len(drafts) >= self._limit
+        if not ends or not self.plan.alone.enough([draft.confidence for draft in self.ahead]):
             return None
         return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
 
@@ -189,16 +212,22 @@ class Speculator:
         )
         if self._streaming and (self.plan.alone is None or self._doubted):
             return False
-        return not self.unsure and not at_end and known < self.plan.limit and len(self.ahead) < window and room
+        return not self.unsure and not at_end and known < self._limit and len(self.ahead) < window and room
 
     @property
     def _doubted(self) -> bool:
         """Whether the drafter cannot answer alone any more."""
-        return self.plan.alone is None or any(draft.confidence < self.plan.alone for draft in self.ahead)
+        alone = self.plan.alone
+        return alone is None or (bool(self.ahead) and alone.hopeless([draft.confidence for draft in self.ahead]))
+
+    def _ask(self) -> None:
+        """Open the session in the cloud."""
+        self._asked = True
+        self._launch(self._open(), _Round(0, 0, 0))
 
     @property
     def _left(self) -> int:
-        return self.plan.limit - len(self.remote.committed)
+        return max(self._limit - len(self.remote.committed), 1)
 
     async def _draft(self) -> None:
         """Make one draft, and send a round where it is time."""
@@ -207,6 +236,11 @@ class Speculator:
         self._settle()
         if [*self.remote.committed, *(draft.token for draft in self.ahead)] != answer:
             return  # the cloud said something else meanwhile
+        if self._streaming or not self._asked:  # nothing of it is verified: it serves to answer alone
+            self._keep(draft)
+            if not self._asked and self._doubted:
+                self._ask()
+            return
         settings, chance = self.plan.settings, 1.0
         for earlier in (*self.ahead[self.sent :], draft):
             chance *= settings.acceptance.at(earlier.confidence)
@@ -217,14 +251,20 @@ class Speculator:
             self.unsure = draft.confidence < self.threshold
             self._send(self.plan.burst if self.unsure else 0)
             return
+        self._keep(draft)
+        full = len(self.ahead) - self.sent >= settings.draft_tokens
+        if full or draft.token in self.plan.stops or len(answer) + 1 >= self._limit:
+            self._send()
+
+    def _keep(self, draft: Draft) -> None:
         self.ahead.append(draft)
         self.account.drafted += 1
-        full = len(self.ahead) - self.sent >= settings.draft_tokens
-        if full or draft.token in self.plan.stops or len(answer) + 1 >= self.plan.limit:
-            self._send()
 
     def _send(self, burst: int = 0) -> None:
         """Send a round of all drafts that are not committed, unless nothing would come of it."""
+        if not self._asked:
+            self._ask()
+            return
         if self._streaming:
             if not self._under_way:
                 self._launch(self.remote.decode(self._left), _Round(0, 0, 0))
@@ -243,7 +283,7 @@ class Speculator:
         self._under_way[asyncio.ensure_future(work)] = around
 
     async def _open(self) -> None:
-        async for _ in self.remote.open(self._left if self._streaming else 0):
+        async for _ in self.remote.open(None if self._streaming else 0):
             continue
 
     def _settle(self) -> None:
@@ -313,7 +353,7 @@ class Speculator:
     async def _alone(self) -> AsyncIterator[int]:
         """What the drafter says from what is committed on, where the cloud stayed away."""
         answer = list(self.remote.committed)
-        while not self._ended and len(answer) < self.plan.limit:
+        while not self._ended and len(answer) < self._limit:
             token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
             if token in self.plan.stops:
                 return

@@ -100,20 +100,21 @@ class Prefill(Frozen):
     """Opens a session by one `form`: `prompt` (text and compressed pictures), `features` (ids and what encoders made),
     or `embeds` (merged embeddings and positions), the latter two of one model that is split.
 
-    `committed` is what an earlier session of this answer committed; `limit` counts it too. `stream` > 0: after
-    `ready`, so many tokens at most come as `token`, each as soon as it is known.
+    `prompt` is the user's words, or messages. `committed` is what an earlier session of this answer committed; `limit`
+    counts it too, and None takes as many tokens as fit. `stream` > 0: after `ready`, so many tokens at most come as
+    `token`, each as soon as it is known; None stands for all.
     """
 
     session: Session
     form: Literal["prompt", "features", "embeds"]
     modules: Components
     tokenizer: Sha256
-    limit: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    limit: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     sampling: Sampling = Sampling()
     rule: Rule = "greedy"
     committed: tuple[Token, ...] = ()
-    stream: Count = 0
-    prompt: str = ""
+    stream: Count | None = 0
+    prompt: str | tuple[dict[str, Any], ...] = ""
     encoded: tuple[str, ...] = ()
     offset: tuple[float, ...] = ()
     deadline_ms: Deadline | None = None
@@ -122,12 +123,13 @@ class Prefill(Frozen):
 class Ready(Frozen):
     """The prompt is known; `tokens` [n] int64 are the answer's tokens from `base` on, which is how many were sent.
 
-    `spent_ms` is all the time this took in the cloud, waiting included.
+    `limit` is how long the answer may be; `spent_ms` all the time this took in the cloud, waiting included.
     """
 
     session: Session
     base: Count
     prompt_tokens: Count
+    limit: Count
     modules_ms: dict[str, float]
     spent_ms: float = 0.0
     finish: Finish | None = None

@@ -35,7 +35,7 @@ EVERY: dict[str, tuple[Any, dict[str, np.ndarray]]] = {
     "verify": (c.Verify(session="session-a", round=1, base=2, prefix=SHA), {c.DRAFTS: np.arange(3)}),
     "decode": (c.Decode(session="session-a", base=2, prefix=SHA, count=4, deadline_ms=9), {}),
     "close": (c.Close(session="session-a"), {}),
-    "ready": (c.Ready(session="session-a", base=0, prompt_tokens=4, modules_ms={"decoder": 1.0}),
+    "ready": (c.Ready(session="session-a", limit=8, base=0, prompt_tokens=4, modules_ms={"decoder": 1.0}),
               {c.TOKENS: np.arange(1)}),
     "verified": (c.Verified(session="session-a", round=1, base=2, drafted=3, accepted=2, finish="stop"),
                  {c.TOKENS: np.arange(3)}),
