@@ -173,7 +173,7 @@ class Speculator:
         return min(said if self.plan.limit is None else self.plan.limit, self.drafter.room)
 
     def _whole(self) -> tuple[int, list[int]] | None:
-        """The answer that drafts end, of which the drafter is sure enough to give it alone, and how far it is verified.
+        """The answer that drafts end, where it stands without the cloud, and how far it is verified.
 
         It is taken at one moment: what the cloud commits while it is shown changes it no more.
         """
@@ -182,8 +182,8 @@ class Speculator:
             return None
         known, drafts = len(self.remote.committed), [draft.token for draft in self.ahead]
         stops = drafts[-1] in self.plan.stops
-        whole = stops or known + len(drafts) >= self._limit
-        if not whole or not self.plan.alone.enough([draft.confidence for draft in self.ahead]):
+        ends = stops or known + len(drafts) >= self._limit
+        if not ends or not self.plan.alone.enough([draft.confidence for draft in self.ahead]):
             return None
         return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
 
