@@ -136,6 +136,8 @@ def summary(pair: Pair, seen: Seen, questions: Sequence[Asked], reference: Seque
     decode = pair.verifier.tokenizer.decode
     right = [decode(found.tokens).strip() == one.answer.strip() for found, one in zip(outcomes, questions, strict=True)]
     tokens = sum(len(outcome.tokens) for outcome in outcomes)
+    accepted = sum(outcome.accepted for outcome in outcomes)
+    judged = accepted + sum(outcome.rejected for outcome in outcomes)
     drafted = sum(outcome.drafted for outcome in outcomes)
     gaps = [(outcome.total_ms - outcome.first_ms) / (len(outcome.tokens) - 1)
             for outcome in outcomes if outcome.first_ms is not None and len(outcome.tokens) > 1]  # fmt: skip
@@ -152,7 +154,8 @@ def summary(pair: Pair, seen: Seen, questions: Sequence[Asked], reference: Seque
         "up_bytes": statistics.fmean(outcome.up_bytes for outcome in outcomes),
         "down_bytes": statistics.fmean(outcome.down_bytes for outcome in outcomes),
         "cloud_ms_per_token": sum(seen.cloud_busy_ms.values()) / max(tokens, 1),
-        "accepted": sum(outcome.accepted for outcome in outcomes) / drafted if drafted else None,
+        "accepted": accepted / drafted if drafted else None,
+        "kept": accepted / judged if judged else None,
         "rounds": statistics.fmean(outcome.rounds for outcome in outcomes),
         "alone": sum(not outcome.verified for outcome in outcomes),
         "guarded": sum(outcome.guarded for outcome in outcomes),

@@ -31,6 +31,7 @@ class Outcome:
     down_bytes: int = 0
     drafted: int = 0
     accepted: int = 0
+    rejected: int = 0
     rounds: int = 0
     guarded: bool = False
     verified: bool = True
@@ -105,9 +106,10 @@ async def speculated(edge: Edge, question: Question, plan: Plan) -> Outcome:
     finally:
         remote.leave()
     found, account = watch.end(traffic), speculator.account
-    found.drafted, found.accepted, found.rounds = account.drafted, account.accepted, account.rounds
+    found.drafted, found.accepted, found.rejected = account.drafted, account.accepted, account.rejected
+    found.rounds = account.rounds
     found.verified = account.unverified == 0
-    edge.adviser.learn(remote, len(found.tokens), found.drafted, found.accepted)
+    edge.adviser.learn(remote, len(found.tokens), found.accepted, found.rejected)
     return found
 
 

@@ -36,7 +36,7 @@ class Adviser:
     link: LinkState = field(default_factory=LinkState)
     answer_tokens: Average = field(default_factory=Average)
     prompt_tokens: Average = field(default_factory=Average)
-    drafted: float = 0.0
+    judged: float = 0.0
     accepted: float = 0.0
     queue_ms: float = 0.0
     step_wait_ms: float = 0.0
@@ -60,7 +60,7 @@ class Adviser:
 
     def drafting(self, kept: float | None = None) -> Drafting:
         """How drafts fare: by what was seen, or before that by what was fitted."""
-        known = (self.accepted + PRIOR * self.settings.acceptance.at(1.0)) / (self.drafted + PRIOR)
+        known = (self.accepted + PRIOR * self.settings.kept) / (self.judged + PRIOR)
         return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
@@ -90,14 +90,11 @@ class Adviser:
         cloud_ms = Host(self.there).begin_ms(work.prompt_tokens, pictures)
         return calibration.read(prompt, pictures, edge_ms, cloud_ms)
 
-    def learn(self, remote: RemoteSession, answer_tokens: int, drafted: int, accepted: int) -> None:
-        """What an answer came to."""
-        prompt_tokens = remote.extent.prompt_tokens or 0
-        if prompt_tokens:
-            self.queue_ms, self.step_wait_ms = remote.queue_ms, remote.step_wait_ms
+    def learn(self, remote: RemoteSession, answer_tokens: int, accepted: int, rejected: int) -> None:
+        """What an answer came to: its length, and how many of its drafts were judged right and wrong."""
         self.answer_tokens.add(answer_tokens)
-        if prompt_tokens:
-            self.prompt_tokens.add(prompt_tokens)
-        if drafted:
-            self.drafted = FORGET * self.drafted + drafted
-            self.accepted = FORGET * self.accepted + accepted
+        if remote.extent.prompt_tokens:
+            self.queue_ms, self.step_wait_ms = remote.queue_ms, remote.step_wait_ms
+            self.prompt_tokens.add(remote.extent.prompt_tokens)
+        self.judged = FORGET * self.judged + accepted + rejected
+        self.accepted = FORGET * self.accepted + accepted

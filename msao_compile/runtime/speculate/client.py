@@ -65,10 +65,11 @@ class Plan:
 
 @dataclass
 class Account:
-    """What drafting came to."""
+    """What drafting came to. Drafts behind a `rejected` one were made in vain: they say nothing of how good drafts are."""
 
     drafted: int = 0
     accepted: int = 0
+    rejected: int = 0
     rounds: int = 0
     unverified: int = 0
 
@@ -307,15 +308,16 @@ class Speculator:
         self._trim()
         if len(self.remote.committed) > before:
             self._tried = 0
-        if self.plan.goes_on is not None and not self._streaming and self.account.drafted >= ENOUGH:
-            self._streaming = not self.plan.goes_on(self.account.accepted / self.account.drafted)
+        judged = self.account.accepted + self.account.rejected
+        if self.plan.goes_on is not None and not self._streaming and judged >= ENOUGH:
+            self._streaming = not self.plan.goes_on(self.account.accepted / judged)
         if faults:
             raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 
     def _trim(self) -> None:
         """Drafts that are committed leave `ahead`; where the cloud committed another token, all of them do."""
         base = len(self.remote.committed) - self._settled
-        if base <= 0:
+        if base <= 0 and not (self._ended and self.ahead):
             return
         new = self.remote.committed[self._settled :]
         kept = 0
@@ -323,10 +325,17 @@ class Speculator:
             if token != draft.token:
                 break
             kept += 1
-        ends = self.remote.finish == "stop" and kept == len(new) < len(self.ahead)
-        self.account.accepted += kept + (ends and self.ahead[kept].token in self.plan.stops)
         follows = kept == min(len(new), len(self.ahead))
+        self.account.accepted += kept
+        self.account.rejected += not follows
         self.ahead = self.ahead[len(new) :] if follows else []
+        if self._ended and self.ahead:
+            if self.remote.finish == "stop":  # the next draft was judged as well
+                right = self.ahead[0].token in self.plan.stops
+                self.account.accepted, self.account.rejected = (
+                    self.account.accepted + right, self.account.rejected + (not right)
+                )  # fmt: skip
+            self.ahead = []
         self.sent = max(self.sent - len(new), 0) if follows else 0
         self._settled = len(self.remote.committed)
         self.unsure = False
