@@ -11,7 +11,7 @@ from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.cost import Drafting, Host, Payload, Work
 from msao_compile.runtime.link_state import Average, LinkEstimate, LinkState
 from msao_compile.runtime.policy import Choice, Decision, Limits, Observed, decide, goes_on
-from msao_compile.runtime.remote import Patience
+from msao_compile.runtime.remote import Patience, RemoteSession
 from msao_compile.runtime.speculate.client import Plan
 from msao_compile.runtime.speculate.gates import Pace
 
@@ -87,8 +87,11 @@ class Adviser:
         cloud_ms = Host(self.there).begin_ms(work.prompt_tokens, pictures)
         return calibration.read(prompt, pictures, edge_ms, cloud_ms)
 
-    def learn(self, prompt_tokens: int, answer_tokens: int, drafted: int, accepted: int) -> None:
+    def learn(self, remote: RemoteSession, answer_tokens: int, drafted: int, accepted: int) -> None:
         """What an answer came to."""
+        prompt_tokens = remote.extent.prompt_tokens or 0
+        if prompt_tokens:
+            self.cloud_load = remote.load
         self.answer_tokens.add(answer_tokens)
         if prompt_tokens:
             self.prompt_tokens.add(prompt_tokens)

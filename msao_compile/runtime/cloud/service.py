@@ -144,7 +144,7 @@ class CloudService:
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
                     limit=session.limit, modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
-                    finish=_finish(session, told)),
+                    load=self.device.load(), finish=_finish(session, told)),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
         stream = session.limit if fields.stream is None else fields.stream

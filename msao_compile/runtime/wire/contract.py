@@ -35,6 +35,7 @@ from msao_compile.errors import (
     Refused,
     RemoteError,
     SessionLost,
+    StageError,
 )
 from msao_compile.manifest.frozen import Frozen, Sha256
 from msao_compile.runtime.wire.message import Message
@@ -123,7 +124,8 @@ class Prefill(Frozen):
 class Ready(Frozen):
     """The prompt is known; `tokens` [n] int64 are the answer's tokens from `base` on, which is how many were sent.
 
-    `limit` is how long the answer may be; `spent_ms` all the time this took in the cloud, waiting included.
+    `limit` is how long the answer may be; `spent_ms` all the time this took in the cloud, waiting included; `load` the
+    share of the time in which the cloud worked lately.
     """
 
     session: Session
@@ -132,6 +134,7 @@ class Ready(Frozen):
     limit: Count
     modules_ms: dict[str, float]
     spent_ms: float = 0.0
+    load: Annotated[float, Field(ge=0, le=1)] = 0.0
     finish: Finish | None = None
 
 
@@ -283,9 +286,9 @@ def write(kind: str, fields: Frozen, tensors: Mapping[str, np.ndarray] | None = 
 
 def fault(error: BaseException) -> Message:
     """An error as it crosses: its code where it has one, else what kind of fault it is."""
-    code = (
-        error.code if isinstance(error, RemoteError) else "bad_request" if isinstance(error, InputError) else "internal"
-    )
+    kinds = ((InputError, "bad_request"), (StageError, "failed"))
+    plain = next((code for kind, code in kinds if isinstance(error, kind)), "internal")
+    code = error.code if isinstance(error, RemoteError) else plain
     return write("error", Fault(code=code, message=str(error), retry_after_ms=getattr(error, "retry_after_ms", 0)))
 
 
@@ -293,13 +296,16 @@ def raise_fault(message: Message) -> None:
     """Raise what an `error` message tells; any other message passes.
 
     Raises:
-        RemoteError: of the class that the code names. InputError: the request was not right.
+        RemoteError: of the class that the code names. InputError: the request was not right. StageError: a module
+            failed there.
     """
     if message.kind != "error":
         return
     told: Fault = read(message, REPLIES)
     if told.code == "bad_request":
         raise InputError(told.message)
+    if told.code == "failed":
+        raise StageError(told.message)
     kind = ERRORS.get(told.code, RemoteError)
     raise Busy(told.message, told.retry_after_ms) if kind is Busy else kind(told.message)
 
