@@ -38,7 +38,8 @@ class Adviser:
     prompt_tokens: Average = field(default_factory=Average)
     drafted: float = 0.0
     accepted: float = 0.0
-    cloud_load: float = 0.0
+    queue_ms: float = 0.0
+    step_wait_ms: float = 0.0
 
     def decide(self, sizes: Sequence[int], now_ms: float, limits: Limits, edge_queue_ms: float = 0.0) -> Decision:
         """The route for a question whose pictures have so many bytes."""
@@ -51,7 +52,7 @@ class Adviser:
         answer = self.answer_tokens.mean if self.answer_tokens.count else GUESS_TOKENS
         return Observed(
             edge=Host(self.here, queue_ms=edge_queue_ms),
-            cloud=Host(self.there, load=self.cloud_load),
+            cloud=self._cloud(),
             link=self.link.estimate(now_ms),
             work=Work(int(prompt), len(sizes), payloads, answer),
             drafting=self.drafting(),
@@ -66,7 +67,7 @@ class Adviser:
         """How an answer is drafted, or streamed where `route` is `cloud`."""
         estimate = self.link.estimate(now_ms)
         rtt_ms = estimate.rtt_ms if estimate is not None else 0.0
-        verify_ms = self.there.verify.at(self.settings.draft_tokens + 1)
+        verify_ms = self._cloud().verify_ms(self.settings.draft_tokens + 1)
         pace = Pace(self.here.decode.at(1), self.there.verify.each_ms, rtt_ms + verify_ms)
         burst = min(round(rtt_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
         return Plan(
@@ -77,8 +78,10 @@ class Adviser:
     def _goes_on(self, estimate: LinkEstimate | None, kept: float) -> bool:
         if estimate is None:
             return True
-        cloud = Host(self.there, load=self.cloud_load)
-        return goes_on(Host(self.here), cloud, estimate, self.drafting(kept))
+        return goes_on(Host(self.here), self._cloud(), estimate, self.drafting(kept))
+
+    def _cloud(self) -> Host:
+        return Host(self.there, self.queue_ms, step_wait_ms=self.step_wait_ms)
 
     def reading(self, calibration: Calibration, prompt: Prompt, pictures: int) -> Reduced:
         """What is left of a request in the mode `calibrated`."""
@@ -91,7 +94,7 @@ class Adviser:
         """What an answer came to."""
         prompt_tokens = remote.extent.prompt_tokens or 0
         if prompt_tokens:
-            self.cloud_load = remote.load
+            self.queue_ms, self.step_wait_ms = remote.queue_ms, remote.step_wait_ms
         self.answer_tokens.add(answer_tokens)
         if prompt_tokens:
             self.prompt_tokens.add(prompt_tokens)

@@ -10,8 +10,6 @@ from typing import Literal, TypeVar
 
 Work = Literal["prepare", "encode", "prefill", "decode", "verify", "draft", "probe"]
 T = TypeVar("T")
-LATELY_MS = 250.0
-"""Over so long at least a device's load is taken."""
 
 
 class Device:
@@ -24,7 +22,6 @@ class Device:
         self.name = name
         self.busy_ms: dict[str, float] = {}
         self.waiting = 0
-        self._looked, self._load = (0.0, 0.0), 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     async def run(self, kind: Work, count: int, work: Callable[[], T]) -> T:
@@ -41,16 +38,6 @@ class Device:
             return work()
         finally:
             self.busy_ms[kind] = self.busy_ms.get(kind, 0.0) + (time.perf_counter() - start) * 1e3
-
-    def load(self) -> float:
-        """The share of the time lately in which it worked, from 0 to 1."""
-        now_ms, busy_ms = asyncio.get_running_loop().time() * 1e3, sum(self.busy_ms.values())
-        passed_ms = now_ms - self._looked[0]
-        if passed_ms >= LATELY_MS:
-            share = min((busy_ms - self._looked[1]) / passed_ms, 1.0)
-            self._load += min(passed_ms / (4 * LATELY_MS), 1.0) * (share - self._load)
-            self._looked = now_ms, busy_ms
-        return self._load
 
     def close(self) -> None:
         """Let the thread end; what runs is finished."""

@@ -153,4 +153,4 @@ def _reason(best: Option, found: list[Option], guarded: bool) -> str:
 
 def goes_on(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) -> bool:
     """Whether an answer that is being speculated should go on so, by what its drafts came to: per step, the guard."""
-    return token_ms(edge, cloud, link, drafting) <= cloud.slower * cloud.times.decode.at(1)
+    return token_ms(edge, cloud, link, drafting) <= cloud.decode_ms

@@ -72,7 +72,7 @@ class RemoteSession:
         self.name = ""
         self.grown = asyncio.Event()
         self.extent = Extent()
-        self.load = 0.0
+        self.queue_ms = self.step_wait_ms = 0.0
         self.verify_ms = 0.0
         self.rounds = 0
         self.reopened = 0
@@ -94,7 +94,7 @@ class RemoteSession:
             reply = c.read(message, c.REPLIES)
             whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
             if isinstance(reply, c.Ready):
-                self.load = reply.load
+                self.queue_ms, self.step_wait_ms = reply.queue_ms, reply.step_wait_ms
                 self.extent.prompt_tokens, self.extent.limit = reply.prompt_tokens, reply.limit
                 self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:

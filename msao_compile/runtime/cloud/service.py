@@ -144,7 +144,8 @@ class CloudService:
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
                     limit=session.limit, modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
-                    load=self.device.load(), finish=_finish(session, told)),
+                    queue_ms=self.scheduler.prompt_wait_ms, step_wait_ms=self.scheduler.step_wait_ms,
+                    finish=_finish(session, told)),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
         stream = session.limit if fields.stream is None else fields.stream
