@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from msao_compile.cli import answer, care, doctor, draw, evaluate, export, kit, look, make, prove, report, vouch
+from msao_compile.cli import answer, care, doctor, draw, evaluate, export, fit, kit, look, make, prove, report, vouch
 from msao_compile.cli.talk import StderrHandler, Talk, write_line
 from msao_compile.errors import InputError, MsaoError
 
@@ -29,6 +29,7 @@ EXTRAS = {
     "onnx_ir": "compile",
     "onnxscript": "compile",
     "onnxruntime": "ort",
+    "optuna": "fit",
     "cryptography": "kit",
     "grpc": "remote",
     "tritonclient": "remote",
@@ -51,6 +52,7 @@ COMMANDS = (
     (vouch.sign, "sign a receipt or a deployment", "sign receipt.json --key ~/.keys/builder.pem"),
     (prove.parity, "compare with the torch original", "parity DEPLOYMENT --reference outputs.npz --model edge"),
     (evaluate.eval, "count right answers", "eval DEPLOYMENT --samples questions.jsonl --limit 600"),
+    (fit.fit, "learn when the edge suffices", "fit DEPLOYMENT --samples questions.jsonl --epsilon 0.01"),
     (answer.run, "answer one prompt", "run DEPLOYMENT --prompt 'what color is the circle?' --image photo.png"),
     (report.report, "one HTML page with pictures", "report artifacts/deployments/shapes-vqa -o report.html"),
     (look.inspect, "look inside anything", "inspect artifacts/deployments/shapes-vqa --json"),
