@@ -67,7 +67,7 @@ class Answering:
         self.sessions[fields.session] = held
         new = [] if fields.stream else [held.token(len(held.committed))]
         ready = contract.Ready(
-            session=fields.session, base=len(held.committed), prompt_tokens=held.first, modules_ms={}
+            limit=8, session=fields.session, base=len(held.committed), prompt_tokens=held.first, modules_ms={}
         )
         held.committed += new
         yield write("ready", ready, {TOKENS: np.array(new, np.int64)})

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from msao_compile.bench.sides import Edge, Outcome, from_cloud, from_edge, speculated
 from msao_compile.manifest.offload import Acceptance
+from msao_compile.manifest.schema import Deployment
+from msao_compile.runtime.calibrated import Calibration
 from msao_compile.runtime.policy import Choice, Limits
 from msao_compile.runtime.routes import Question
+from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.speculate.client import Alone
 
 Answer = Callable[[Edge, Question], Awaitable[Outcome]]
 STOP_AND_WAIT = 4
@@ -23,13 +27,6 @@ SKIPS = 0.5
 """Of CoVSpec: drafts of this confidence are not verified."""
 SURE = Acceptance(from_confidence=(0.0,), chance=(1.0,))
 """Drafts whose worth is not asked."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What `fit` found for the calibrated mode: how sure the edge has to be of every token to answer alone."""
-
-    alone: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,11 @@ class Policy:
     what: str
 
 
-def policies(fitted: Fitted) -> dict[str, Policy]:
-    """Every policy by name, with fresh memories."""
-    found = (
+def policies(deployment: Deployment | None, drafter: ModelSession | None = None) -> dict[str, Policy]:
+    """Every policy by name, with fresh memories; without a deployment for their names only."""
+    fit = deployment.mas if deployment is not None else None
+    shown = None if fit is None or fit.bound is None or drafter is None else Calibration(fit, fit.bound.upper, drafter)
+    found = [
         Policy("cloud-only", True, from_cloud, "the cloud decodes and streams"),
         Policy("edge-only", False, from_edge, "the edge model alone"),
         Policy("stop-and-wait", True, _stop_and_wait, f"{STOP_AND_WAIT} drafts a round, one round at a time"),
@@ -53,10 +52,16 @@ def policies(fitted: Fitted) -> dict[str, Policy]:
         Policy("auto", True, Auto().answer, "strict: cheapest of the lossless routes, with the guard"),
         Policy("auto, no speculation", True, Auto(speculation=False).answer, "strict, the cloud streams"),
         Policy("auto, no guard", True, Auto(guard=False).answer, "strict, always speculating"),
-        Policy("calibrated", False, Auto(alone=fitted.alone).answer, "the edge answers where it is sure enough"),
-        Policy("calibrated, no speculation", False, Auto(speculation=False, alone=fitted.alone).answer,
-               "the edge answers where it is sure enough, else the cloud alone"),
-    )  # fmt: skip
+    ]
+    if deployment is None or shown is not None:
+        found += [
+            Policy("calibrated", False, Auto(calibration=shown).answer, "edge alone where sure, pictures dropped"),
+            Policy("calibrated, no MAS", False, Auto(calibration=shown, reduces=False).answer, "no picture is dropped"),
+            Policy("calibrated, no speculation", False, Auto(speculation=False, calibration=shown).answer,
+                   "the cloud streams where the edge is not sure"),
+            Policy("calibrated, no scheduling", False, Auto(calibration=shown, schedules=False).answer,
+                   "the edge always first, then rounds one at a time"),
+        ]  # fmt: skip
     return {policy.name: policy for policy in found}
 
 
@@ -69,8 +74,24 @@ async def _stop_and_wait(edge: Edge, question: Question) -> Outcome:
 
 async def _covspec(edge: Edge, question: Question) -> Outcome:
     """Drafts of which the drafter is sure are not verified at all; its answer stands where every one is."""
-    plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, goes_on=None, alone=SKIPS)
+    plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, goes_on=None, alone=AtLeast(SKIPS, first=False))
     return await speculated(edge, question, plan)
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """An answer stands where the drafter was so sure of every token."""
+
+    confidence: float
+    first: bool = False
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        """As `Alone.enough`."""
+        return min(confidences) >= self.confidence
+
+    def hopeless(self, confidences: Sequence[float]) -> bool:
+        """As `Alone.hopeless`."""
+        return min(confidences) < self.confidence
 
 
 @dataclass
@@ -103,22 +124,37 @@ class Bandit:
 
 @dataclass
 class Auto:
-    """The product's policy: `decide` for each request, gates and guard for each step."""
+    """The product's policy: `decide` for each request, gates and guard for each step; parts of it can be left out.
+
+    `schedules` False: nothing is chosen by link or load, the edge is always asked first and rounds are waited for.
+    """
 
     speculation: bool = True
     guard: bool = True
-    alone: float | None = None
+    calibration: Calibration | None = None
+    reduces: bool = True
+    schedules: bool = True
 
     async def answer(self, edge: Edge, question: Question) -> Outcome:
         """Decide, answer, learn."""
+        alone: Alone | None = None
+        if self.calibration is not None:
+            left = edge.adviser.reading(self.calibration, question.prompt, len(question.pictures))
+            drop = left.drop and self.reduces
+            question = question.without_pictures() if drop else question
+            if left.judge is not None:
+                first = left.judge.first or not self.schedules
+                alone = replace(left.judge, picture_given=bool(question.pictures), first=first)
         now_ms = asyncio.get_running_loop().time() * 1e3
-        sizes = [
-            getattr(edge.link, "picture_bytes", None) or len(one) for one in question.pictures if isinstance(one, bytes)
-        ]
+        told = getattr(edge.link, "picture_bytes", None)
+        sizes = [told or len(picture) for picture in question.pictures if isinstance(picture, bytes)]
         routes: frozenset[Choice] = frozenset(("cloud", "speculate") if self.speculation else ("cloud",))
-        decision = edge.adviser.decide(sizes, now_ms, Limits(routes=routes, cloud_price=0.0 if self.guard else 1e-9))
-        route: Choice = decision.route if self.guard else "speculate"
-        plan = replace(edge.plan(question, route), alone=self.alone)
-        found = await speculated(edge, question, plan if self.guard else replace(plan, goes_on=None))
+        decision = edge.adviser.decide(sizes, now_ms, Limits(routes=routes))
+        chooses = self.guard and self.schedules
+        route: Choice = decision.route if chooses else "speculate"
+        plan = replace(edge.plan(question, route), alone=alone)
+        if not chooses:
+            plan = replace(plan, goes_on=None, rounds=plan.rounds if self.schedules else 1)
+        found = await speculated(edge, question, plan)
         found.route, found.guarded = route, decision.guarded
         return found

@@ -69,11 +69,11 @@ async def from_cloud(edge: Edge, question: Question) -> Outcome:
     watch, traffic = Watch("cloud"), Traffic()
     remote = edge.remote(question, traffic)
     try:
-        async for token in remote.tokens(question.limit):
+        async for token in remote.tokens():
             watch.token(token)
     finally:
         remote.leave()
-    edge.adviser.learn(remote.prompt_tokens, len(watch.outcome.tokens), 0, 0)
+    edge.adviser.learn(remote.extent.prompt_tokens or 0, len(watch.outcome.tokens), 0, 0)
     return watch.end(traffic)
 
 
@@ -83,7 +83,7 @@ async def from_edge(edge: Edge, question: Question) -> Outcome:
     for kind, count, work in _opening(edge, drafter, question):
         await edge.device.run(kind, count, work)
     answer: list[int] = []
-    while len(answer) < question.limit:
+    while question.limit is None or len(answer) < question.limit:
         token = (await edge.device.run("draft", 1, lambda: drafter.draft(answer))).token
         if token in edge.stops:
             break
@@ -107,7 +107,7 @@ async def speculated(edge: Edge, question: Question, plan: Plan) -> Outcome:
     found, account = watch.end(traffic), speculator.account
     found.drafted, found.accepted, found.rounds = account.drafted, account.accepted, account.rounds
     found.verified = account.unverified == 0
-    edge.adviser.learn(remote.prompt_tokens, len(found.tokens), found.drafted, found.accepted)
+    edge.adviser.learn(remote.extent.prompt_tokens or 0, len(found.tokens), found.drafted, found.accepted)
     return found
 
 
@@ -115,7 +115,7 @@ def _opening(edge: Edge, drafter: Drafter, question: Question) -> Iterator[Piece
     def prepare() -> Request:
         return edge.drafter.prepare(question.prompt, question.pictures)
 
-    return drafter.opening(prepare, len(question.pictures), question.limit, Clock())
+    return drafter.opening(prepare, len(question.pictures), Clock())
 
 
 class Watch:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msao_compile.cli import draw, units
-from msao_compile.cli.options import DeploymentFolder, Json, Quiet
+from msao_compile.cli.options import (
+    Calibrated,
+    CloudAddress,
+    CloudRoots,
+    CloudToken,
+    DeploymentFolder,
+    Json,
+    Quiet,
+    link_options,
+)
 from msao_compile.cli.talk import talk_of
 from msao_compile.errors import StageError
 
@@ -40,6 +49,10 @@ def run(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Stop after so many tokens.")] = 32,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    cloud: CloudAddress = None,
+    cloud_token_file: CloudToken = None,
+    cloud_roots: CloudRoots = None,
+    calibrated: Calibrated = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the draw where the temperature is above 0.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -56,13 +69,14 @@ def run(
         "temperature": temperature,
         "seed": seed,
     }
-    runtime = load(deployment)
-    if as_json:
-        found = runtime.generate(prompt, **options)
-        talk.reply(asdict(found), lambda: None)
-    else:
-        found = show(runtime.stream(prompt, **options))
-    talk.say(account(found))
+    asked = link_options(cloud, cloud_token_file, cloud_roots)
+    with load(deployment, cloud=cloud, cloud_options=asked, calibrated=calibrated) as runtime:
+        if as_json:
+            found = runtime.generate(prompt, **options)
+            talk.reply(asdict(found), lambda: None)
+        else:
+            found = show(runtime.stream(prompt, **options))
+        talk.say(account(found))
 
 
 def show(pieces: Iterable[Piece]) -> Answer:
@@ -82,7 +96,7 @@ def account(answer: Answer) -> str:
     timing = answer.timing
     modules = ", ".join(f"{name} {units.milliseconds(ms)}" for name, ms in timing.modules_ms.items())
     parts = [
-        answer.route + (", verified by the cloud model" if answer.verified and answer.route == "speculate" else ""),
+        answer.route + _standing(answer),
         f"first token {units.milliseconds(timing.ttft_ms)} ms" + (f" ({modules})" if modules else ""),
         f"{units.milliseconds(timing.tpot_ms)} ms/token" if timing.tpot_ms is not None else "",
         units.plural(len(answer.token_ids), "token"),
@@ -90,3 +104,12 @@ def account(answer: Answer) -> str:
         + (f", {units.size(timing.bytes_down)} received" if timing.bytes_down else ""),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _standing(answer: Answer) -> str:
+    """Whose tokens these are, of a route where that is a question."""
+    drafts = answer.drafts
+    if drafts is None:
+        return "" if answer.verified or answer.route == "edge" else ", not verified: the edge model finished it"
+    kept = f", {drafts['accepted']} of {drafts['drafted']} drafts kept in {units.plural(drafts['rounds'], 'round')}"
+    return (", verified by the cloud model" if answer.verified else ", not verified") + kept

@@ -14,7 +14,23 @@ from typing import Annotated
 
 import typer
 
-from msao_compile.cli import answer, care, doctor, draw, evaluate, export, fit, kit, look, make, prove, report, vouch
+from msao_compile.cli import (
+    answer,
+    bench,
+    care,
+    doctor,
+    draw,
+    evaluate,
+    export,
+    fit,
+    kit,
+    look,
+    make,
+    prove,
+    report,
+    serve,
+    vouch,
+)
 from msao_compile.cli.talk import StderrHandler, Talk, write_line
 from msao_compile.errors import InputError, MsaoError
 
@@ -29,8 +45,9 @@ EXTRAS = {
     "onnx_ir": "compile",
     "onnxscript": "compile",
     "onnxruntime": "ort",
-    "optuna": "fit",
     "cryptography": "kit",
+    "matplotlib": "bench",
+    "optuna": "fit",
     "grpc": "remote",
     "tritonclient": "remote",
     "aiohttp": "remote",
@@ -54,6 +71,12 @@ COMMANDS = (
     (evaluate.eval, "count right answers", "eval DEPLOYMENT --samples questions.jsonl --limit 600"),
     (fit.fit, "learn when the edge suffices", "fit DEPLOYMENT --samples questions.jsonl --epsilon 0.01"),
     (answer.run, "answer one prompt", "run DEPLOYMENT --prompt 'what color is the circle?' --image photo.png"),
+    (serve.serve, "answer OpenAI's clients", "serve artifacts/deployments/shapes-vqa --role edge --port 8000"),
+    (
+        bench.bench,
+        "compare ways to answer between edge and cloud",
+        "bench DEPLOYMENT --offload --samples questions.jsonl --setting recipes/settings/msao.toml",
+    ),
     (report.report, "one HTML page with pictures", "report artifacts/deployments/shapes-vqa -o report.html"),
     (look.inspect, "look inside anything", "inspect artifacts/deployments/shapes-vqa --json"),
     (doctor.doctor, "check this machine", "doctor"),

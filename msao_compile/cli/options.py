@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from msao_compile.errors import InputError
+
+if TYPE_CHECKING:
+    from msao_compile.runtime.wire.kserve.options import LinkOptions
 
 DEPLOYMENTS = Path("artifacts/deployments")
 STORE = Path("artifacts/store")
@@ -45,3 +50,48 @@ TrustedKeys = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+CloudAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud", metavar="URL", show_default=False,
+        help="The cloud that serves the same deployment: grpc://host:port, grpcs://, http:// or https://.",
+    ),
+]  # fmt: skip
+CloudToken = Annotated[
+    Path | None,
+    typer.Option("--cloud-token-file", metavar="FILE", help="The token to show the cloud.", show_default=False),
+]
+CloudRoots = Annotated[
+    Path | None,
+    typer.Option(
+        "--cloud-roots", metavar="FILE", help="PEM certificates to trust the cloud by, not the system's.",
+        show_default=False,
+    ),
+]  # fmt: skip
+
+Calibrated = Annotated[
+    float | None,
+    typer.Option(
+        "--calibrated", metavar="EPS", min=0.0, max=1.0, show_default=False,
+        help="Allow this loss of right answers, as far as `fit` bounded it; without it answers are the cloud's own.",
+    ),
+]  # fmt: skip
+
+
+def link_options(cloud: str | None, token_file: Path | None, roots: Path | None) -> LinkOptions | None:
+    """What the options say of the link to a cloud; None without one.
+
+    Raises:
+        InputError: the token cannot be read, or is given without a cloud.
+    """
+    if cloud is None:
+        if token_file is not None or roots is not None:
+            raise InputError("--cloud-token-file and --cloud-roots belong to a cloud: give --cloud as well")
+        return None
+    from msao_compile.runtime.wire.kserve.options import LinkOptions
+
+    try:
+        token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--cloud-token-file: {token_file} cannot be read as text ({error})") from error
+    return LinkOptions(token=token or None, roots=roots)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from msao_compile.runtime.answer import Answer, Piece, Timing
     from msao_compile.runtime.api import Runtime
+    from msao_compile.runtime.wire.kserve.options import LinkOptions
 
 __all__ = ["Answer", "Piece", "Runtime", "Timing", "load"]
 _HOMES = {"Runtime": "api", "Answer": "answer", "Piece": "answer", "Timing": "answer"}
@@ -18,11 +19,13 @@ def load(
     cloud: str | None = None,
     verify: bool = True,
     trusted_keys: str | os.PathLike[str] | None = None,
+    cloud_options: LinkOptions | None = None,
+    calibrated: float | None = None,
 ) -> Runtime:
     """Open a deployment folder; see `msao_compile.runtime.api.load`."""
     from msao_compile.runtime import api
 
-    return api.load(folder, cloud, verify, trusted_keys)
+    return api.load(folder, cloud, verify, trusted_keys, cloud_options, calibrated)
 
 
 def __getattr__(name: str) -> object:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msao_compile.manifest.offload import Primitives, Speculation
+from msao_compile.runtime.calibrated import Calibration, Reduced
+from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.cost import Drafting, Host, Payload, Work
 from msao_compile.runtime.link_state import Average, LinkEstimate, LinkState
 from msao_compile.runtime.policy import Choice, Decision, Limits, Observed, decide, goes_on
@@ -60,7 +62,7 @@ class Adviser:
         known = (self.accepted + PRIOR * self.settings.acceptance.at(1.0)) / (self.drafted + PRIOR)
         return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY)
 
-    def plan(self, limit: int, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
+    def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
         """How an answer is drafted, or streamed where `route` is `cloud`."""
         estimate = self.link.estimate(now_ms)
         rtt_ms = estimate.rtt_ms if estimate is not None else 0.0
@@ -77,6 +79,13 @@ class Adviser:
             return True
         cloud = Host(self.there, load=self.cloud_load)
         return goes_on(Host(self.here), cloud, estimate, self.drafting(kept))
+
+    def reading(self, calibration: Calibration, prompt: Prompt, pictures: int) -> Reduced:
+        """What is left of a request in the mode `calibrated`."""
+        work = self.observed([0] * pictures, 0.0).work
+        edge_ms = Host(self.here).begin_ms(work.prompt_tokens, pictures) + self.here.decode.at(1)
+        cloud_ms = Host(self.there).begin_ms(work.prompt_tokens, pictures)
+        return calibration.read(prompt, pictures, edge_ms, cloud_ms)
 
     def learn(self, prompt_tokens: int, answer_tokens: int, drafted: int, accepted: int) -> None:
         """What an answer came to."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,20 @@ class Timing:
     bytes_down: int
 
 
+@dataclass
+class Extent:
+    """How long a request is, once that is known: tokens of its prompt, and at most so many new ones."""
+
+    prompt_tokens: int | None = None
+    limit: int | None = None
+
+
 @dataclass(frozen=True)
 class Answer:
-    """One finished answer. `verified` says that every token is the cloud model's own; `drafts` counts those that were
-    `drafted` and `accepted`, the `rounds` it took and the tokens that stayed `unverified`, of a route that speculates.
+    """One finished answer. `verified` says that every token is the cloud model's own.
+
+    `prompt_tokens` is None where the cloud did not say; `finish` is `length` where the limit ended it. `drafts`, of a
+    route that speculates, counts those `drafted` and `accepted`, the `rounds`, and tokens that stayed `unverified`.
     """
 
     text: str
@@ -33,11 +44,13 @@ class Answer:
     verified: bool
     timing: Timing
     drafts: dict[str, int] | None = None
+    prompt_tokens: int | None = None
+    finish: Literal["stop", "length"] = "stop"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a streamed answer; the last one carries the whole answer."""
+    """What one token adds to a streamed answer, maybe nothing yet; the last piece carries the whole answer."""
 
     text: str
     answer: Answer | None = None

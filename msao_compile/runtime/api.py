@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from msao_compile.errors import DeploymentError, InputError, PromptError
+from msao_compile.errors import DeploymentError, InputError, LinkDown, PromptError
 from msao_compile.manifest.offload import Speculation
 from msao_compile.manifest.schema import Deployment, Model, Route
+from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.answer import Answer, Clock, Piece
+from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.calibrated import Calibration
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
+from msao_compile.runtime.clouds import Clouds, unheard
+from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward
 from msao_compile.runtime.loader import read_manifest, refuse_unsigned
+from msao_compile.runtime.policy import Choice, Limits
 from msao_compile.runtime.remote import Patience
 from msao_compile.runtime.routes import Pair, Question, RouteRun, edge, remote, speculative
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
-from msao_compile.runtime.speculate.client import Plan
-from msao_compile.runtime.speculate.gates import Pace
-from msao_compile.runtime.wire.base import Link
+from msao_compile.runtime.stops import TextUntil, read_stops
+from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.loopback import Loopback
+from msao_compile.runtime.wire.message import Message
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from msao_compile.runtime.wire.kserve.options import LinkOptions
 
     Picture = str | os.PathLike[str] | bytes | Image
 
@@ -39,95 +48,129 @@ def load(
     cloud: str | None = None,
     verify: bool = True,
     trusted_keys: str | os.PathLike[str] | None = None,
+    cloud_options: LinkOptions | None = None,
+    calibrated: float | None = None,
 ) -> Runtime:
     """Open a deployment folder.
 
     Args:
         folder: what `msao-compile build` wrote.
-        cloud: address of a cloud that serves the same deployment; without one the cloud model runs in this process.
+        cloud: address of a cloud that serves the same deployment, `grpc://host:port`, `grpcs://`, `http://` or
+            `https://`; without one the cloud model runs in this process.
         verify: check the SHA-256 of every file before it is used, not its size alone.
         trusted_keys: a public key or a folder of them (PEM): a manifest that none of them signed is refused. It holds
             the digest of every other file, so give `verify` with it.
+        cloud_options: token, certificates to trust and waits of the link; see `runtime.wire.kserve.options`.
+        calibrated: the share of right answers that may be lost on average, as far as `fit` bounded it: then pictures
+            that a question does not need are left out, and the edge's answer may stand without the cloud. None, the
+            default, is strict: what a cloud answers is its model's own, token for token.
 
     Raises:
         DeploymentError: the manifest is missing, damaged, of another schema, or not signed by a trusted key.
-        InputError: `cloud` is given, `folder` is no path, or there are no trusted keys.
+        InputError: `folder` is no path, `cloud` is no address, or there are no trusted keys.
         MissingTool: signatures are asked for and cryptography is not installed.
 
     Files and backends are looked at when a model is first used; see `Runtime.session`.
     """
-    if cloud is not None:
-        raise InputError(
-            f"cloud {cloud!r}: clouds in other processes are not served by this version yet; leave `cloud` "
-            "out to run the cloud model in this process"
-        )
     try:
         path = Path(folder)
     except TypeError as error:
         raise InputError(f"the deployment is given as {folder!r}: give the path of its folder") from error
     if trusted_keys is not None:
         refuse_unsigned(path, Path(trusted_keys))
-    return Runtime(path, read_manifest(path), verify)
+    deployment = read_manifest(path)
+    clouds = None if cloud is None else Clouds(deployment, cloud, cloud_options)
+    return Runtime(path, deployment, verify, clouds, calibrated)
 
 
 class Runtime:
     """A loaded deployment. Models are opened at their first use; a module that two of them share is opened once."""
 
-    def __init__(self, folder: Path, deployment: Deployment, verify: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        deployment: Deployment,
+        verify: bool,
+        clouds: Clouds | None = None,
+        calibrated: float | None = None,
+    ) -> None:
         self.folder = folder
+        self.clouds, self.calibrated = clouds, calibrated
+        self._calibrations: dict[str, Calibration] = {}
         self.deployment = deployment
         self.engines = Engines(folder, deployment, verify)
         self._sessions: dict[str, ModelSession] = {}
         self._links: dict[str, Link] = {}
+        self._shells: dict[str, ModelSession] = {}
+        self._advisers: dict[str, Adviser] = {}
         self.device = Device("edge")
 
-    def generate(self, prompt: str, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
+    def close(self) -> None:
+        """Give connections to clouds back; the runtime can be used on, and then makes new ones."""
+        if self.clouds is not None:
+            self.clouds.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def generate(self, prompt: Prompt, image: Picture | Sequence[Picture] | None = None, **options: Any) -> Answer:
         """The whole answer; options as in `stream`."""
         answers = [piece.answer for piece in self.stream(prompt, image, **options) if piece.answer is not None]
         return answers[0]
 
     def stream(
         self,
-        prompt: str,
+        prompt: Prompt,
         image: Picture | Sequence[Picture] | None = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | None = 32,
         route: str = "auto",
         task: str | None = None,
+        stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Iterator[Piece]:
-        """Pieces of text as they become known; the last piece carries the `Answer`.
+        """A piece for every token, empty where its text is not certain yet; the last one carries the `Answer`.
 
         Args:
-            prompt: the user's words; the checkpoint's chat template is put around them.
+            prompt: the user's words, or messages (`role`, `content` as text or as parts of type text and image); the
+                checkpoint's chat template is put around them.
             image: a path, bytes or PIL picture, or several.
-            max_new_tokens: at most so many tokens.
-            route: `edge`, `cloud`, `split`, or `auto`: the edge where it has a model, else the cloud.
+            max_new_tokens: at most so many tokens; None takes as many as fit.
+            route: `edge`, `cloud`, `split`, `speculate`, or `auto`: with a cloud in another process the cheapest of
+                those whose answer is the cloud model's own, else the edge where it has a model.
             task: which task's route, where several have it.
+            stop: text that ends the answer and is no part of it, one or several.
             sampling: temperature (0 = greedy), top_k, top_p, seed, ignore_eos (to measure).
 
         Raises:
             InputError: an unknown route, task or option, bad picture or prompt, or a request beyond the KV cache.
             StageError: a module failed or its logits are not finite.
+            RemoteError: the cloud cannot be reached or refuses, and the route has no fallback here.
             DeploymentError, MissingTool: as `session`.
         """
-        if not isinstance(prompt, str):
-            raise PromptError(f"the prompt is given as {type(prompt).__name__}: give text")
-        if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens!r}: ask for at least one token, in whole numbers")
+        if not isinstance(prompt, str | list | tuple):
+            raise PromptError(f"the prompt is given as {type(prompt).__name__}: give text, or a list of messages")
+        question = Question(prompt, _pictures(image), _limit(max_new_tokens), SamplingParameters.read(sampling))
         taken, reason = self.choose(route, task)
-        question = Question(prompt, _pictures(image), int(max_new_tokens), SamplingParameters.read(sampling))
-        run = self._start(taken, question)
-        decoder, ids, shown = run.tokenizer.stream_decoder(), [], ""
+        if route == "auto" and self.clouds is not None:
+            taken, reason = self._advised(taken.task, question)
+        stops = read_stops(stop)
+        run = self._start(taken, question, free=route in ("auto", "speculate"))
+        said, ids = TextUntil(run.tokenizer.stream_decoder(), stops), []
         for token in run.tokens:
             ids.append(token)
-            if text := decoder.push(token):
-                shown += text
-                yield Piece(text)
-        rest = decoder.flush()
+            yield Piece(said.push(token))
+            if said.ended:
+                break
+        rest = said.flush()
         timing = run.clock.timing(run.traffic.up, run.traffic.down)
-        drafts = vars(run.account) if taken.name == "speculate" else None
+        finish: Literal["stop", "length"] = "stop" if said.ended or len(ids) != run.extent.limit else "length"
+        drafts = vars(run.account).copy() if taken.name == "speculate" else None
         verified = run.verified and not run.account.unverified
-        yield Piece(rest, Answer(shown + rest, tuple(ids), taken.name, reason, verified, timing, drafts))
+        answer = Answer(said.text, tuple(ids), taken.name, reason, verified, timing, drafts)
+        yield Piece(rest, replace(answer, prompt_tokens=run.extent.prompt_tokens, finish=finish))
 
     def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
         """The task's route of this name, or for `auto` the first of the task, or of the first; with the reason.
@@ -180,38 +223,110 @@ class Runtime:
             raise InputError(f"model {name!r} is not one this deployment has: choose {', '.join(known)}")
         return known[name]
 
-    def _start(self, route: Route, question: Question) -> RouteRun:
-        session, clock = self.session(route.model), Clock()
+    def _advised(self, task: str, question: Question) -> tuple[Route, str]:
+        """The cheapest of a task's routes that give the cloud model's own answer, by what is known of the cloud now."""
+        routes = {entry.name: entry for entry in self.deployment.routes if entry.task == task}
+        entry = self._speculation(task)
+        if self.clouds is None or entry is None or "cloud" not in routes:
+            return self.choose("auto", task)
+        adviser = self.clouds.adviser(entry)
+        known = {name for name in ("edge", "cloud", "speculate") if name in routes}
+        limits = Limits(routes=frozenset(known), edge_is_verifier=routes["edge"].model == entry.verifier)
+        decision = adviser.decide(question.sizes, bridge().loop.time() * 1e3, limits)
+        return routes[decision.route], f"auto: {decision.reason}"
+
+    def _start(self, route: Route, question: Question, free: bool) -> RouteRun:
+        """`free`: the edge may answer alone where that is allowed; a route that was asked for by name is taken."""
+        clock = Clock()
         if "cloud" not in route.hosts.values():
-            return edge(session, question, clock)
-        if route.name == "speculate":
-            return self._speculative(route, question, clock)
-        return remote(session, question, clock, self._link(session), route, Patience())
+            return edge(self.session(route.model), question, clock)
+        if self.clouds is None:
+            session = self.session(route.model)
+            link = self._loopback(session)
+            if route.name != "speculate":
+                return remote(session, question, clock, link, route, Patience())
+        entry = self._speculation(route.task)
+        if route.name == "split" or entry is None:
+            here = [component for component, host in route.hosts.items() if host == "edge"]
+            shell = self.engines.shell(self._model(route.model), here)
+            return remote(shell, question, clock, self._way(route.model), route, Patience())
+        return self._speculative(route, entry, question, free)
 
-    def _speculative(self, route: Route, question: Question, clock: Clock) -> RouteRun:
-        entry = next((entry for entry in self.deployment.speculation if entry.task == route.task), None)
-        if entry is None:
-            raise DeploymentError(f"{self.folder}: task {route.task} has no speculation; build it again")
-        pair = Pair(self.session(entry.drafter), self.session(entry.verifier), self.device)
-        stops = frozenset() if question.sampling.ignore_eos else frozenset(pair.verifier.tokenizer.eos_token_ids)
-        plan = Plan(entry, self._pace(entry), question.limit, stops)
-        return speculative(pair, question, clock, self._link(pair.verifier), route, plan)
+    def _speculative(self, route: Route, entry: Speculation, question: Question, free: bool) -> RouteRun:
+        """The drafter with the verifier; where the route is the cloud alone, the drafter stands by."""
+        inside = self.clouds is None
+        verifier = self.session(entry.verifier) if inside else self._shell(entry.verifier)
+        pair = Pair(self.session(entry.drafter), verifier, self.device)
+        stops = frozenset() if question.sampling.ignore_eos else frozenset(verifier.tokenizer.eos_token_ids)
+        adviser = self._inside(entry) if self.clouds is None else self.clouds.adviser(entry)
+        allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
+        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, Patience())
+        plan = replace(plan, unverified="edge" in route.fallback)
+        if self.calibrated is not None and free:
+            left = adviser.reading(self._calibration(entry, self.calibrated), question.prompt, len(question.pictures))
+            question = question.without_pictures() if left.drop else question
+            plan = replace(plan, alone=left.judge)
+        link = self._loopback(verifier) if inside else self._way(entry.verifier)
+        return speculative(pair, question, link, route, plan, adviser)
 
-    def _pace(self, entry: Speculation) -> Pace:
-        """What rounds cost by the times that were measured when the deployment was built; even ones where none were."""
-        times = {times.model: times for times in self.deployment.primitives}
-        if not {entry.drafter, entry.verifier} <= set(times):
-            return Pace(1.0, 0.0, 1.0)
-        verify = times[entry.verifier].verify
-        return Pace(times[entry.drafter].decode.at(1), verify.each_ms, verify.at(entry.draft_tokens + 1))
+    def _calibration(self, entry: Speculation, epsilon: float) -> Calibration:
+        if entry.task not in self._calibrations:
+            mas = self.deployment.mas
+            fitted = mas if mas is not None and mas.task == entry.task else None
+            self._calibrations[entry.task] = Calibration(fitted, epsilon, self.session(entry.drafter))
+        return self._calibrations[entry.task]
 
-    def _link(self, session: ModelSession) -> Link:
-        """The way to the cloud that serves this model."""
+    def _way(self, model: str) -> Link:
+        """A link to the cloud, or one that says why there is none when it is used: so that a fallback can be taken."""
+        assert self.clouds is not None  # asked for where there is a cloud
+        try:
+            return self.clouds.link(model)
+        except LinkDown as error:
+            return Absent(error)
+
+    def _speculation(self, task: str) -> Speculation | None:
+        return next((entry for entry in self.deployment.speculation if entry.task == task), None)
+
+    def _inside(self, entry: Speculation) -> Adviser:
+        if entry.task not in self._advisers:
+            self._advisers[entry.task] = unheard(self.deployment, entry)
+        return self._advisers[entry.task]
+
+    def _shell(self, name: str) -> ModelSession:
+        if name not in self._shells:
+            self._shells[name] = self.engines.shell(self._model(name))
+        return self._shells[name]
+
+    def _loopback(self, session: ModelSession) -> Link:
+        """The way to a cloud in this process that serves this model."""
         name = session.model.name
         if name not in self._links:
             service = CloudService(session, CloudLimits(sessions=1))
             self._links[name] = Loopback(service.handle)
         return self._links[name]
+
+
+class Absent:
+    """A link to nowhere."""
+
+    def __init__(self, error: LinkDown) -> None:
+        self.error = error
+
+    async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:
+        """Raises why there is none."""
+        raise self.error
+        yield message
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def _limit(max_new_tokens: Any) -> int | None:
+    if max_new_tokens is None:
+        return None
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}: ask for at least one token, in whole numbers")
+    return int(max_new_tokens)
 
 
 def _pictures(image: Any) -> tuple[Picture, ...]:

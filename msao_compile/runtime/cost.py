@@ -63,7 +63,8 @@ class Drafting:
 
 def edge_ms(edge: Host, work: Work, probe_ms: float = 0.0) -> float:
     """T_EDGE: everything here."""
-    return edge.begin_ms(work.prompt_tokens, work.pictures) + probe_ms + work.answer_tokens * edge.times.decode.at(1)
+    decode_ms = work.answer_tokens * edge.slower * edge.times.decode.at(1)
+    return edge.begin_ms(work.prompt_tokens, work.pictures) + probe_ms + decode_ms
 
 
 def cloud_ms(cloud: Host, link: LinkEstimate, work: Work, payload: Payload = "full") -> float:

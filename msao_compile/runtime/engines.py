@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from msao_compile.errors import DeploymentError, MissingTool
-from msao_compile.manifest.schema import Backend, Deployment, Dialect, Engine, Graph, Model, Status
+from msao_compile.manifest.schema import Backend, Deployment, Dialect, Engine, Graph, Model, Module, Status
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends import base
 from msao_compile.runtime.host import FUNCTIONS
@@ -20,6 +21,34 @@ from msao_compile.runtime.session import ModelSession, Request
 logger = logging.getLogger(__name__)
 LEAST: dict[Backend, Status] = {"ort": "parity", "trt": "built", "trt_rtx": "built"}
 """What is asked of an engine where nothing else is said: one for a GPU is often built where there is none."""
+
+
+class Elsewhere:
+    """A module that runs on another machine: what it takes is known here, and no more.
+
+    A graph that writes its state in place is told of its past by its backend: that is no input of a request.
+    """
+
+    def __init__(self, module: Module) -> None:
+        graph = next((graph for graph in module.graphs if graph.dialect == "portable"), module.graphs[0])
+        self.component = module.component
+        self.inputs = {spec.name: spec.shape for spec in graph.inputs}
+        self.types = {spec.name: spec.dtype for spec in graph.inputs}
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> base.Arrays:
+        """Raises DeploymentError: it is not here."""
+        raise DeploymentError(f"{self.component} runs in the cloud on this route and is not loaded here")
+
+    def step(self, feed: Mapping[str, np.ndarray], cache: base.KVCache) -> np.ndarray:
+        """Raises as `run`."""
+        raise DeploymentError(f"{self.component} runs in the cloud on this route and is not loaded here")
+
+    def new_cache(self, capacity: int, batch: int = 1) -> base.KVCache:
+        """Raises as `run`."""
+        raise DeploymentError(f"{self.component} runs in the cloud on this route and is not loaded here")
+
+    def new_slab(self, capacity: int, rows: int) -> None:
+        """None: it is not here."""
 
 
 class Engines:
@@ -38,6 +67,19 @@ class Engines:
         self.demand, self.dialect, self.target = demand, dialect, target
         self._open: dict[str, base.Engine] = {}
         self._decoders: dict[str, base.DecoderEngine] = {}
+
+    def shell(self, model: Model, components: Collection[str] = ()) -> ModelSession:
+        """Some modules of a model whose others are elsewhere: tokens and pictures as it wants them, no answers.
+
+        Raises:
+            DeploymentError: a file is missing or damaged, or no engine of a component runs here.
+        """
+        for reference in model.files:
+            locate(self.folder, reference, self.verify)
+        modules = {name: self.deployment.module(module) for name, module in model.components.items()}
+        away = {name: Elsewhere(module) for name, module in modules.items() if name not in components}
+        opened = {name: self._engine(model.components[name]) for name in components if name != "decoder"}
+        return ModelSession(model, self.folder, {**away, **opened}, away.get("decoder"))
 
     def session(self, model: Model) -> ModelSession:
         """Open every module of a model and warm it up as the manifest asks.

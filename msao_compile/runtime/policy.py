@@ -22,6 +22,8 @@ from msao_compile.runtime.link_state import LinkEstimate
 
 Choice = Literal["edge", "cloud", "split", "speculate"]
 Mode = Literal["strict", "calibrated"]
+FINDING_OUT: tuple[Choice, ...] = ("cloud", "speculate", "split", "edge")
+"""Which route is tried first where nothing is known of any."""
 DROPPED = 0.5
 """A link of which more calls fail than this is not counted on."""
 
@@ -86,11 +88,13 @@ class Decision:
 def decide(observed: Observed, limits: Limits) -> Decision:
     """The cheapest of the options that the mode allows, and never speculation where plain decoding is as fast.
 
-    In `strict` the edge answers alone only where its model is the verifier itself, or where there is no cloud.
+    In `strict` the edge answers alone only where its model is the verifier itself, or where there is no cloud and
+    `edge` is one of the routes. Where nothing can be counted on, the first route there is has to find out.
     """
     found = sorted(_options(observed, limits), key=lambda option: (option.cost, option.route))
     if not found:
-        return Decision("edge", "full", "no cloud can be counted on: the edge answers by itself")
+        route = next((route for route in FINDING_OUT if route in limits.routes), FINDING_OUT[0])
+        return Decision(route, "full", f"no cloud can be counted on, and {route} is the route there is")
     best, guarded = found[0], False
     plain = next((option for option in found if option.route == "cloud"), None)
     if best.route == "speculate" and plain is not None and not limits.cloud_price:
@@ -111,7 +115,8 @@ def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
         yield _priced("edge", "full", spent, 0.0, 0, limits)
     if cloud is None or link is None or not reachable:
         return
-    payloads: list[Payload] = ["full", *(observed.reduced if limits.mode == "calibrated" else ())]
+    reduced = [payload for payload in observed.reduced if payload in work.payload_bytes]
+    payloads: list[Payload] = ["full", *(reduced if limits.mode == "calibrated" else ())]
     for payload in payloads:
         size = work.payload_bytes[payload]
         busy = cloud.times.prefill.at(work.prompt_tokens) + work.answer_tokens * cloud.times.decode.at(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from msao_compile.errors import Busy, DeadlineExceeded, LinkDown, RemoteError, SessionLost
-from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.answer import Clock, Extent
 from msao_compile.runtime.link_state import LinkState
 from msao_compile.runtime.wire import contract as c
 from msao_compile.runtime.wire.base import Link, Traffic
@@ -24,25 +24,29 @@ SMALL_BYTES = 4096
 """A message of so many bytes tells of the round trip and not of the rate."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Patience:
-    """How often a lost cloud is tried again without a token in between, how long each wait is at least, and after how
-    long without a word about a round the cloud counts as stalled."""
+    """How often a lost cloud is tried again without a token in between, and how long each wait is at least.
+
+    A round is given `stall_ms` in the cloud; a cloud that says nothing to a request for `silence_ms` counts as lost,
+    and no wait is longer than that.
+    """
 
     tries: int = 4
     wait_ms: float = 50.0
     stall_ms: int = 10_000
+    silence_ms: float = 30_000.0
 
     async def again(self, error: RemoteError, tried: int) -> None:
         """Wait before try number `tried` + 1, each time twice as long, or as long as the cloud said.
 
         Raises:
-            RemoteError: it was the last try.
+            RemoteError: it was the last try, or the cloud said longer than anybody waits.
         """
-        if tried >= self.tries:
-            raise error
         told_ms = error.retry_after_ms if isinstance(error, Busy) else 0
-        await asyncio.sleep(max(told_ms, self.wait_ms * 2 ** (tried - 1)) / 1e3)
+        if tried >= self.tries or told_ms > self.silence_ms:
+            raise error
+        await asyncio.sleep(max(told_ms, min(self.wait_ms * 2 ** (tried - 1), self.silence_ms)) / 1e3)
 
 
 class RemoteSession:
@@ -67,45 +71,52 @@ class RemoteSession:
         self.finish: c.Finish | None = None
         self.name = ""
         self.grown = asyncio.Event()
-        self.prompt_tokens = 0
+        self.extent = Extent()
         self.verify_ms = 0.0
         self.rounds = 0
         self.reopened = 0
+        self._leaving: set[asyncio.Task[None]] = set()
 
-    async def open(self, stream: int = 0) -> AsyncIterator[None]:
+    async def open(self, stream: int | None = 0) -> AsyncIterator[None]:
         """Open the session with what is committed; yields whenever more is, and ends where the stream does.
+
+        `stream` None: the whole answer; 0: only the session.
 
         Raises:
             RemoteError, InputError: as `Link.call`.
         """
+        self.leave()  # the one that was lost would keep its room until the cloud finds it silent
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
-        began_ms, before = _now_ms(), self.traffic.up
+        began_ms, before, whole = _now_ms(), self.traffic.up, False
         async for message in self._heard(Message("prefill", fields, self.opening.tensors)):
             reply = c.read(message, c.REPLIES)
+            whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
             if isinstance(reply, c.Ready):
-                self.prompt_tokens = reply.prompt_tokens
+                self.extent.prompt_tokens, self.extent.limit = reply.prompt_tokens, reply.limit
                 self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
-                self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
+                self.take(reply.base, _tokens(message), reply.finish)
             elif isinstance(reply, c.TokenIs):
                 self.take(reply.position, [reply.id], None)
             elif isinstance(reply, c.Done):
                 self.finish = reply.finish or self.finish
                 self.grown.set()
             yield
+        if not whole:
+            raise LinkDown("the cloud ended an answer in the middle: it is opened again")
 
-    async def tokens(self, limit: int) -> AsyncIterator[int]:
+    async def tokens(self) -> AsyncIterator[int]:
         """The whole answer as the cloud decodes it, however often it has to be opened again.
 
         Raises:
             RemoteError, InputError: as `Link.call`, after the last try.
         """
         told, tried = 0, 0
-        while self.finish is None and len(self.committed) < limit:
+        while self.finish is None:
             try:
-                async for _ in self.open(limit - len(self.committed)):
+                async for _ in self.open(None):
                     while told < len(self.committed):
                         yield self.committed[told]
                         told, tried = told + 1, 0
@@ -145,22 +156,38 @@ class RemoteSession:
         """
         base, prefix = len(self.committed), c.prefix_hash(self.committed)
         asked = c.write("decode", c.Decode(session=self.name, base=base, prefix=prefix, count=count))
+        whole = False
         async for message in self._heard(asked):
             reply = c.read(message, c.REPLIES)
+            whole = isinstance(reply, c.Done)
             if isinstance(reply, c.TokenIs):
                 self.take(reply.position, [reply.id], None)
             elif isinstance(reply, c.Done):
                 self.finish = reply.finish or self.finish
                 self.grown.set()
+        if not whole:
+            raise LinkDown("the cloud ended an answer in the middle: it is opened again")
 
     async def _heard(self, asked: Message) -> AsyncIterator[Message]:
-        """Replies as they come; a link that fails is remembered."""
+        """Replies as they come, none of which is waited for for ever; a link that fails is remembered."""
+        silence_ms = self.patience.silence_ms
+        replies = self.link.call(asked, self.traffic)
         try:
-            async for message in self.link.call(asked, self.traffic):
-                yield message
+            while True:
+                async with asyncio.timeout(silence_ms / 1e3):
+                    reply = await anext(replies, None)
+                if reply is None:
+                    return
+                yield reply
+        except TimeoutError as error:
+            self.state.failed(_now_ms())
+            raise LinkDown(f"the cloud said nothing to a {asked.kind} for {silence_ms:.0f} ms: try again") from error
         except LinkDown:
             self.state.failed(_now_ms())
             raise
+        finally:
+            if isinstance(replies, AsyncGenerator):  # whoever leaves early cancels the request
+                await replies.aclose()
 
     def _learn(self, passed_ms: float, size_bytes: int) -> None:
         """What opening a session tells: a small message of the round trip, a large one of the rate."""
@@ -176,7 +203,7 @@ class RemoteSession:
             if isinstance(reply, c.Verified) and reply.session == self.name:
                 self.state.heard(_now_ms(), _now_ms() - began_ms - reply.verify_ms)
                 self.verify_ms += reply.verify_ms
-                self.take(reply.base, message.tensors[c.TOKENS].tolist(), reply.finish)
+                self.take(reply.base, _tokens(message), reply.finish)
                 return reply
         raise LinkDown("the cloud ended a round without a verdict: it is tried again")
 
@@ -191,18 +218,27 @@ class RemoteSession:
             raise RemoteError(f"the cloud changed its mind about what it had committed from token {base} on")
         self.committed.extend(tokens[len(known) :])
         self.grown.set()
-        if len(tokens) >= len(known):  # it tells of the end that is known, or a later one
+        if base + len(tokens) == len(self.committed):  # else it is older than what is known
             self.finish = finish or self.finish
 
     def leave(self) -> None:
         """Let the cloud forget it, without waiting for that; a cloud that cannot be reached will by itself."""
         if self.name and self.finish is None:
-            self._leaving = asyncio.ensure_future(self._close())
+            leaving = asyncio.ensure_future(self._close(self.name))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
-    async def _close(self) -> None:
+    async def _close(self, name: str) -> None:
         with suppress(RemoteError):
-            async for _ in self.link.call(c.write("close", c.Close(session=self.name)), Traffic()):
+            async for _ in self._heard(c.write("close", c.Close(session=name))):
                 continue
+
+
+def _tokens(message: Message) -> list[int]:
+    if c.TOKENS not in message.tensors:
+        raise RemoteError(f"the cloud's {message.kind} has no {c.TOKENS}: install the same msao-compile on both")
+    found: list[int] = message.tensors[c.TOKENS].tolist()
+    return found
 
 
 def _now_ms() -> float:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import AsyncIterator, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from msao_compile.manifest.schema import Route
-from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.adviser import Adviser
+from msao_compile.runtime.answer import Clock, Extent
 from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.conversation import Prompt, without_pictures
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.preprocess.decode import decode, read
@@ -34,17 +37,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """What a user asked."""
+    """What a user asked; `limit` None takes as many tokens as fit."""
 
-    prompt: str
+    prompt: Prompt
     pictures: tuple[Picture, ...]
-    limit: int
+    limit: int | None
     sampling: SamplingParameters
+
+    def without_pictures(self) -> Question:
+        """The same words alone."""
+        return replace(self, prompt=without_pictures(self.prompt), pictures=())
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each picture as it crosses, where that is known without encoding it."""
+        return [_size(picture) for picture in self.pictures]
 
 
 @dataclass(frozen=True)
 class RouteRun:
-    """A request under way: draw `tokens`, then read `clock` and `traffic`."""
+    """A request under way: draw `tokens`, then read `clock`, `traffic`, `extent` and `account`."""
 
     tokens: Iterator[int]
     tokenizer: Tokenizer
@@ -52,21 +64,23 @@ class RouteRun:
     verified: bool
     account: Account = field(default_factory=Account)
     traffic: Traffic = field(default_factory=Traffic)
+    extent: Extent = field(default_factory=Extent)
 
 
 def edge(session: ModelSession, question: Question, clock: Clock) -> RouteRun:
     """Every module here."""
     with clock.module("preprocess"):
         request = session.prepare(question.prompt, question.pictures)
-    session.check_capacity(len(request.ids), question.limit)
+    limit = session.room(len(request.ids), question.limit)
 
     def run() -> Iterator[int]:
         logits, talk = session.prefill(request, session.encode(request.tensors, clock), clock)
-        for token in tokens(session, logits[-1], talk, question.sampling, question.limit):
+        for token in tokens(session, logits[-1], talk, question.sampling, limit):
             clock.token()
             yield token
 
-    return RouteRun(run(), session.tokenizer, clock, session.model.role == "target")
+    verified = session.model.role == "target"
+    return RouteRun(run(), session.tokenizer, clock, verified, extent=Extent(len(request.ids), limit))
 
 
 def remote(
@@ -79,13 +93,20 @@ def remote(
 
     async def run() -> AsyncIterator[int]:
         try:
-            async for token in there.tokens(question.limit):
+            async for token in there.tokens():
                 clock.token()
                 yield token
         finally:
             there.leave()
 
-    return RouteRun(bridge().iterate(run()), session.tokenizer, clock, session.model.role == "target", traffic=traffic)
+    return RouteRun(
+        bridge().iterate(run()),
+        session.tokenizer,
+        clock,
+        session.model.role == "target",
+        traffic=traffic,
+        extent=there.extent,
+    )
 
 
 @dataclass(frozen=True)
@@ -97,22 +118,23 @@ class Pair:
     device: Device
 
 
-def speculative(pair: Pair, question: Question, clock: Clock, link: Link, route: Route, plan: Plan) -> RouteRun:
+def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: Plan, adviser: Adviser) -> RouteRun:
     """The drafter's tokens here, verified there: what comes out is the verifier's answer.
 
     Pixels and prompt are on their way before the drafter looks at them.
     """
+    clock = Clock()
     message = outgoing(pair.verifier, question, clock, route)
     rule = "greedy" if question.sampling.greedy else plan.settings.rule
     message.fields["rule"] = rule
     traffic, drafter = Traffic(), Drafter(pair.drafter, rule, question.sampling)
-    there = RemoteSession(link, message, clock, traffic, plan.patience)
+    there = RemoteSession(link, message, clock, traffic, plan.patience, adviser.link)
     speculator = Speculator(drafter, pair.device, there, plan)
 
     def prepare() -> Request:
         return pair.drafter.prepare(question.prompt, question.pictures)
 
-    opening = drafter.opening(prepare, len(question.pictures), question.limit, clock)
+    opening = drafter.opening(prepare, len(question.pictures), clock)
 
     async def run() -> AsyncIterator[int]:
         try:
@@ -121,10 +143,12 @@ def speculative(pair: Pair, question: Question, clock: Clock, link: Link, route:
                 yield token
         finally:
             there.leave()
+            account = speculator.account
+            adviser.learn(there.extent.prompt_tokens or 0, clock.tokens, account.drafted, account.accepted)
 
     return RouteRun(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",
-        speculator.account, traffic,
+        speculator.account, traffic, there.extent,
     )  # fmt: skip
 
 
@@ -140,7 +164,7 @@ def outgoing(session: ModelSession, question: Question, clock: Clock, route: Rou
             message = Message("prefill", {"form": "prompt", "prompt": question.prompt}, files)
         else:
             request = session.prepare(question.prompt, question.pictures)
-            session.check_capacity(len(request.ids), question.limit)
+            session.room(len(request.ids), question.limit)
     if here:
         message = crossing(session, request, here, clock)
     message.fields.update(
@@ -170,6 +194,14 @@ def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clo
     read = {name: value for name, value in request.tensors.items() if name in (*ROPE_INPUTS, "input_ids")}
     tensors = {session.facts.tokens: request.ids, **held, **read, **encoded}
     return Message("prefill", {"form": "features", "encoded": list(encoded)}, tensors)
+
+
+def _size(picture: Picture) -> int:
+    if isinstance(picture, bytes):
+        return len(picture)
+    if isinstance(picture, str | os.PathLike):
+        return Path(picture).stat().st_size if Path(picture).is_file() else 0
+    return picture.width * picture.height  # as PNG makes it, about a byte for each pixel
 
 
 def _bytes(picture: Picture) -> bytes:

@@ -30,7 +30,8 @@ class Verdict:
 
 def chance(seed: int, position: int, purpose: int) -> np.random.Generator:
     """The chance of one position of an answer; another purpose is independent of it."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), purpose], counter=[0, 0, 0, position]))
+    key, counter = np.array([seed & (2**64 - 1), purpose], np.uint64), np.array([0, 0, 0, position], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def choose(logits_V: Floats, position: int, parameters: SamplingParameters, vocabulary: int) -> int:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msao_compile.errors import CapacityExceeded, InputError, MsaoError, PromptError
+from msao_compile.errors import CapacityExceeded, InputError, MsaoError
 from msao_compile.manifest.schema import DecoderFacts, Model
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, DecoderEngine, Engine, KVCache
+from msao_compile.runtime.conversation import Prompt, conversation
 from msao_compile.runtime.encoding import encode
 from msao_compile.runtime.feed import CROSS, feed
 from msao_compile.runtime.host.rope import rope_index
@@ -133,18 +134,16 @@ class ModelSession:
         paths = [PurePosixPath(reference.path) for reference in self.model.files]
         return frozenset(path.name for path in paths if path.parent == PurePosixPath(folder))
 
-    def prepare(self, prompt: str, pictures: Sequence[str | os.PathLike[str] | bytes | Image]) -> Request:
+    def prepare(self, prompt: Prompt, pictures: Sequence[str | os.PathLike[str] | bytes | Image]) -> Request:
         """Chat template, placeholders, tokens and pixels.
 
         Raises:
-            PromptError: empty or undecodable prompt. PictureError: a picture cannot be used.
+            PromptError: empty or undecodable prompt, or one for other pictures. PictureError: a picture cannot be used.
             InputError: placeholders without a picture.
         """
-        if not prompt.strip():
-            raise PromptError("the prompt is empty: ask something")
+        messages = conversation(prompt, len(pictures))
         decoded = [decode(picture) for picture in pictures]
-        content = [*({"type": "image"} for _ in decoded), {"type": "text", "text": prompt}]
-        text = self.tokenizer.render([{"role": "user", "content": content}], add_generation_prompt=True)
+        text = self.tokenizer.render(messages, add_generation_prompt=True)
         tensors: Arrays = {}
         if decoded:
             prepared = self.preprocessor(decoded)
@@ -215,6 +214,15 @@ class ModelSession:
                 f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the KV cache of {capacity}: shorten "
                 "the prompt, lower max_new_tokens, or raise shapes.decoder.kv_capacity in the recipe and build again"
             )
+
+    def room(self, prompt_tokens: int, asked: int | None) -> int:
+        """How many new tokens to make at most: as many as were asked for, or else as fit.
+
+        Raises:
+            CapacityExceeded: as `check_capacity`.
+        """
+        self.check_capacity(prompt_tokens, 1 if asked is None else asked)
+        return self.facts.kv_capacity - prompt_tokens if asked is None else asked
 
     def prefill(
         self,

@@ -47,6 +47,37 @@ def test_the_stream_is_the_answer_in_pieces(runtime: Runtime) -> None:
     assert "".join(piece.text for piece in pieces) == pieces[-1].answer.text
 
 
+@pytest.mark.parametrize("route", ["edge", "cloud", "split"])
+def test_a_message_asks_what_its_words_ask_on_every_route(runtime: Runtime, picture: Path, route: str) -> None:
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+    words, turn = (runtime.generate(asked, image=picture, route=route) for asked in (PROMPT, messages))
+    assert turn.token_ids == words.token_ids
+    more = [{"role": "system", "content": "be short"}, *messages]
+    assert (runtime.generate(more, image=picture, route=route).prompt_tokens or 0) > (words.prompt_tokens or 999)
+
+
+@pytest.mark.parametrize("route", ["edge", "cloud", "split"])
+def test_without_a_limit_an_answer_fills_the_cache(runtime: Runtime, picture: Path, route: str) -> None:
+    answer = runtime.generate(PROMPT, image=picture, route=route, max_new_tokens=None)
+    assert (answer.prompt_tokens or 0) + len(answer.token_ids) == runtime.session("edge").facts.kv_capacity
+    assert answer.finish == "length"
+
+
+@pytest.mark.parametrize("route", ["edge", "cloud"])
+def test_a_stop_sequence_ends_the_answer_before_it(runtime: Runtime, picture: Path, route: str) -> None:
+    whole = runtime.generate(PROMPT, image=picture, route=route, max_new_tokens=24)
+    stop = whole.text[len(whole.text) // 2 :][:3]
+    answer = runtime.generate(PROMPT, image=picture, route=route, max_new_tokens=24, stop=stop)
+    assert answer.text == whole.text[: whole.text.index(stop)]
+    assert (answer.finish, whole.finish, answer.prompt_tokens) == ("stop", "length", whole.prompt_tokens)
+    assert len(answer.token_ids) < 24
+
+
+def test_every_token_gives_a_piece(runtime: Runtime) -> None:
+    pieces = list(runtime.stream(PROMPT, max_new_tokens=12))
+    assert len(pieces) == 12 + 1
+
+
 def test_sampling_follows_its_seed_and_differs_from_greedy(runtime: Runtime) -> None:
     greedy = runtime.generate(PROMPT).token_ids
     drawn = [runtime.generate(PROMPT, temperature=1.0, seed=seed).token_ids for seed in (5, 5, 6)]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -109,3 +110,22 @@ def test_the_loopback_counts_the_bytes_of_both_directions() -> None:
     answers = asyncio.run(all_of(Loopback(twice)))
     assert answers == [reply, reply]
     assert (traffic.up, traffic.down) == (len(pack(EXAMPLE)), 2 * len(pack(reply)))
+
+
+@pytest.mark.parametrize("shape", [[1e999], [0, 2**70], [1] * 100, [1.5], "12", [True], [-1], [None], {"0": 1}, 4])
+def test_a_shape_of_any_kind_is_refused(shape: object) -> None:
+    with pytest.raises(InputError, match="cannot cross the wire|damaged header"):
+        unpack(with_tensor("int64", shape))
+
+
+def test_a_header_as_deep_as_can_be_is_refused() -> None:
+    with pytest.raises(InputError, match="damaged header"):
+        unpack(of(b'{"kind":"k","tensors":[],"fields":' + b"[" * 200_000 + b"]" * 200_000 + b"}"))
+
+
+@settings(deadline=None, max_examples=200)
+@given(at=st.integers(0, 200), value=st.binary(min_size=1, max_size=4))
+def test_bytes_that_were_changed_give_a_message_or_are_refused(at: int, value: bytes) -> None:
+    content = pack(EXAMPLE)
+    with suppress(InputError):
+        assert isinstance(unpack(content[:at] + value + content[at + len(value) :]), Message)

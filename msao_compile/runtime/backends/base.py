@@ -67,6 +67,9 @@ class Slab(Protocol):
     def gather(self, row: int, kept: np.ndarray) -> None:
         """Move the positions `kept` [n] of a row, which rise, to its front."""
 
+    def clear(self, row: int) -> None:
+        """Leave nothing in a row: what is not finite would spoil sums even where a mask hides it."""
+
 
 class DecoderEngine(Engine, Protocol):
     """A loaded decoder: one graph for prefill and decode."""

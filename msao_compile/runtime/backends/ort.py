@@ -232,6 +232,11 @@ class StateSlab:
             along = np.moveaxis(array[row], self._axes[name] - 1, 0)
             along[: len(kept)] = along[kept]
 
+    def clear(self, row: int) -> None:
+        """Leave nothing in a row."""
+        for array in self.arrays.values():
+            array[row] = 0
+
 
 class OrtDecoder(OrtEngine):
     """A decoder session; `step` runs prefill, decode and verification alike, for all sequences of a cache.

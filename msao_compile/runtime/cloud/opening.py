@@ -18,12 +18,15 @@ from msao_compile.runtime.session import Conversation, ModelSession, Request
 from msao_compile.runtime.wire.contract import PICTURE, Prefill
 from msao_compile.runtime.wire.message import Message
 
+MOST_AXES = 4
+
 
 @dataclass
 class Opening:
-    """What a session begins with: `length` prompt tokens, and either a request or merged embeddings."""
+    """What a session begins with: `length` prompt tokens, `limit` new ones, and a request or merged embeddings."""
 
     length: int
+    limit: int = 0
     pictures: int = 0
     request: Request | None = None
     encoded: Arrays | None = None
@@ -39,7 +42,7 @@ def prepared(session: ModelSession, fields: Prefill, message: Message, clock: Cl
             PictureError: as `ModelSession.prepare`.
     """
     opening = _read(session, fields, message, clock, most_pixels)
-    session.check_capacity(opening.length, fields.limit)
+    opening.limit = session.room(opening.length, fields.limit)
     return opening
 
 
@@ -55,7 +58,7 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
             files = [np.asarray(value, np.uint8).tobytes() for _, value in sorted(tensors.items())]
             pictures = [decode(file, most_pixels) for file in files]
             request = session.prepare(fields.prompt, pictures)
-        return Opening(len(request.ids), len(pictures), request)
+        return Opening(len(request.ids), pictures=len(pictures), request=request)
     if fields.form == "embeds":
         for name in ("inputs_embeds", "position_ids"):
             if name not in tensors:
@@ -66,6 +69,8 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
             raise InputError(
                 f"prefill: inputs_embeds has shape {embeds.shape} where this model takes (1, tokens, {width})"
             )
+        if len(fields.offset) > MOST_AXES or any(not abs(offset) < 2**31 for offset in fields.offset):
+            raise InputError(f"prefill: offset has at most {MOST_AXES} finite numbers, one for each axis of positions")
         positions = (tensors.pop("position_ids"), tuple(fields.offset))
         return Opening(embeds.shape[1], known=tensors, positions=positions)
     names = [session.facts.tokens, *fields.encoded]
@@ -75,6 +80,8 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
     ids = tensors.pop(session.facts.tokens)
     if ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
         raise InputError(f"prefill: {session.facts.tokens} is {ids.dtype} of shape {ids.shape}; send int64 [tokens]")
+    if ids.min() < 0 or ids.max() >= session.facts.vocab_size:
+        raise InputError(f"prefill: {session.facts.tokens} has a token that is not below {session.facts.vocab_size}")
     encoded = {name: tensors.pop(name) for name in fields.encoded}
     return Opening(len(ids), request=Request(ids, tensors), encoded=encoded)
 

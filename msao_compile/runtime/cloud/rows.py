@@ -1,10 +1,11 @@
 """Many answers on one decoder: each session's state is a row, and one step takes new tokens of several rows.
 
 Where the graph takes a mask over all positions and is told where to write (dialect `scatter`), rows of different
-lengths go through side by side: all of them write at the same place, beyond what any of them holds, and the mask of
-each row leaves out what is not its own. Position ids tell the graph how far each answer is, so holes change nothing;
-a row is moved to its front when its buffer is full. Whether a decoder really computes the same so is tried when the
-rows are made. Otherwise each row has a cache of its own, and steps run one after another.
+lengths go through side by side: all of them write at the same place, beyond what any row between the first and the
+last of them holds, and the mask of each row leaves out what is not its own. Position ids tell the graph how far each
+answer is, so holes change nothing; a row is moved to its front when its buffer is full. Whether a decoder really
+computes the same so is tried when the rows are made. Otherwise each row has a cache of its own, and steps run one
+after another.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ class SideBySide:
     def __init__(self, session: ModelSession, slab: Slab) -> None:
         self.session, self.slab = session, slab
         self._free = list(range(slab.rows))
+        self._held: dict[int, Row] = {}
 
     def open(self) -> Row | None:
         """The lowest empty row, so that those in use lie close together; None where all are taken."""
@@ -137,14 +139,17 @@ class SideBySide:
             return None
         index = min(self._free)
         self._free.remove(index)
-        return Row(index=index, own=np.zeros(self.slab.capacity, bool))
+        self._held[index] = Row(index=index, own=np.zeros(self.slab.capacity, bool))
+        return self._held[index]
 
     def close(self, row: Row) -> None:
         """Give a row back."""
         row.own[:] = False
+        del self._held[row.index]
         self._free.append(row.index)
 
     def _cache(self, row: Row) -> KVCache:
+        self.slab.clear(row.index)
         cache = self.slab.view(row.index, row.index + 1)
         cache.length = 0
         return cache
@@ -175,7 +180,8 @@ class SideBySide:
         """
         found: dict[int, np.ndarray] = {}
         for group in self._groups(work):
-            found |= self._together(group)
+            for span in self._spans(group):
+                found |= self._together(span)
         return [found[row.index] for row, _ in work]
 
     def _groups(self, work: Sequence[tuple[Row, np.ndarray]]) -> list[list[tuple[Row, np.ndarray]]]:
@@ -190,10 +196,23 @@ class SideBySide:
                 groups.append([(row, ids)])
         return groups
 
+    def _spans(self, group: Sequence[tuple[Row, np.ndarray]]) -> list[list[tuple[Row, np.ndarray]]]:
+        """A group cut where a row lies between that has no place left: whatever lies between is written to as well."""
+        width, capacity = max(len(ids) for _, ids in group), self.slab.capacity
+        taken = {row.index for row, _ in group}
+        full = {index for index, row in self._held.items() if index not in taken and row.length + width > capacity}
+        spans: list[list[tuple[Row, np.ndarray]]] = []
+        for row, ids in sorted(group, key=lambda item: item[0].index):
+            if spans and not full & set(range(spans[-1][-1][0].index, row.index)):
+                spans[-1].append((row, ids))
+            else:
+                spans.append([(row, ids)])
+        return spans
+
     def _together(self, group: Sequence[tuple[Row, np.ndarray]]) -> dict[int, np.ndarray]:
         width = max(len(ids) for _, ids in group)
-        place = self._place(group, width)
         first, end = min(row.index for row, _ in group), max(row.index for row, _ in group) + 1
+        place = self._place(first, end, width)
         count, total = end - first, place + width
         ids_BS = np.full((count, width), _plain(self.session), np.int64)
         mask_BT = np.zeros((count, total), np.int64)
@@ -211,15 +230,16 @@ class SideBySide:
             row.length += len(ids)
         return {row.index: logits[row.index - first, : len(ids)] for row, ids in group}
 
-    def _place(self, group: Sequence[tuple[Row, np.ndarray]], width: int) -> int:
-        """Where all of a group write; rows that reach too far are moved to their front first."""
-        for row, _ in group:
+    def _place(self, first: int, end: int, width: int) -> int:
+        """Where rows from `first` up to `end` are written to; those that reach too far are moved to their front."""
+        rows = [self._held[index] for index in range(first, end) if index in self._held]
+        for row in rows:
             if row.frontier + width > self.slab.capacity:
                 kept = np.flatnonzero(row.own)
                 self.slab.gather(row.index, kept)
                 row.own[:] = False
                 row.own[: len(kept)] = True
-        return max(row.frontier for row, _ in group)
+        return max(row.frontier for row in rows)
 
     def _run(
         self, ids_BS: np.ndarray, mask_BT: np.ndarray, ahead: Sequence[np.ndarray], place: tuple[int, int, int]

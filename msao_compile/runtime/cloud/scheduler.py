@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,9 +66,9 @@ class Scheduler:
         """Run something of one session, in its turn among those of others.
 
         Raises:
-            Busy: too many wait already.
+            Busy: too many wait already for a session to begin; one that began goes on.
         """
-        if len(self._alone) >= self.most_waiting:
+        if kind == "prepare" and len(self._alone) >= self.most_waiting:
             spent, done = self.device.busy_ms.get("prefill", 0.0), max(self.prompts, 1)
             raise Busy(
                 f"{len(self._alone)} prompts wait at this cloud already: try again later",
@@ -106,14 +107,20 @@ class Scheduler:
         self.widest = max(self.widest, len(taken))
         kind: Work = "decode" if count == len(taken) else "verify"
 
-        def work() -> list[Any]:
-            logits = _tried(lambda: self.rows.step([(step.row, step.ids) for step in taken]))
-            if isinstance(logits, BaseException):
-                return [logits] * len(taken)
-            return [_tried(lambda s=step, one=rows: s.judge(one)) for step, rows in zip(taken, logits, strict=True)]  # type: ignore[misc]
-
-        for step, outcome in zip(taken, await self.device.run(kind, count, work), strict=True):
+        outcomes = await self.device.run(kind, count, lambda: self._stepped(taken))
+        for step, outcome in zip(taken, outcomes, strict=True):
             _settle(step.future, outcome)
+
+    def _stepped(self, taken: list[_Step]) -> list[Any]:
+        """What each step came to. Where they fail together each runs alone, so that only what is at fault fails."""
+        lengths = [step.row.length for step in taken]
+        logits = _tried(lambda: self.rows.step([(step.row, step.ids) for step in taken]))
+        if not isinstance(logits, BaseException):
+            return [_tried(partial(step.judge, rows)) for step, rows in zip(taken, logits, strict=True)]
+        for step, length in zip(taken, lengths, strict=True):
+            if step.row.length > length:
+                self.rows.rollback(step.row, length)
+        return [logits] if len(taken) == 1 else [self._stepped([step])[0] for step in taken]
 
 
 def _tried(work: Callable[[], Any]) -> Any:

@@ -134,19 +134,22 @@ class CloudService:
         if self._draining:
             raise Busy("this cloud is about to stop: use another, or try again later", 1000)
         self._same_build(fields)
+        self._check_committed(fields)
         clock, end, began_ms = Clock(), self._end(fields.deadline_ms), _now_ms()
-        opening = asyncio.ensure_future(self._opened(fields, message, clock))
+        opening = asyncio.ensure_future(self._opened(fields, message, clock, self._openings.get(fields.session)))
         self._openings[fields.session] = opening
         session, first = await self._within(opening, end)
+        told = len(fields.committed) + len(first)
         yield c.write(
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
-                    modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
-                    finish=session.finish),
+                    limit=session.limit, modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
+                    finish=_finish(session, told)),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
-        if fields.stream:
-            async for reply in self._stream(session, fields.stream - len(first), end):
+        stream = session.limit if fields.stream is None else fields.stream
+        if stream:
+            async for reply in self._stream(session, told, len(fields.committed) + stream, end):
                 yield reply
 
     def _same_build(self, fields: c.Prefill) -> None:
@@ -158,46 +161,64 @@ class CloudService:
         if fields.tokenizer != model.tokenizer_digest:
             raise ContractMismatch("edge and cloud have different tokenizers: deploy the same build on both")
 
-    async def _opened(self, fields: c.Prefill, message: Message, clock: Clock) -> tuple[Session, list[int]]:
-        """A session whose row holds the prompt and what was committed; and the tokens that are new."""
+    def _check_committed(self, fields: c.Prefill) -> None:
+        if fields.limit is not None and len(fields.committed) > fields.limit:
+            raise InputError(f"prefill: committed has {len(fields.committed)} tokens where limit is {fields.limit}")
+        if any(token >= self._vocabulary for token in fields.committed):
+            raise InputError(f"prefill: committed has a token that is not below {self._vocabulary}")
+
+    async def _opened(
+        self, fields: c.Prefill, message: Message, clock: Clock, earlier: asyncio.Future[Any] | None
+    ) -> tuple[Session, list[int]]:
+        """A session whose row holds the prompt and what was committed; and the tokens that are new.
+
+        `earlier` is the same session's opening that is under way: this one takes its place.
+        """
         sampling = SamplingParameters(**fields.sampling.model_dump())
         began_ms = _now_ms()
+        if earlier is not None:
+            await asyncio.wait([earlier])
         await self._forget(fields.session)
         most = self.limits.picture_pixels
         request = await self.scheduler.alone("prepare", 1, lambda: prepared(self.session, fields, message, clock, most))
         session = Session(
-            fields.session, self.sessions.row(fields.session, _now_ms()), sampling, fields.rule, fields.limit,
-            request.length, list(fields.committed), used=_now_ms(), working=1,
+            fields.session, self.sessions.row(fields.session, _now_ms()), sampling, fields.rule, request.limit,
+            request.length, list(fields.committed), working=1,
         )  # fmt: skip
         self.sessions.open(session, _now_ms())
         async with session.turn:
             try:
                 for kind, count, work in prefilled(self.session, self.rows, session.row, request, clock):
                     logits = await self.scheduler.alone(kind, count, work)
+                clock.modules_ms["queue"] = max(_now_ms() - began_ms - sum(clock.modules_ms.values()), 0.0)
+                return session, await self._begun(session, logits)
             except BaseException:
                 self.sessions.close(session.name)
                 raise
             finally:
                 session.working -= 1
-        clock.modules_ms["queue"] = max(_now_ms() - began_ms - sum(clock.modules_ms.values()), 0.0)
-        if session.committed:
-            if len(session.committed) > 1:
-                ids = np.asarray(session.committed[:-1], np.int64)
-                await self._step(session, ids, lambda logits: None)
-            if len(session.committed) >= session.limit:
-                session.finish = "length"
-            return session, []
-        token = choose(logits, 0, sampling, self._vocabulary)
-        return session, session.committed[: session.commit([token], self._stops)]
+                session.used = _now_ms()
+
+    async def _begun(self, session: Session, logits: np.ndarray) -> list[int]:
+        """The first token, or, where there are some, all but the last of them in the row; what is new."""
+        if not session.committed:
+            token = choose(logits, 0, session.sampling, self._vocabulary)
+            return session.committed[: session.commit([token], self._stops)]
+        if len(session.committed) > 1:
+            await self._step(session, np.asarray(session.committed[:-1], np.int64), lambda logits: None)
+        if len(session.committed) >= session.limit:
+            session.finish = "length"
+        return []
 
     async def _forget(self, name: str) -> bool:
         """Close a session when what it does now is done."""
         try:
             session = self.sessions.find(name)
+            async with session.turn:
+                self.sessions.check(session)
+                return self.sessions.close(name)
         except SessionLost:
             return False
-        async with session.turn:
-            return self.sessions.close(name)
 
     async def _verify(self, fields: c.Verify, message: Message) -> AsyncIterator[Message]:
         if c.DRAFTS not in message.tensors:
@@ -205,18 +226,23 @@ class CloudService:
         drafts = message.tensors[c.DRAFTS].tolist()
         if len(drafts) > c.MOST_DRAFTS or any(not 0 <= draft < self._vocabulary for draft in drafts):
             raise InputError(f"verify: at most {c.MOST_DRAFTS} drafts, each a token below {self._vocabulary}")
-        session = await self._found(fields.session, fields.base, fields.prefix)
-        probs = message.tensors.get(c.DRAFT_PROBS)
-        if session.rule == "reject" and (
-            probs is None or probs.shape[0] != len(drafts) or probs.shape[1] < self._vocabulary
-        ):
-            raise InputError(f"verify: rule reject needs {c.DRAFT_PROBS} [{len(drafts)}, {self._vocabulary}]")
         end = self._end(fields.deadline_ms)
+        session = await self._within(self._found(fields.session, fields.base, fields.prefix), end)
+        probs = message.tensors.get(c.DRAFT_PROBS)
+        if session.rule == "reject" and drafts:
+            self._check_probabilities(probs, len(drafts))
         yield await self._within(self._round(session, fields, drafts, probs), end)
+
+    def _check_probabilities(self, probs: np.ndarray | None, drafts: int) -> None:
+        if probs is None or probs.shape[0] != drafts or probs.shape[1] < self._vocabulary:
+            raise InputError(f"verify: rule reject needs {c.DRAFT_PROBS} [{drafts}, {self._vocabulary}]")
+        if not np.isfinite(probs).all() or (probs < 0).any():
+            raise InputError(f"verify: {c.DRAFT_PROBS} has values that are no probabilities: send what was drawn from")
 
     async def _round(self, session: Session, fields: c.Verify, drafts: list[int], probs: np.ndarray | None) -> Message:
         began_ms = _now_ms()
         async with session.turn:
+            self.sessions.check(session)
             known = session.committed[fields.base :]
             agreed = _agreement(known, drafts)
             stale = agreed < min(len(known), len(drafts))
@@ -265,37 +291,43 @@ class CloudService:
             session.used = _now_ms()
 
     async def _decode(self, fields: c.Decode, message: Message) -> AsyncIterator[Message]:
-        session = await self._found(fields.session, fields.base, fields.prefix)
         end = self._end(fields.deadline_ms)
-        for position in range(fields.base, len(session.committed)):  # sent before, and asked for again
-            yield c.write("token", c.TokenIs(session=session.name, position=position, id=session.committed[position]))
-        known = len(session.committed) - fields.base
-        async for reply in self._stream(session, fields.count - known, end):
+        session = await self._within(self._found(fields.session, fields.base, fields.prefix), end)
+        async for reply in self._stream(session, fields.base, fields.base + fields.count, end):
             yield reply
 
-    async def _stream(self, session: Session, count: int, end: float | None) -> AsyncIterator[Message]:
-        for _ in range(count):
+    async def _stream(self, session: Session, told: int, stop: int, end: float | None) -> AsyncIterator[Message]:
+        """The tokens from `told` up to `stop`: what is committed already, and what is decoded for it."""
+        while told < stop:
+            while told < min(len(session.committed), stop):
+                token = c.TokenIs(session=session.name, position=told, id=session.committed[told])
+                told += 1
+                yield c.write("token", token)
             if session.finish is not None:
                 break
-            position = len(session.committed)
-            await self._within(self._one(session), end)
-            for index in range(position, len(session.committed)):
-                token = c.TokenIs(session=session.name, position=index, id=session.committed[index])
-                yield c.write("token", token)
-        yield c.write("done", c.Done(session=session.name, known=len(session.committed), finish=session.finish))
+            if told < stop:
+                await self._within(self._one(session, told), end)
+        done = c.Done(session=session.name, known=len(session.committed), finish=_finish(session, told))
+        yield c.write("done", done)
 
-    async def _one(self, session: Session) -> None:
+    async def _one(self, session: Session, told: int) -> None:
+        """Decode a token, unless another request did meanwhile."""
         async with session.turn:
-            if session.finish is None:
+            self.sessions.check(session)
+            if session.finish is None and len(session.committed) <= told:
                 await self._judged(session, [], None)
 
     async def _close(self, fields: c.Close, message: Message) -> AsyncIterator[Message]:
+        await self._until_open(fields.session)
         yield c.write("closed", c.Closed(session=fields.session, known=await self._forget(fields.session)))
+
+    async def _until_open(self, name: str) -> None:
+        while name in self._openings:
+            await asyncio.wait([self._openings[name]])
 
     async def _found(self, name: str, base: int, prefix: str) -> Session:
         """The session, as soon as it is open, where it committed what the client thinks it did."""
-        if name in self._openings:
-            await asyncio.wait([self._openings[name]])
+        await self._until_open(name)
         session = self.sessions.find(name)
         session.used = _now_ms()
         if not session.agrees(base, prefix):
@@ -327,6 +359,11 @@ class CloudService:
             del self._openings[name]
         if not task.cancelled():
             task.exception()  # told to whoever waited; nobody may be left
+
+
+def _finish(session: Session, told: int) -> c.Finish | None:
+    """How the answer ended, for a client that was told so many tokens: nothing while there are others."""
+    return session.finish if told >= len(session.committed) else None
 
 
 def _agreement(known: list[int], drafts: list[int]) -> int:

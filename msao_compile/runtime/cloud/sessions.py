@@ -65,11 +65,7 @@ class Sessions:
         return len(self._known)
 
     def open(self, session: Session, now_ms: float) -> None:
-        """Keep a session under its name; one that had it before is gone.
-
-        Raises:
-            Busy: every row is in use, and none of their clients was away for long.
-        """
+        """Keep a session under its name; one that had it before is gone."""
         self.close(session.name)
         session.used = now_ms
         self._known[session.name] = session
@@ -78,7 +74,7 @@ class Sessions:
         """An empty row for a session, of one that is idle where all are taken.
 
         Raises:
-            Busy: as `open`.
+            Busy: every row is in use, and none of their clients was away for long.
         """
         self.close(name)
         row = self.rows.open()
@@ -103,6 +99,15 @@ class Sessions:
         if name not in self._known:
             raise SessionLost(f"session {name!r} is not known here: open it again with what was committed")
         return self._known[name]
+
+    def check(self, session: Session) -> None:
+        """Refuse one that was closed while an operation of it waited for its turn: its row is another's by now.
+
+        Raises:
+            SessionLost: as `find`.
+        """
+        if self._known.get(session.name) is not session:
+            raise SessionLost(f"session {session.name!r} was closed meanwhile: open it again with what was committed")
 
     def close(self, name: str) -> bool:
         """Forget a session; whether there was one."""

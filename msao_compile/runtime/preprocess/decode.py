@@ -85,7 +85,22 @@ def read(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
+def count_pixels(content: bytes, where: str) -> int:
+    """Width x height of a picture, from its header alone; `where` is how errors call it.
+
+    Raises:
+        PictureError: as `decode`, but for damage behind the header.
+    """
+    with _open(content, where) as picture:
+        return picture.width * picture.height
+
+
 def _decode_bytes(content: bytes, where: str, max_pixels: int) -> Image:
+    with _open(content, where) as picture:
+        return _upright_rgb(picture, where, max_pixels)
+
+
+def _open(content: bytes, where: str) -> Image:
     from PIL import Image as pil
     from PIL import UnidentifiedImageError
 
@@ -103,8 +118,7 @@ def _decode_bytes(content: bytes, where: str, max_pixels: int) -> Image:
         raise _damaged(where, error) from error
     if picture.format not in FORMATS:
         raise _unknown(where)
-    with picture:
-        return _upright_rgb(picture, where, max_pixels)
+    return picture
 
 
 def _upright_rgb(picture: Image, where: str, max_pixels: int) -> Image:

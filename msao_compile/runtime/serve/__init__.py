@@ -1,0 +1,1 @@
+"""The runtime behind a socket: what the extra `serve` installs."""

@@ -8,9 +8,9 @@ committed, or, where the cloud stays away and the caller allows it, what the dra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,24 +26,38 @@ ENOUGH = 8
 """Drafts that tell how well they fare."""
 
 
+class Alone(Protocol):
+    """Whether a drafter may answer without the cloud, by how sure it was of each token."""
+
+    @property
+    def first(self) -> bool:
+        """Whether the cloud is asked only when this is in doubt, rather than at once."""
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        """Whether a whole answer stands."""
+
+    def hopeless(self, confidences: Sequence[float]) -> bool:
+        """Whether no answer that begins so can stand."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one answer is drafted: what was fitted, what is known of time, and what is allowed.
 
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
-    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone`: where every draft
-    of a whole answer was at least so sure, it is the answer, unverified; never in `strict`. `stream`: the cloud decodes
-    by itself, and drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
+    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone` judges whether
+    its whole answer stands without the cloud, unverified; never in `strict`. `stream`: the cloud decodes by itself, and
+    drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
     """
 
     settings: Speculation
     pace: Pace
-    limit: int
+    limit: int | None
     stops: frozenset[int]
     rounds: int = 4
     burst: int = 0
     unverified: bool = False
-    alone: float | None = None
+    alone: Alone | None = None
     stream: bool = False
     goes_on: Callable[[float], bool] | None = None
     patience: Patience = field(default_factory=Patience)
@@ -84,6 +98,7 @@ class Speculator:
         self._under_way: dict[asyncio.Task[Verified | None], _Round] = {}
         self._shown = self._settled = self._tried = 0
         self._streaming = self.plan.stream
+        self._asked = False
 
     async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
         """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
@@ -96,28 +111,23 @@ class Speculator:
             ready.set_result(None)  # the drafter has nothing to do, unless the cloud stays away
         else:
             ready = asyncio.ensure_future(self._begun(opening))
+            ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # the answer may end without it
         try:
-            self._launch(self._open(), _Round(0, 0, 0))
-            while not self._ended and not self._suffices:
+            if self.plan.alone is None or not self.plan.alone.first:
+                self._ask()
+            whole: tuple[int, list[int]] | None = None
+            while not self._ended and (whole := self._whole()) is None:
                 async for token in self._news():
                     yield token
-                if not ready.done():
-                    await self._something(ready)
-                elif self._drafting():
-                    ready.result()
-                    await self._draft()
-                elif self._under_way:
-                    await self._something()
-                else:
-                    self._send()
                 try:
+                    await self._advance(ready)
                     self._settle()
                 except AGAIN as error:
                     if not await self._again(error):
                         break
-            async for token in self._news():
+            async for token in self._news() if whole is None else self._given(*whole):
                 yield token
-            if not self._ended:
+            if not self._ended and whole is None:
                 await ready
                 if not self.drafter.began:
                     await self._begun(opening)
@@ -127,11 +137,25 @@ class Speculator:
             ready.cancel()
             await self._stop()
 
+    async def _advance(self, ready: asyncio.Future[None]) -> None:
+        """The next thing there is to do: a draft, a round, or to wait for what is under way."""
+        if not ready.done():
+            await self._something(ready)
+        elif self._drafting():
+            ready.result()
+            await self._draft()
+        elif self._under_way:
+            await self._something()
+        else:
+            self._send()
+
     async def _something(self, *others: asyncio.Future[Any]) -> None:
         """Wait for a reply, a token, or what else is given."""
         grown = asyncio.ensure_future(self.remote.grown.wait())
-        await asyncio.wait([*others, *self._under_way, grown], return_when=asyncio.FIRST_COMPLETED)
-        grown.cancel()
+        try:
+            await asyncio.wait([*others, *self._under_way, grown], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            grown.cancel()
         self.remote.grown.clear()
 
     async def _begun(self, opening: Iterable[Piece]) -> None:
@@ -140,16 +164,34 @@ class Speculator:
 
     @property
     def _ended(self) -> bool:
-        return self.remote.finish is not None or len(self.remote.committed) >= self.plan.limit
+        return self.remote.finish is not None
 
     @property
-    def _suffices(self) -> bool:
-        """Whether the drafts are a whole answer of which the drafter is sure enough to give it alone."""
+    def _limit(self) -> int:
+        """How long the answer may be: as asked, or as the cloud said, or as the drafter has room for."""
+        said = self.remote.extent.limit or self.drafter.room
+        return min(said if self.plan.limit is None else self.plan.limit, self.drafter.room)
+
+    def _whole(self) -> tuple[int, list[int]] | None:
+        """The answer that drafts end, of which the drafter is sure enough to give it alone, and how far it is verified.
+
+        It is taken at one moment: what the cloud commits while it is shown changes it no more.
+        """
+        self._trim()
         if self.plan.alone is None or not self.ahead:
-            return False
-        whole = self.ahead[-1].token in self.plan.stops
-        whole |= len(self.remote.committed) + len(self.ahead) >= self.plan.limit
-        return whole and min(draft.confidence for draft in self.ahead) >= self.plan.alone
+            return None
+        known, drafts = len(self.remote.committed), [draft.token for draft in self.ahead]
+        stops = drafts[-1] in self.plan.stops
+        whole = stops or known + len(drafts) >= self._limit
+        if not whole or not self.plan.alone.enough([draft.confidence for draft in self.ahead]):
+            return None
+        return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
+
+    async def _given(self, known: int, answer: list[int]) -> AsyncIterator[int]:
+        while self._shown < len(answer):
+            self.account.unverified += self._shown >= known
+            self._shown += 1
+            yield answer[self._shown - 1]
 
     async def _news(self) -> AsyncIterator[int]:
         while self._shown < len(self.remote.committed):
@@ -170,16 +212,22 @@ class Speculator:
         )
         if self._streaming and (self.plan.alone is None or self._doubted):
             return False
-        return not self.unsure and not at_end and known < self.plan.limit and len(self.ahead) < window and room
+        return not self.unsure and not at_end and known < self._limit and len(self.ahead) < window and room
 
     @property
     def _doubted(self) -> bool:
         """Whether the drafter cannot answer alone any more."""
-        return self.plan.alone is None or any(draft.confidence < self.plan.alone for draft in self.ahead)
+        alone = self.plan.alone
+        return alone is None or (bool(self.ahead) and alone.hopeless([draft.confidence for draft in self.ahead]))
+
+    def _ask(self) -> None:
+        """Open the session in the cloud."""
+        self._asked = True
+        self._launch(self._open(), _Round(0, 0, 0))
 
     @property
     def _left(self) -> int:
-        return self.plan.limit - len(self.remote.committed)
+        return max(self._limit - len(self.remote.committed), 1)
 
     async def _draft(self) -> None:
         """Make one draft, and send a round where it is time."""
@@ -188,6 +236,11 @@ class Speculator:
         self._settle()
         if [*self.remote.committed, *(draft.token for draft in self.ahead)] != answer:
             return  # the cloud said something else meanwhile
+        if self._streaming or not self._asked:  # nothing of it is verified: it serves to answer alone
+            self._keep(draft)
+            if not self._asked and self._doubted:
+                self._ask()
+            return
         settings, chance = self.plan.settings, 1.0
         for earlier in (*self.ahead[self.sent :], draft):
             chance *= settings.acceptance.at(earlier.confidence)
@@ -198,14 +251,20 @@ class Speculator:
             self.unsure = draft.confidence < self.threshold
             self._send(self.plan.burst if self.unsure else 0)
             return
+        self._keep(draft)
+        full = len(self.ahead) - self.sent >= settings.draft_tokens
+        if full or draft.token in self.plan.stops or len(answer) + 1 >= self._limit:
+            self._send()
+
+    def _keep(self, draft: Draft) -> None:
         self.ahead.append(draft)
         self.account.drafted += 1
-        full = len(self.ahead) - self.sent >= settings.draft_tokens
-        if full or draft.token in self.plan.stops or len(answer) + 1 >= self.plan.limit:
-            self._send()
 
     def _send(self, burst: int = 0) -> None:
         """Send a round of all drafts that are not committed, unless nothing would come of it."""
+        if not self._asked:
+            self._ask()
+            return
         if self._streaming:
             if not self._under_way:
                 self._launch(self.remote.decode(self._left), _Round(0, 0, 0))
@@ -224,7 +283,7 @@ class Speculator:
         self._under_way[asyncio.ensure_future(work)] = around
 
     async def _open(self) -> None:
-        async for _ in self.remote.open(self._left if self._streaming else 0):
+        async for _ in self.remote.open(None if self._streaming else 0):
             continue
 
     def _settle(self) -> None:
@@ -233,9 +292,12 @@ class Speculator:
         Raises:
             RemoteError: what a round raised.
         """
-        before = self._settled
+        before, faults = self._settled, []
         for task in [task for task in self._under_way if task.done()]:
             around = self._under_way.pop(task)
+            if (fault := task.exception()) is not None:
+                faults.append(fault)
+                continue
             reply = task.result()
             if reply is not None and not reply.stale and reply.accepted < around.drafts:
                 self.threshold = moved(self.threshold, reply.accepted - around.first, around.drafts - around.first,
@@ -247,6 +309,8 @@ class Speculator:
             self._tried = 0
         if self.plan.goes_on is not None and not self._streaming and self.account.drafted >= ENOUGH:
             self._streaming = not self.plan.goes_on(self.account.accepted / self.account.drafted)
+        if faults:
+            raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 
     def _trim(self) -> None:
         """Drafts that are committed leave `ahead`; where the cloud committed another token, all of them do."""
@@ -287,15 +351,9 @@ class Speculator:
         return True
 
     async def _alone(self) -> AsyncIterator[int]:
-        """The drafter's answer from what is committed on, where it suffices or the cloud stayed away."""
+        """What the drafter says from what is committed on, where the cloud stayed away."""
         answer = list(self.remote.committed)
-        for draft in self.ahead if self._suffices else ():
-            if draft.token in self.plan.stops:
-                return
-            answer.append(draft.token)
-            self.account.unverified += 1
-            yield draft.token
-        while not self._ended and len(answer) < self.plan.limit:
+        while not self._ended and len(answer) < self._limit:
             token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
             if token in self.plan.stops:
                 return

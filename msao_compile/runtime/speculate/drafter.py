@@ -56,7 +56,12 @@ class Drafter:
         """Whether its prompt was run."""
         return self._talk is not None
 
-    def opening(self, prepare: Callable[[], Request], pictures: int, limit: int, clock: Clock) -> Iterator[Piece]:
+    @property
+    def room(self) -> int:
+        """How many tokens of an answer its KV cache has room for."""
+        return self.session.facts.kv_capacity - self._prompt
+
+    def opening(self, prepare: Callable[[], Request], pictures: int, clock: Clock) -> Iterator[Piece]:
         """The work before the first draft, piece by piece."""
         request, encoded = Request(np.zeros(0, np.int64), {}), Arrays()
 
@@ -64,7 +69,7 @@ class Drafter:
             nonlocal request
             with clock.module("preprocess"):
                 request = prepare()
-            self.session.check_capacity(len(request.ids), limit)
+            self.session.check_capacity(len(request.ids), 1)
 
         yield "prepare", 1, prepared
         if pictures:

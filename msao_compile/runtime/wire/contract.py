@@ -35,6 +35,7 @@ from msao_compile.errors import (
     Refused,
     RemoteError,
     SessionLost,
+    StageError,
 )
 from msao_compile.manifest.frozen import Frozen, Sha256
 from msao_compile.runtime.wire.message import Message
@@ -100,20 +101,21 @@ class Prefill(Frozen):
     """Opens a session by one `form`: `prompt` (text and compressed pictures), `features` (ids and what encoders made),
     or `embeds` (merged embeddings and positions), the latter two of one model that is split.
 
-    `committed` is what an earlier session of this answer committed; `limit` counts it too. `stream` > 0: after
-    `ready`, so many tokens at most come as `token`, each as soon as it is known.
+    `prompt` is the user's words, or messages. `committed` is what an earlier session of this answer committed; `limit`
+    counts it too, and None takes as many tokens as fit. `stream` > 0: after `ready`, so many tokens at most come as
+    `token`, each as soon as it is known; None stands for all.
     """
 
     session: Session
     form: Literal["prompt", "features", "embeds"]
     modules: Components
     tokenizer: Sha256
-    limit: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    limit: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     sampling: Sampling = Sampling()
     rule: Rule = "greedy"
     committed: tuple[Token, ...] = ()
-    stream: Count = 0
-    prompt: str = ""
+    stream: Count | None = 0
+    prompt: str | tuple[dict[str, Any], ...] = ""
     encoded: tuple[str, ...] = ()
     offset: tuple[float, ...] = ()
     deadline_ms: Deadline | None = None
@@ -122,12 +124,13 @@ class Prefill(Frozen):
 class Ready(Frozen):
     """The prompt is known; `tokens` [n] int64 are the answer's tokens from `base` on, which is how many were sent.
 
-    `spent_ms` is all the time this took in the cloud, waiting included.
+    `limit` is how long the answer may be; `spent_ms` all the time this took in the cloud, waiting included.
     """
 
     session: Session
     base: Count
     prompt_tokens: Count
+    limit: Count
     modules_ms: dict[str, float]
     spent_ms: float = 0.0
     finish: Finish | None = None
@@ -281,9 +284,9 @@ def write(kind: str, fields: Frozen, tensors: Mapping[str, np.ndarray] | None = 
 
 def fault(error: BaseException) -> Message:
     """An error as it crosses: its code where it has one, else what kind of fault it is."""
-    code = (
-        error.code if isinstance(error, RemoteError) else "bad_request" if isinstance(error, InputError) else "internal"
-    )
+    kinds = ((InputError, "bad_request"), (StageError, "failed"))
+    plain = next((code for kind, code in kinds if isinstance(error, kind)), "internal")
+    code = error.code if isinstance(error, RemoteError) else plain
     return write("error", Fault(code=code, message=str(error), retry_after_ms=getattr(error, "retry_after_ms", 0)))
 
 
@@ -291,13 +294,16 @@ def raise_fault(message: Message) -> None:
     """Raise what an `error` message tells; any other message passes.
 
     Raises:
-        RemoteError: of the class that the code names. InputError: the request was not right.
+        RemoteError: of the class that the code names. InputError: the request was not right. StageError: a module
+            failed there.
     """
     if message.kind != "error":
         return
     told: Fault = read(message, REPLIES)
     if told.code == "bad_request":
         raise InputError(told.message)
+    if told.code == "failed":
+        raise StageError(told.message)
     kind = ERRORS.get(told.code, RemoteError)
     raise Busy(told.message, told.retry_after_ms) if kind is Busy else kind(told.message)
 

@@ -16,6 +16,7 @@ import numpy as np
 from msao_compile.errors import InputError
 
 MAGIC = b"MSA1"
+MOST_AXES = 8
 _DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 
 
@@ -47,16 +48,14 @@ def unpack(content: bytes) -> Message:
     start = 8 + struct.unpack("<I", content[4:8])[0]
     try:
         header = json.loads(content[8:start])
-        specs = [
-            (str(spec["name"]), str(spec["dtype"]), tuple(int(size) for size in spec["shape"]))
-            for spec in header["tensors"]
-        ]
+        specs = [(str(spec["name"]), str(spec["dtype"]), _shape(spec["shape"])) for spec in header["tensors"]]
         kind, fields = str(header["kind"]), dict(header["fields"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"a message with a damaged header ({error}): send it again") from error
     tensors = {}
     for name, dtype, shape in specs:
-        if dtype not in _DTYPES or any(size < 0 for size in shape):
+        whole = len(shape) <= MOST_AXES and all(type(size) is int and 0 <= size < 2**32 for size in shape)
+        if dtype not in _DTYPES or not whole:
             raise InputError(f"tensor {name!r} of type {dtype} and shape {shape} cannot cross the wire")
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if start + size > len(content):
@@ -64,3 +63,9 @@ def unpack(content: bytes) -> Message:
         tensors[name] = np.frombuffer(content, np.dtype(dtype), size // np.dtype(dtype).itemsize, start).reshape(shape)
         start += size
     return Message(kind, fields, tensors)
+
+
+def _shape(told: Any) -> tuple[Any, ...]:
+    if not isinstance(told, list):
+        raise TypeError(f"a shape is a list, not {told!r}")
+    return tuple(told)

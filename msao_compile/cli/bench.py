@@ -1,0 +1,66 @@
+"""`bench --offload`: ways to answer between edge and cloud, compared under emulated links and devices."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msao_compile.cli.options import DeploymentFolder, Json, Quiet
+from msao_compile.cli.talk import talk_of
+from msao_compile.errors import InputError
+
+
+def bench(
+    context: typer.Context,
+    deployment: DeploymentFolder,
+    samples: Annotated[
+        Path, typer.Option(metavar="FILE", help="Labelled questions as JSON lines.", show_default=False)
+    ],
+    setting: Annotated[
+        Path, typer.Option(metavar="FILE", help="Declared speeds, picture size and points (TOML).", show_default=False)
+    ],
+    offload: Annotated[bool, typer.Option("--offload", help="Compare ways to answer between edge and cloud.")] = False,
+    questions: Annotated[int, typer.Option(metavar="N", min=1, help="Ask so many at each point.")] = 240,
+    policy: Annotated[
+        list[str] | None, typer.Option(metavar="P", help="Only this policy; may be repeated.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Results, report and plot.")] = Path(
+        "artifacts/offloading"
+    ),
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Points at the same time.")] = 1,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare ways to answer between edge and cloud. Answers are real, time is emulated: by declared speeds and links.
+
+    Results are kept as they come: the same command goes on where it was stopped.
+    """
+    talk = talk_of(context, as_json, quiet)
+    if not offload:
+        raise InputError("bench has one comparison so far: add --offload")
+    from msao_compile.bench.report import markdown, plot
+    from msao_compile.bench.setting import read_setting
+    from msao_compile.bench.sweep import Asking, sweep
+
+    out.mkdir(parents=True, exist_ok=True)
+    asking = Asking(deployment, setting, samples, questions, tuple(policy or ()))
+
+    def tell(done: int, of: int) -> None:
+        talk.say(f"{done} of {of} points")
+
+    rows = sweep(asking, out / "points.jsonl", jobs, tell)
+    facts = {"python": platform.python_version(), "onnxruntime": version("onnxruntime"), "questions": str(questions)}
+    command = (
+        f"msao-compile bench {deployment} --offload --samples {samples} --setting {setting} --questions {questions}"
+    )
+    report = markdown(read_setting(setting), rows, command, facts)
+    (out / "offloading.md").write_text(report, encoding="utf-8")
+    (out / "offloading.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    plot(rows, out / "offloading.svg")
+    talk.reply({"rows": rows, "report": str(out / "offloading.md")}, lambda: None)
+    talk.say(str(out / "offloading.md"))

@@ -1,0 +1,164 @@
+"""Where a request is answered: a table of situations, and what holds in all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msao_compile.manifest.offload import Line, Primitives
+from msao_compile.runtime.cost import Drafting, Host, Payload, Work, speculate_ms
+from msao_compile.runtime.link_state import LinkEstimate
+from msao_compile.runtime.policy import Choice, Decision, Limits, Observed, decide, goes_on
+
+
+def times(name: str, decode_ms: float, verify_ms: float = 10.0) -> Primitives:
+    return Primitives(
+        model=name, prepare=Line(fixed_ms=0, each_ms=1), encode=Line(fixed_ms=0, each_ms=10),
+        prefill=Line(fixed_ms=0, each_ms=0.1), decode=Line(fixed_ms=0, each_ms=decode_ms),
+        verify=Line(fixed_ms=verify_ms, each_ms=0.2),
+    )  # fmt: skip
+
+
+WORK = Work(prompt_tokens=100, pictures=1, payload_bytes={"full": 100_000, "thumbnail": 5_000, "drop": 0},
+            answer_tokens=50, features_bytes=200_000, share=0.2)  # fmt: skip
+GOOD, FAR, NARROW = LinkEstimate(200_000, 5), LinkEstimate(200_000, 2000), LinkEstimate(500, 20)
+DOWN = LinkEstimate(200_000, 5, failing=0.9)
+EDGE, CLOUD = Host(times("edge", 3)), Host(times("cloud", 30))
+SURE, UNSURE = Drafting(8, 0.95, 4), Drafting(8, 0.05, 1)
+SEEN = Observed(EDGE, CLOUD, GOOD, WORK, SURE, encoder_here=EDGE)
+CALIBRATED = Limits(mode="calibrated")
+STRICT = Limits()
+QUICK = replace(SEEN, cloud=Host(times("cloud", 0.5)))
+
+TABLE: dict[str, tuple[Observed, Limits, Choice, Payload]] = {
+    "good drafts, a slow verifier": (SEEN, STRICT, "speculate", "full"),
+    "poor drafts": (replace(SEEN, drafting=UNSURE), STRICT, "cloud", "full"),
+    "no drafter": (replace(SEEN, drafting=None), STRICT, "cloud", "full"),
+    "a cloud as quick as a draft": (QUICK, STRICT, "cloud", "full"),
+    "far away": (replace(SEEN, link=FAR, drafting=UNSURE), STRICT, "cloud", "full"),
+    "no cloud": (replace(SEEN, cloud=None, link=None), STRICT, "edge", "full"),
+    "nothing heard of it": (replace(SEEN, link=None), STRICT, "edge", "full"),
+    "a link that fails": (replace(SEEN, link=DOWN), STRICT, "edge", "full"),
+    "no cloud and no edge": (
+        replace(SEEN, link=None), Limits(routes=frozenset(("cloud", "speculate"))), "cloud", "full"
+    ),
+    "a link that fails and no edge": (replace(SEEN, link=DOWN), Limits(routes=frozenset(("split",))), "split", "full"),
+    "the edge is fast but not the verifier": (replace(SEEN, link=FAR), STRICT, "cloud", "full"),
+    "the edge is the verifier": (replace(SEEN, link=FAR), Limits(edge_is_verifier=True), "edge", "full"),
+    "the edge suffices, strictly": (replace(SEEN, edge_suffices=True), STRICT, "speculate", "full"),
+    "the edge suffices": (replace(SEEN, edge_suffices=True), CALIBRATED, "edge", "full"),
+    "it does not": (SEEN, CALIBRATED, "speculate", "full"),
+    "a narrow link, strictly": (replace(SEEN, link=NARROW, reduced=("thumbnail",)), STRICT, "speculate", "full"),
+    "a narrow link": (replace(SEEN, link=NARROW, reduced=("thumbnail",)), CALIBRATED, "speculate", "thumbnail"),
+    "a payload that nobody made": (replace(SEEN, link=NARROW, reduced=("regions",)), CALIBRATED, "speculate", "full"),
+    "features smaller than the picture": (
+        replace(SEEN, link=NARROW, drafting=None, work=replace(WORK, features_bytes=1_000)), STRICT, "split", "full"
+    ),
+    "only a split": (SEEN, Limits(routes=frozenset(("split",))), "split", "full"),
+    "cloud time is dear": (
+        replace(QUICK, cloud=Host(times("cloud", 3.0, verify_ms=3.0))), Limits(cloud_price=50.0), "speculate", "full"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("situation", TABLE)
+def test_a_table_of_situations(situation: str) -> None:
+    observed, limits, route, payload = TABLE[situation]
+    found = decide(observed, limits)
+    assert (found.route, found.payload) == (route, payload), found.reason
+    assert route in found.reason
+
+
+def test_the_reason_holds_the_times_and_the_guard() -> None:
+    found = decide(SEEN, STRICT)
+    assert f"{found.options[0].time_ms:.0f} ms" in found.reason and "cloud" in found.reason
+    guarded = decide(SEEN, Limits(margin=0.9))
+    assert (guarded.route, guarded.guarded) == ("cloud", True)
+    assert "would not be faster" in guarded.reason
+
+
+def test_a_deadline_takes_what_is_in_time_over_what_is_cheap() -> None:
+    dear = Limits(cloud_price=100.0, edge_is_verifier=True)
+    slow = replace(SEEN, edge=Host(times("edge", 90)))
+    cheap = decide(slow, dear)
+    assert cheap.route == "edge"
+    fastest = min(cheap.options, key=lambda option: option.time_ms)
+    in_time = decide(slow, replace(dear, deadline_ms=fastest.time_ms + 1))
+    assert in_time.route == fastest.route != "edge"
+    assert decide(slow, replace(dear, deadline_ms=1.0)).route == "edge"  # none is: the cheapest it is
+
+
+HOSTS = st.builds(lambda decode, verify, queue, load: Host(times("x", decode, verify), queue, load),
+                  st.floats(0.1, 100), st.floats(0.1, 100), st.floats(0, 1000), st.floats(0, 1))  # fmt: skip
+LINKS = st.builds(LinkEstimate, st.floats(100, 1e6), st.floats(0.1, 1000), st.floats(0, 1))
+SEENS = st.builds(
+    Observed, HOSTS, st.none() | HOSTS, st.none() | LINKS, st.just(WORK),
+    st.none() | st.builds(Drafting, st.integers(1, 16), st.floats(0, 1), st.integers(1, 4)), st.none() | HOSTS,
+    st.booleans(), st.sampled_from([(), ("thumbnail",), ("drop", "thumbnail")]), st.floats(0, 20),
+)  # fmt: skip
+PRICES = st.sampled_from([0.0, 0.5, 20.0])
+LIMITS = st.builds(
+    Limits, st.sampled_from(["strict", "calibrated"]), st.frozensets(st.sampled_from(get_args(Choice)), min_size=1),
+    st.none() | st.floats(1, 5000), st.booleans(), PRICES, PRICES, st.sampled_from([0.0, 0.001]), st.floats(0, 0.3),
+)  # fmt: skip
+
+
+def reachable(observed: Observed) -> bool:
+    return observed.cloud is not None and observed.link is not None and observed.link.failing <= 0.5
+
+
+@given(observed=SEENS, limits=LIMITS)
+def test_what_holds_in_every_situation(observed: Observed, limits: Limits) -> None:
+    found = decide(observed, limits)
+    assert found.route in limits.routes
+    assert found == decide(observed, limits)
+    if limits.mode == "strict":
+        assert found.payload == "full"
+        others = limits.routes & {"cloud"} and reachable(observed)
+        assert found.route != "edge" or limits.edge_is_verifier or not others
+    if found.route == "edge" and reachable(observed) and len(limits.routes) > 1 and found.options:
+        assert limits.edge_is_verifier or (limits.mode == "calibrated" and observed.edge_suffices)
+    if found.payload != "full":
+        assert found.payload in observed.reduced
+    _cheapest_in_time(found, limits)
+
+
+def _cheapest_in_time(found: Decision, limits: Limits) -> None:
+    if not found.options:
+        return
+    taken = next(option for option in found.options if (option.route, option.payload) == (found.route, found.payload))
+    in_time = [option for option in found.options if limits.deadline_ms is None or option.time_ms <= limits.deadline_ms]
+    if in_time:
+        assert taken in in_time
+    plain = next((option for option in found.options if option.route == "cloud"), None)
+    if taken.route == "speculate" and plain is not None and not limits.cloud_price and plain in in_time:
+        assert taken.time_ms <= plain.time_ms  # no regret
+    if not found.guarded and in_time:
+        assert taken.cost == min(option.cost for option in in_time)
+
+
+@given(observed=SEENS, more=st.floats(1, 10))
+def test_a_slower_link_never_turns_an_answer_of_the_edge_into_one_of_the_cloud(observed: Observed, more: float) -> None:
+    limits = Limits(edge_is_verifier=True)
+    before = decide(observed, limits)
+    if observed.link is None or before.route != "edge":
+        return
+    worse = replace(observed.link, rtt_ms=observed.link.rtt_ms * more, up_kbps=observed.link.up_kbps / more)
+    assert decide(replace(observed, link=worse), limits).route == "edge"
+
+
+@pytest.mark.parametrize(("link", "drafting"), list(product((GOOD, FAR), (SURE, UNSURE))))
+def test_an_answer_goes_on_being_drafted_where_a_token_comes_sooner_so(link: LinkEstimate, drafting: Drafting) -> None:
+    observed: dict[str, Any] = {"edge": EDGE, "cloud": CLOUD, "link": link, "drafting": drafting}
+    long = [replace(WORK, answer_tokens=count) for count in (1000, 1100)]
+    each = (
+        speculate_ms(EDGE, CLOUD, link, long[1], drafting) - speculate_ms(EDGE, CLOUD, link, long[0], drafting)
+    ) / 100
+    assert goes_on(**observed) == (each <= 30)
+    assert goes_on(**{**observed, "link": GOOD, "drafting": SURE})
+    assert not goes_on(**{**observed, "link": FAR, "drafting": UNSURE})
