@@ -72,16 +72,37 @@ def read(path: Path) -> list[Sample]:
     Raises:
         InputError: the file or a picture cannot be read, or a line is no such sample; names it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); name a file of JSON lines") from error
     found: dict[str, Sample] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
             sample = _sample(path, number, line)
             found.setdefault(sample.digest, sample)
     return list(found.values())
+
+
+def files(path: Path) -> list[Path]:
+    """The file and every picture that it names, for a key: lines that are no samples are left to `read`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    found = {path: None}
+    for line in _lines(path):
+        try:
+            entry: Any = json.loads(line)
+        except ValueError:
+            continue
+        image = entry.get("image") if isinstance(entry, dict) else None
+        if isinstance(image, str) and (path.parent / image).is_file():
+            found[path.parent / image] = None
+    return list(found)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); name a file of JSON lines") from error
 
 
 def _sample(path: Path, number: int, line: str) -> Sample:
