@@ -17,11 +17,14 @@ from msao_compile.manifest.schema import Deployment, Dialect, Graph, Module, Run
 from msao_compile.places import Places
 from msao_compile.runner import Ask
 from msao_compile.stages.compose import ModelParts, Object, graph_name
+from msao_compile.stages.fit.samples import files as sample_files
 from msao_compile.stock import Stock
 
 EXPORT_TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript", "onnxruntime", "optimum")
 GRAPH_TOOLS = ("onnx", "onnx-ir")
 RUN_TOOLS = ("onnxruntime", "numpy")
+LINK = {"mbps": 50.0, "rtt_ms": 20.0}
+"""What a build fits for; another link's times are reckoned with `msao-compile fit`."""
 Component = Mapping[str, Any]
 
 
@@ -197,6 +200,29 @@ def measure(draft: Deployment, stock: Stock) -> Ask:
         return {"folder": str(workspace / "draft")}
 
     return Ask("measure", "routes", 1, fields, arguments, {}, prepare)
+
+
+def fit(draft: Deployment, stock: Stock) -> Ask:
+    """A task's speculation, sureness and MAS, from the recipe's samples; `draft` has what was measured."""
+    chosen = stock.runner.recipe.mas
+    assert chosen is not None  # whoever asks has seen it
+    own = {"epsilon": chosen.epsilon, "trials": chosen.trials, "seed": chosen.seed, "task": None, **LINK}
+    paths = {"samples": chosen.samples, "held_out": chosen.held_out}
+    fields = {
+        "manifest": sha256_bytes(canonical_json(draft.model_dump(mode="json"))),
+        **{name: None if path is None else stock.digest_all(sample_files(Path(path))) for name, path in paths.items()},
+        "settings": own,
+        "tools": versions((*RUN_TOOLS, "optuna")),
+        "code": source_digest("runtime", "made_up.py", "stages/fit"),
+    }
+
+    def prepare(workspace: Path) -> None:
+        stock.deploy(workspace / "draft", draft)
+
+    def arguments(workspace: Path) -> dict[str, Any]:
+        return {"folder": str(workspace / "draft"), **paths, **own}
+
+    return Ask("fit", draft.speculation[0].task, 1, fields, arguments, {}, prepare)
 
 
 def trusts(name: str, stock: Stock) -> bool:

@@ -2,7 +2,7 @@
 
     read recipe → find hub checkpoints → split each model → load and export each distinct module
                 → bring it into the targets' precisions → parity of each model → build engines → measure the routes
-                → take in receipts of devices → emit the deployment
+                → fit what is shared by edge and cloud → take in receipts of devices → emit the deployment
 
 Every stage is asked of the store first; what is not there runs in a child process and is kept. A no-op build imports
 neither torch nor onnx.
@@ -55,6 +55,9 @@ def plan(recipe_path: Path, options: Options) -> Plan | Sketch:
     if steps.split() and steps.export() and steps.precisions() and steps.parity():
         steps.engines()
         steps.measure()
+        steps.fit()
+    elif recipe.mas is not None:
+        runner.wait_for("fit", "the task that speculates", "follows measure")
     return Plan(tuple(runner.steps), *steps.outlook())
 
 
@@ -77,6 +80,7 @@ def build(recipe_path: Path, options: Options, tell: Callable[[Event], None]) ->
         steps.parity()
         steps.engines()
         steps.measure()
+        steps.fit()
         deployment = steps.deployment()
         folder = options.out / runner.recipe.name
         for receipt in reversed(options.receipts):  # of one target, the last that is given is the newest

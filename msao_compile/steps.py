@@ -18,6 +18,7 @@ from msao_compile.families.side_files import lacks, side_files
 from msao_compile.foreseen import after_split
 from msao_compile.graph.opsets import traced
 from msao_compile.manifest.evidence import BuildEvidence, MeasureEvidence, ParityEvidence, ParityRow
+from msao_compile.manifest.fit_evidence import MasEvidence
 from msao_compile.manifest.schema import (
     SCHEMA_MAJOR,
     SCHEMA_MINOR,
@@ -39,6 +40,7 @@ from msao_compile.runner import Ask, Runner
 from msao_compile.runtime.compare import refuse_failures
 from msao_compile.stages import compose
 from msao_compile.stages.compose import Exported, Made, ModelParts, Object
+from msao_compile.stages.fit import applied
 from msao_compile.stock import Stock, result
 from msao_compile.store.record import Record
 
@@ -75,6 +77,7 @@ class Steps:
             for name, bounds in DEFAULT_BOUNDS.items()
         }
         self.measured: MeasureEvidence | None = None
+        self.fitted: dict[str, Any] | None = None
         self.entries: list[Engine] = []
         self.can_answer = True
 
@@ -245,14 +248,42 @@ class Steps:
         asked = self.targets[target].precision_of(cast("Component", component))
         return self.kept.get((target, module), asked)
 
-    def measure(self) -> None:
-        """Time the routes, where this machine can run them and the checkpoints have what `run` needs."""
+    @property
+    def runnable(self) -> bool:
+        """Whether this machine can run every module, and the checkpoints have what `run` needs."""
         proven = {entry.module for entry in self.entries if entry.status == "parity"}
-        runnable = proven == {module.id for module in self._modules()}
-        if not runnable or not self.can_answer:
+        return self.can_answer and proven == {module.id for module in self._modules()}
+
+    def measure(self) -> None:
+        """Time the routes, where this machine can run them."""
+        if not self.runnable:
             return
         [record] = self.runner.ask([asks.measure(self._manifest(tuple(self.entries), {}), self.stock)])
         self.measured = None if record is None else MeasureEvidence.model_validate(result(record))
+
+    def fit(self) -> None:
+        """Fit the task that speculates, where the recipe has samples and the routes were measured.
+
+        Raises:
+            RecipeError: no task speculates.
+        """
+        if self.recipe.mas is None:
+            return
+        draft = self._manifest(tuple(self.entries), {})
+        if not draft.speculation:
+            raise RecipeError(
+                "mas: no task has a model that drafts and one that verifies with the same tokens, so there is nothing "
+                "to fit: take [mas] out, or give a task models of roles draft and target"
+            )
+        if self.measured is not None:
+            [record] = self.runner.ask([asks.fit(draft, self.stock)])
+            self.fitted = None if record is None else result(record)
+        elif self.runner.planning and self.runnable:
+            self.runner.wait_for("fit", draft.speculation[0].task, "follows measure")
+        else:
+            self.runner.defer(
+                draft.speculation[0].task, "both models are asked on this machine, which cannot run them", "fit"
+            )
 
     def deployment(self) -> Deployment:
         """The manifest of what was built and proven."""
@@ -263,24 +294,11 @@ class Steps:
         }
         if self.measured is not None:
             evidence["measure"] = self.stock.evidence("measure", self.measured)
-        return self._used(self._manifest(tuple(self.entries), evidence))
-
-    @staticmethod
-    def _used(deployment: Deployment) -> Deployment:
-        """Without the graphs of lower precision that no engine is made of, as where fp32 was faster."""
-        named = {(engine.module, engine.dialect, engine.precision) for engine in deployment.engines}
-        modules = [
-            module.model_copy(
-                update={
-                    "graphs": tuple(
-                        graph for graph in module.graphs
-                        if graph.precision == "fp32" or (module.id, graph.dialect, graph.precision) in named
-                    )
-                }
-            )
-            for module in deployment.modules
-        ]  # fmt: skip
-        return deployment.model_copy(update={"modules": tuple(modules)})
+        deployment = self._manifest(tuple(self.entries), evidence)
+        if self.fitted is not None:
+            content = MasEvidence.model_validate(self.fitted["evidence"])
+            deployment = applied.fitted(deployment, self.fitted, self.stock.evidence(applied.EVIDENCE, content))
+        return compose.used(deployment)
 
     def _manifest(self, engines: tuple[Engine, ...], evidence: Mapping[str, FileRef]) -> Deployment:
         models = [compose.model(parts) for parts in self.parts]

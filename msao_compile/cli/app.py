@@ -22,6 +22,7 @@ from msao_compile.cli import (
     draw,
     evaluate,
     export,
+    fit,
     kit,
     look,
     make,
@@ -68,6 +69,7 @@ COMMANDS = (
     (vouch.sign, "sign a receipt or a deployment", "sign receipt.json --key ~/.keys/builder.pem"),
     (prove.parity, "compare with the torch original", "parity DEPLOYMENT --reference outputs.npz --model edge"),
     (evaluate.eval, "count right answers", "eval DEPLOYMENT --samples questions.jsonl --limit 600"),
+    (fit.fit, "learn when the edge suffices", "fit DEPLOYMENT --samples questions.jsonl --epsilon 0.01"),
     (answer.run, "answer one prompt", "run DEPLOYMENT --prompt 'what color is the circle?' --image photo.png"),
     (serve.serve, "answer OpenAI's clients", "serve artifacts/deployments/shapes-vqa --role edge --port 8000"),
     (

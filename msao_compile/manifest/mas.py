@@ -83,7 +83,7 @@ class Thresholds(Frozen):
     kappa_min: Share
     s_star: Annotated[float, Field(ge=-1, le=1)]
     tau_drop: Share
-    tau_alone: Share | None
+    tau_alone: Share | None = None
     tau_confidence: Share
     gamma_max: Annotated[int, Field(ge=1, le=64)]
 

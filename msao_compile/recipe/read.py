@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from msao_compile.errors import RecipeError
 from msao_compile.recipe import faults
-from msao_compile.recipe.schema import HUB_ID, ModelChoice, Recipe, TargetChoice
+from msao_compile.recipe.schema import HUB_ID, Mas, ModelChoice, Recipe, TargetChoice
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -26,7 +26,7 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         raise RecipeError(f"{path}: {faults.sentence(error.errors())}") from error
     models = {name: _placed(path, name, model) for name, model in recipe.models.items()}
-    mas = recipe.mas and recipe.mas.model_copy(update={"samples": str(_beside(path, recipe.mas.samples))})
+    mas = recipe.mas and _with_samples(path, recipe.mas)
     ranges = recipe.ranges
     if ranges is not None and ranges.samples is not None:
         ranges = ranges.model_copy(update={"samples": str(_beside(path, ranges.samples))})
@@ -38,6 +38,11 @@ def _with_cache(path: Path, choice: TargetChoice) -> TargetChoice:
     if choice.timing_cache is None:
         return choice
     return choice.model_copy(update={"timing_cache": str(_beside(path, choice.timing_cache))})
+
+
+def _with_samples(path: Path, mas: Mas) -> Mas:
+    held_out = None if mas.held_out is None else str(_beside(path, mas.held_out))
+    return mas.model_copy(update={"samples": str(_beside(path, mas.samples)), "held_out": held_out})
 
 
 def json_schema() -> dict[str, object]:

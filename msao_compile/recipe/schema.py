@@ -262,8 +262,15 @@ class Mas(Part):
     """Labelled samples for fitting Modality Activation Sparsity, and the accuracy loss allowed."""
 
     samples: Annotated[str, Field(min_length=1)]
-    """A file, relative to the recipe file (absolute once read)."""
+    """JSON lines with `question`, `answer` and, of a picture, `image`, a file beside it; relative to the recipe file
+    (absolute once read)."""
     epsilon: Annotated[float, Field(gt=0, lt=1)]
+    held_out: Annotated[str, Field(min_length=1)] | None = None
+    """A file of other samples to show the loss on; without it, two fifths of `samples`."""
+    trials: Annotated[int, Field(ge=1, le=1000)] = 32
+    """Points that the search tries."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Of the division of the samples and of the search."""
 
 
 class RuntimeChoice(Part):

@@ -13,6 +13,7 @@ from msao_compile.manifest.offload import Acceptance, Speculation
 from msao_compile.manifest.schema import (
     KV_LAYOUT,
     DecoderFacts,
+    Deployment,
     Dialect,
     Encoder,
     FileRef,
@@ -230,6 +231,23 @@ def speculation(
         for route in routes
         if route.name == "speculate"
     )  # fmt: skip
+
+
+def used(deployment: Deployment) -> Deployment:
+    """Without the graphs of lower precision that no engine is made of, as where fp32 was faster."""
+    named = {(engine.module, engine.dialect, engine.precision) for engine in deployment.engines}
+    modules = [
+        module.model_copy(
+            update={
+                "graphs": tuple(
+                    graph for graph in module.graphs
+                    if graph.precision == "fp32" or (module.id, graph.dialect, graph.precision) in named
+                )
+            }
+        )
+        for module in deployment.modules
+    ]  # fmt: skip
+    return deployment.model_copy(update={"modules": tuple(modules)})
 
 
 def partition_points(

@@ -8,7 +8,7 @@ import jinja2
 from pydantic import BaseModel
 
 from msao_compile.cli import units
-from msao_compile.cli.page import sections
+from msao_compile.cli.page import offloading, sections
 from msao_compile.cli.page.network import network
 from msao_compile.cli.page.palette import colour_of
 from msao_compile.cli.page.source import Source
@@ -36,6 +36,7 @@ def render(source: Source) -> str:
         source=source,
         deployment=source.deployment,
         sections=sections,
+        offloading=offloading,
         network=network(source),
         sharing=sections.sharing(source),
         size_note=units.SIZE_NOTE,

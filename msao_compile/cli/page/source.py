@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.evidence import BuildEvidence, MeasureEvidence, ParityEvidence
+from msao_compile.manifest.fit_evidence import MasEvidence
 from msao_compile.manifest.schema import Deployment, Frozen
 from msao_compile.runtime.loader import locate, read_manifest
 
@@ -24,6 +25,7 @@ class Source:
     parity: ParityEvidence | None
     measure: MeasureEvidence | None
     build: BuildEvidence | None
+    mas: MasEvidence | None = None
 
     def users(self, module_id: str) -> tuple[str, ...]:
         """The models that are made of a module."""
@@ -42,6 +44,7 @@ def read_source(folder: Path) -> Source:
         parity=_evidence(folder, manifest, "parity", ParityEvidence),
         measure=_evidence(folder, manifest, "measure", MeasureEvidence),
         build=_evidence(folder, manifest, "build", BuildEvidence),
+        mas=_evidence(folder, manifest, "mas", MasEvidence),
     )
 
 
