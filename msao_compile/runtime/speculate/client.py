@@ -65,7 +65,7 @@ class Plan:
 
 @dataclass
 class Account:
-    """What drafting came to. Drafts behind a `rejected` one were made in vain: they say nothing of how good drafts are."""
+    """What drafting came to. Drafts behind a `rejected` one were made in vain, and do not tell how good drafts are."""
 
     drafted: int = 0
     accepted: int = 0

@@ -157,8 +157,8 @@ class Verify(Frozen):
 
 
 class Verified(Frozen):
-    """`tokens` [n] int64: all that is committed from `base` on. `accepted` of `drafted` drafts were kept; `verify_ms` is
-    all the time this took in the cloud, waiting included.
+    """`tokens` [n] int64: all that is committed from `base` on. `accepted` of `drafted` drafts were kept; `verify_ms`
+    is all the time this took in the cloud, waiting included.
 
     `stale`: the drafts do not follow what is committed, and nothing ran; `base` is then where the two sides still
     agreed, at most the base that was sent.
