@@ -220,7 +220,7 @@ def speculates(draft: Model, target: Model) -> bool:
 def speculation(
     tasks: Mapping[str, Sequence[str]], routes: Sequence[Route], role: Mapping[str, str]
 ) -> tuple[Speculation, ...]:
-    """How each task speculates before anything was fitted: short rounds, and drafts that are thought good enough to try."""
+    """How each task speculates before anything was fitted: short rounds, drafts that are thought worth a try."""
     guess = Acceptance(from_confidence=(0.0,), chance=(0.9,))
     return tuple(
         Speculation(
