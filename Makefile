@@ -80,5 +80,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[compile,dev,kit,rtx,serve]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench,compile,dev,fit,kit,rtx,serve]"
 	touch $(STAMP)

@@ -79,12 +79,13 @@ class Asked:
 
 @dataclass
 class Asker:
-    """Asks over one link; `edge` is what drafts."""
+    """Asks over one link; `edge` is what drafts, and each token is looked at for `pause_s`."""
 
     edge: ModelSession
     link: Link
     patience: Patience = QUICK
     device: Device = field(default_factory=lambda: Device("edge"))
+    pause_s: float = 0.0
 
     async def drafted(
         self,
@@ -100,7 +101,10 @@ class Asker:
         pieces = drafter.opening(lambda: request, len(request.tensors), message.fields["limit"], Clock())
         speculator = Speculator(drafter, self.device, remote, plan)
         try:
-            found = [token async for token in speculator.tokens(pieces)]
+            found = []
+            async for token in speculator.tokens(pieces):
+                found.append(token)
+                await asyncio.sleep(self.pause_s)
         finally:
             remote.leave()
         return Asked(found, speculator.account, remote)

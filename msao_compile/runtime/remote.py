@@ -28,7 +28,8 @@ SMALL_BYTES = 4096
 class Patience:
     """How often a lost cloud is tried again without a token in between, and how long each wait is at least.
 
-    A round is given `stall_ms` in the cloud; a cloud that says nothing to a request for `silence_ms` counts as lost.
+    A round is given `stall_ms` in the cloud; a cloud that says nothing to a request for `silence_ms` counts as lost,
+    and no wait is longer than that.
     """
 
     tries: int = 4
@@ -40,12 +41,12 @@ class Patience:
         """Wait before try number `tried` + 1, each time twice as long, or as long as the cloud said.
 
         Raises:
-            RemoteError: it was the last try.
+            RemoteError: it was the last try, or the cloud said longer than anybody waits.
         """
-        if tried >= self.tries:
-            raise error
         told_ms = error.retry_after_ms if isinstance(error, Busy) else 0
-        await asyncio.sleep(max(told_ms, self.wait_ms * 2 ** (tried - 1)) / 1e3)
+        if tried >= self.tries or told_ms > self.silence_ms:
+            raise error
+        await asyncio.sleep(max(told_ms, min(self.wait_ms * 2 ** (tried - 1), self.silence_ms)) / 1e3)
 
 
 class RemoteSession:
@@ -74,6 +75,7 @@ class RemoteSession:
         self.verify_ms = 0.0
         self.rounds = 0
         self.reopened = 0
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(self, stream: int | None = 0) -> AsyncIterator[None]:
         """Open the session with what is committed; yields whenever more is, and ends where the stream does.
@@ -83,6 +85,7 @@ class RemoteSession:
         Raises:
             RemoteError, InputError: as `Link.call`.
         """
+        self.leave()  # the one that was lost would keep its room until the cloud finds it silent
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
         began_ms, before, whole = _now_ms(), self.traffic.up, False
@@ -221,11 +224,13 @@ class RemoteSession:
     def leave(self) -> None:
         """Let the cloud forget it, without waiting for that; a cloud that cannot be reached will by itself."""
         if self.name and self.finish is None:
-            self._leaving = asyncio.ensure_future(self._close())
+            leaving = asyncio.ensure_future(self._close(self.name))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
-    async def _close(self) -> None:
+    async def _close(self, name: str) -> None:
         with suppress(RemoteError):
-            async for _ in self._heard(c.write("close", c.Close(session=self.name))):
+            async for _ in self._heard(c.write("close", c.Close(session=name))):
                 continue
 
 

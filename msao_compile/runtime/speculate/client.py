@@ -115,7 +115,8 @@ class Speculator:
         try:
             if self.plan.alone is None or not self.plan.alone.first:
                 self._ask()
-            while not self._ended and not self._suffices:
+            whole: tuple[int, list[int]] | None = None
+            while not self._ended and (whole := self._whole()) is None:
                 async for token in self._news():
                     yield token
                 try:
@@ -124,9 +125,9 @@ class Speculator:
                 except AGAIN as error:
                     if not await self._again(error):
                         break
-            async for token in self._news():
+            async for token in self._news() if whole is None else self._given(*whole):
                 yield token
-            if not self._ended:
+            if not self._ended and whole is None:
                 await ready
                 if not self.drafter.began:
                     await self._begun(opening)
@@ -171,14 +172,26 @@ class Speculator:
         said = self.remote.extent.limit or self.drafter.room
         return min(said if self.plan.limit is None else self.plan.limit, self.drafter.room)
 
-    @property
-    def _suffices(self) -> bool:
-        """Whether the drafts are a whole answer of which the drafter is sure enough to give it alone."""
+    def _whole(self) -> tuple[int, list[int]] | None:
+        """The answer that drafts end, of which the drafter is sure enough to give it alone, and how far it is verified.
+
+        It is taken at one moment: what the cloud commits while it is shown changes it no more.
+        """
+        self._trim()
         if self.plan.alone is None or not self.ahead:
-            return False
-        whole = self.ahead[-1].token in self.plan.stops
-        whole |= len(self.remote.committed) + len(self.ahead) >= self._limit
-        return whole and self.plan.alone.enough([draft.confidence for draft in self.ahead])
+            return None
+        known, drafts = len(self.remote.committed), [draft.token for draft in self.ahead]
+        stops = drafts[-1] in self.plan.stops
+        whole = stops or known + len(drafts) >= self._limit
+        if not whole or not self.plan.alone.enough([draft.confidence for draft in self.ahead]):
+            return None
+        return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
+
+    async def _given(self, known: int, answer: list[int]) -> AsyncIterator[int]:
+        while self._shown < len(answer):
+            self.account.unverified += self._shown >= known
+            self._shown += 1
+            yield answer[self._shown - 1]
 
     async def _news(self) -> AsyncIterator[int]:
         while self._shown < len(self.remote.committed):
@@ -338,14 +351,8 @@ class Speculator:
         return True
 
     async def _alone(self) -> AsyncIterator[int]:
-        """The drafter's answer from what is committed on, where it suffices or the cloud stayed away."""
+        """What the drafter says from what is committed on, where the cloud stayed away."""
         answer = list(self.remote.committed)
-        for draft in self.ahead if self._suffices else ():
-            if draft.token in self.plan.stops:
-                return
-            answer.append(draft.token)
-            self.account.unverified += 1
-            yield draft.token
         while not self._ended and len(answer) < self._limit:
             token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
             if token in self.plan.stops:

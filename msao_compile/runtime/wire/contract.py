@@ -35,6 +35,7 @@ from msao_compile.errors import (
     Refused,
     RemoteError,
     SessionLost,
+    StageError,
 )
 from msao_compile.manifest.frozen import Frozen, Sha256
 from msao_compile.runtime.wire.message import Message
@@ -283,9 +284,9 @@ def write(kind: str, fields: Frozen, tensors: Mapping[str, np.ndarray] | None = 
 
 def fault(error: BaseException) -> Message:
     """An error as it crosses: its code where it has one, else what kind of fault it is."""
-    code = (
-        error.code if isinstance(error, RemoteError) else "bad_request" if isinstance(error, InputError) else "internal"
-    )
+    kinds = ((InputError, "bad_request"), (StageError, "failed"))
+    plain = next((code for kind, code in kinds if isinstance(error, kind)), "internal")
+    code = error.code if isinstance(error, RemoteError) else plain
     return write("error", Fault(code=code, message=str(error), retry_after_ms=getattr(error, "retry_after_ms", 0)))
 
 
@@ -293,13 +294,16 @@ def raise_fault(message: Message) -> None:
     """Raise what an `error` message tells; any other message passes.
 
     Raises:
-        RemoteError: of the class that the code names. InputError: the request was not right.
+        RemoteError: of the class that the code names. InputError: the request was not right. StageError: a module
+            failed there.
     """
     if message.kind != "error":
         return
     told: Fault = read(message, REPLIES)
     if told.code == "bad_request":
         raise InputError(told.message)
+    if told.code == "failed":
+        raise StageError(told.message)
     kind = ERRORS.get(told.code, RemoteError)
     raise Busy(told.message, told.retry_after_ms) if kind is Busy else kind(told.message)
 

@@ -53,9 +53,10 @@ def test_a_flood_of_prompts_lets_an_answer_go_on_and_the_answer_lets_them_in(ver
     assert served.count("prompt") == 40
 
 
-def test_a_flood_of_tokens_lets_a_prompt_in_at_once(verifier: ModelSession) -> None:
+@pytest.mark.parametrize("together", [True, False])
+def test_a_flood_of_tokens_lets_a_prompt_in_at_once(verifier: ModelSession, together: bool) -> None:
     rows, served = rows_of(verifier), []
-    scheduler = Scheduler(rows, Device("cloud"), most_waiting=100)
+    scheduler = Scheduler(rows, Device("cloud"), most_waiting=100, together=together)
 
     async def answer(row: Row) -> None:
         for _ in range(12):
@@ -70,7 +71,7 @@ def test_a_flood_of_tokens_lets_a_prompt_in_at_once(verifier: ModelSession) -> N
 
     asyncio.run(run())
     assert served.index("prompt") <= 12
-    assert scheduler.widest == 3
+    assert scheduler.widest == (3 if together else 1)
     assert scheduler.tokens == 36
 
 

@@ -197,6 +197,7 @@ def test_every_operation_may_be_sent_twice_at_once(serve: Run, verifier: ModelSe
         assert [said([reply]) for reply in rounds] == [answer[1:5]] * 3
         streams = await asyncio.gather(*(ask(service, decode(A, answer[:5], 4)) for _ in range(3)))
         assert [said(replies) for replies in streams] == [answer[5:9]] * 3
+        assert service.sessions.find(A).committed == answer[:9]  # none of them went on for another
         closings = await asyncio.gather(*(only(service, Message("close", {"session": A})) for _ in range(3)))
         assert sorted(reply.fields["known"] for reply in closings) == [False, False, True]
         assert free(service) == 3
@@ -223,6 +224,35 @@ def test_one_name_opened_over_and_over_beside_others_holds_one_row(
         assert [said(replies) for replies in found[1:]] == [other, other]
         await ask(service, Message("close", {"session": A}))
         assert free(service) == 1
+
+    serve(work)
+
+
+def test_openings_of_one_name_follow_each_other(verifier: ModelSession, answer: list[int]) -> None:
+    """On a single row, which the next one may have only when the one before is whole."""
+
+    async def work() -> None:
+        service = CloudService(verifier, CloudLimits(sessions=1))
+        for known in (0, 1, 4):
+            opening = prefill(verifier, A, PROMPT, committed=answer[:known])
+            for replies in await asyncio.gather(*(ask(service, opening) for _ in range(4))):
+                assert [reply.kind for reply in replies] == ["ready"]
+                assert said(replies) == answer[:1] * (known == 0)
+        assert said([await only(service, verify(A, answer[:4], answer[4:6]))]) == answer[4:7]
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_an_end_is_told_with_the_last_token_and_not_before(
+    serve: Run, verifier: ModelSession, answer: list[int]
+) -> None:
+    async def work(service: CloudService) -> None:
+        await ask(service, prefill(verifier, A, PROMPT))
+        assert (await only(service, verify(A, answer[:1], answer[1:]))).fields["finish"] == "length"
+        replies = await ask(service, decode(A, answer[:1], 3))
+        assert (said(replies), replies[-1].fields["finish"]) == (answer[1:4], None)
+        replies = await ask(service, decode(A, answer[:4], LIMIT))
+        assert (said(replies), replies[-1].fields["finish"]) == (answer[4:], "length")
 
     serve(work)
 
@@ -351,7 +381,7 @@ def test_what_is_wrong_is_told_so_and_nobody_notices(serve: Run, verifier: Model
     serve(work)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, tiny.HIDDEN), (1, 4, 3), (4, tiny.HIDDEN), (2, 4, tiny.HIDDEN)])
+@pytest.mark.parametrize("shape", [(1, 40, tiny.HIDDEN), (1, 40, 3), (40, tiny.HIDDEN), (2, 40, tiny.HIDDEN)])
 @pytest.mark.parametrize("value", [1.0, np.nan, np.inf, 3e38])
 def test_embeddings_of_any_kind_spoil_no_other_session(
     serve: Run, verifier: ModelSession, answer: list[int], shape: tuple[int, ...], value: float
@@ -359,10 +389,10 @@ def test_embeddings_of_any_kind_spoil_no_other_session(
     """What is not finite would stay in a row that a mask hides, for the next session that has it."""
 
     async def work(service: CloudService) -> None:
-        tensors = {"inputs_embeds": np.full(shape, value, np.float32), "position_ids": np.arange(4)[None]}
+        tensors = {"inputs_embeds": np.full(shape, value, np.float32), "position_ids": np.arange(40)[None]}
         fields = prefill(verifier, A, "", form="embeds", offset=[0.0]).fields
         replies = await ask(service, Message("prefill", fields, tensors))
-        assert replies[-1].kind == ("ready" if value == 1.0 and shape == (1, 4, tiny.HIDDEN) else "error")
+        assert replies[-1].kind == ("ready" if value == 1.0 and shape == (1, 40, tiny.HIDDEN) else "error")
         await ask(service, Message("close", {"session": A}))
         for name in (A, B, C):
             assert said(await ask(service, prefill(verifier, name, PROMPT, stream=LIMIT))) == answer

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ from asking import EVERYTHING, QUICK, Asked, Asker, at_once, cloud, faulty, open
 from msao_compile.errors import Busy, ContractMismatch, InputError, LinkDown, RemoteError
 from msao_compile.manifest.offload import Rule
 from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.device import Device, Work
 from msao_compile.runtime.remote import Patience, RemoteSession
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.speculate.drafter import Drafter
 from msao_compile.runtime.wire.base import Traffic
 from msao_compile.runtime.wire.faulty import Faults, FaultyLink
 from msao_compile.runtime.wire.loopback import Loopback
@@ -25,11 +29,21 @@ from msao_compile.runtime.wire.message import Message
 
 LIMIT, PROMPTS = 16, 16
 Pair = tuple[ModelSession, ModelSession]
+T = TypeVar("T")
 ONE_BY_ONE = {entry.name: 0.15 for entry in fields(Faults) if not entry.name.endswith("_ms")}
 
 
 def sampling(temperature: float, seed: int) -> SamplingParameters:
     return SamplingParameters(temperature=temperature, seed=seed)
+
+
+class Slow(Device):
+    """A device that needs a while for each piece of work."""
+
+    async def run(self, kind: Work, count: int, work: Callable[[], T]) -> T:
+        """As `Device.run`, later."""
+        await asyncio.sleep(0.001)
+        return await super().run(kind, count, work)
 
 
 async def own(verifier: ModelSession, temperature: float, count: int = PROMPTS) -> list[list[int]]:
@@ -53,8 +67,11 @@ async def drafted(
     message = opening(verifier, tiny.prompt(index), LIMIT, given, rule)
     patience = plan.get("patience", QUICK)
     assert isinstance(patience, Patience)
+    pause_s = plan.pop("pause_s", 0.0)
+    assert isinstance(pause_s, float)
+    asker = Asker(edge, link, patience, Slow("edge") if pause_s else Device("edge"), pause_s)
     request = edge.prepare(tiny.prompt(index), ())
-    return await Asker(edge, link, patience).drafted(message, request, plan_for(edge, drafts, LIMIT, **plan), given)
+    return await asker.drafted(message, request, plan_for(edge, drafts, LIMIT, **plan), given)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -264,3 +281,82 @@ def test_a_cloud_that_contradicts_itself_is_not_believed(pair: Pair) -> None:
             remote.take(base, tokens, None)
     remote.take(2, [3, 4], "stop")
     assert (remote.committed, remote.finish) == ([1, 2, 3, 4], "stop")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_that_turns_to_streaming_in_the_middle_is_the_same(pair: Pair, temperature: float) -> None:
+    async def run() -> None:
+        wanted = await own(pair[1], temperature)
+        link, _ = faulty(pair[1], EVERYTHING, seed=11)
+        for more in ({"stream": True}, {"goes_on": lambda kept: False}, {"goes_on": lambda kept: kept > 0.6}):
+            found = await at_once(PROMPTS, lambda index, more=more: drafted(pair, link, index, temperature, 4, **more))  # type: ignore[misc]
+            assert [one.tokens for one in found] == wanted  # type: ignore[attr-defined]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_stream_whose_cloud_stays_away_is_ended_by_a_drafter_that_had_not_begun(pair: Pair) -> None:
+    async def run() -> None:
+        link = FaultyLink(Loopback(cloud(pair[1]).handle), DEAD, 1)
+        asked = await drafted(pair, link, 1, 0.0, 4, stream=True, unverified=True, patience=SHORT)
+        assert asked.account.unverified == len(asked.tokens) > 0
+        with pytest.raises(LinkDown):
+            await drafted(pair, link, 1, 0.0, 4, stream=True, patience=SHORT)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def _check_mixed(edge: ModelSession, index: int, asked: Asked, wanted: list[int]) -> None:
+    """What was verified is the cloud's; what follows is the drafter's own, without a token lost or doubled."""
+    verified = len(asked.tokens) - asked.account.unverified
+    assert asked.tokens[:verified] == wanted[:verified]
+    drafter = Drafter(edge, "greedy", SamplingParameters())
+    drafter.prefill(edge.prepare(tiny.prompt(index), ()), {}, Clock())
+    for at in range(verified, len(asked.tokens)):
+        assert drafter.draft(asked.tokens[:at]).token == asked.tokens[at]
+    assert len(asked.tokens) == LIMIT or drafter.draft(asked.tokens).token == tiny.END or asked.tokens == wanted
+
+
+@pytest.mark.parametrize("late_ms", [0.5, 2.0, 4.0, 20.0])
+def test_a_drafter_answers_alone_only_where_every_draft_was_sure_and_says_so(pair: Pair, late_ms: float) -> None:
+    async def run() -> None:
+        wanted = await own(pair[1], 0.0)
+        link, _ = faulty(pair[1], Faults(late_ms=late_ms), seed=1)
+        never = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=1.01))
+        assert [one.tokens for one in never] == wanted  # type: ignore[attr-defined]
+        assert not any(one.account.unverified for one in never)  # type: ignore[attr-defined]
+        every = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=0.0, pause_s=0.004))
+        for index, asked in enumerate(every):
+            assert isinstance(asked, Asked)
+            _check_mixed(pair[0], index, asked, wanted[index])
+        assert late_ms < 20 or any(one.account.unverified for one in every)  # type: ignore[attr-defined]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_an_answer_that_is_opened_again_does_not_take_more_room(pair: Pair) -> None:
+    """Two rows, and none of them is silent for long: whatever is lost has to be given back."""
+
+    async def run() -> None:
+        wanted = await own(pair[1], 0.0)
+        link, [service] = faulty(pair[1], Faults(lost_after=0.3), seed=2, sessions=2, idle_ms=1e6)
+        for index in range(PROMPTS):
+            asked = await drafted(pair, link, index, 0.0, 4, patience=Patience(tries=12, wait_ms=1.0))
+            assert asked.tokens == wanted[index]
+        assert link.seen["lost_after"] > 10
+        assert service.gauges()["sessions"] <= 2
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_no_wait_is_longer_than_a_cloud_may_be_silent() -> None:
+    patience = Patience(tries=99, wait_ms=1.0, silence_ms=20.0)
+
+    async def run() -> float:
+        with pytest.raises(Busy, match="tomorrow"):
+            await patience.again(Busy("tomorrow", 86_400_000), 1)
+        start = time.perf_counter()
+        await patience.again(LinkDown("down"), 60)
+        return time.perf_counter() - start
+
+    assert asyncio.run(asyncio.wait_for(run(), 5)) < 2

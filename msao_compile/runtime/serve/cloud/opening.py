@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from msao_compile.errors import InputError
-from msao_compile.manifest.schema import Deployment, Model
+from msao_compile.manifest.schema import Deployment, Dialect, Model
 from msao_compile.runtime.api import Runtime, load
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
+from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.serve.cloud.served import Served
 
 
@@ -48,6 +49,17 @@ def prefill_inputs(deployment: Deployment, model: Model) -> dict[str, tuple[str,
     return known
 
 
+def batched(deployment: Deployment, model: Model) -> Dialect | None:
+    """The dialect whose decoder takes rows of different lengths side by side, where it was proven for CPUs."""
+    proven = [
+        engine
+        for engine in deployment.engines
+        if engine.module == model.components["decoder"] and engine.dialect == "scatter" and engine.backend == "ort"
+        and engine.status in ("parity", "qualified") and engine.compatibility.platform_kind == "cpu"
+    ]  # fmt: skip
+    return "scatter" if proven else None
+
+
 def open_deployment(folder: Path, model: str | None, limits: CloudLimits) -> tuple[CloudService, Served]:
     """Load a deployment's model and make it what is served; to be called in the event loop that serves.
 
@@ -56,6 +68,8 @@ def open_deployment(folder: Path, model: str | None, limits: CloudLimits) -> tup
     """
     runtime: Runtime = load(folder)
     chosen = cloud_model(runtime.deployment, model)
-    service = CloudService(runtime.session(chosen.name), limits)
+    dialect = batched(runtime.deployment, chosen) if limits.sessions > 1 else None
+    engines = runtime.engines if dialect is None else Engines(folder, runtime.deployment, True, dialect=dialect)
+    service = CloudService(engines.session(chosen), limits)
     inputs = prefill_inputs(runtime.deployment, chosen)
     return service, Served(chosen.name, service.handle, inputs, service.gauges)
