@@ -107,7 +107,7 @@ async def speculated(edge: Edge, question: Question, plan: Plan) -> Outcome:
     found, account = watch.end(traffic), speculator.account
     found.drafted, found.accepted, found.rounds = account.drafted, account.accepted, account.rounds
     found.verified = account.unverified == 0
-    edge.adviser.learn(remote.extent.prompt_tokens or 0, len(found.tokens), found.drafted, found.accepted)
+    edge.adviser.learn(remote.extent.prompt_tokens or 0, len(found.tokens), found.accepted, account.rejected)
     return found
 
 

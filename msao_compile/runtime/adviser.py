@@ -36,8 +36,8 @@ class Adviser:
     link: LinkState = field(default_factory=LinkState)
     answer_tokens: Average = field(default_factory=Average)
     prompt_tokens: Average = field(default_factory=Average)
-    drafted: float = 0.0
     accepted: float = 0.0
+    rejected: float = 0.0
     cloud_load: float = 0.0
 
     def decide(self, sizes: Sequence[int], now_ms: float, limits: Limits, edge_queue_ms: float = 0.0) -> Decision:
@@ -59,7 +59,8 @@ class Adviser:
 
     def drafting(self, kept: float | None = None) -> Drafting:
         """How drafts fare: by what was seen, or before that by what was fitted."""
-        known = (self.accepted + PRIOR * self.settings.acceptance.at(1.0)) / (self.drafted + PRIOR)
+        judged = self.accepted + self.rejected
+        known = (self.accepted + PRIOR * self.settings.acceptance.at(1.0)) / (judged + PRIOR)
         return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
@@ -87,11 +88,10 @@ class Adviser:
         cloud_ms = Host(self.there).begin_ms(work.prompt_tokens, pictures)
         return calibration.read(prompt, pictures, edge_ms, cloud_ms)
 
-    def learn(self, prompt_tokens: int, answer_tokens: int, drafted: int, accepted: int) -> None:
-        """What an answer came to."""
+    def learn(self, prompt_tokens: int, answer_tokens: int, accepted: int, rejected: int) -> None:
+        """What an answer came to. What was seen of drafts fades with every answer, so that they are tried again."""
         self.answer_tokens.add(answer_tokens)
         if prompt_tokens:
             self.prompt_tokens.add(prompt_tokens)
-        if drafted:
-            self.drafted = FORGET * self.drafted + drafted
-            self.accepted = FORGET * self.accepted + accepted
+        self.accepted = FORGET * self.accepted + accepted
+        self.rejected = FORGET * self.rejected + rejected

@@ -144,7 +144,7 @@ def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: 
         finally:
             there.leave()
             account = speculator.account
-            adviser.learn(there.extent.prompt_tokens or 0, clock.tokens, account.drafted, account.accepted)
+            adviser.learn(there.extent.prompt_tokens or 0, clock.tokens, account.accepted, account.rejected)
 
     return RouteRun(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",

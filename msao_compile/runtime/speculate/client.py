@@ -23,7 +23,7 @@ from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
 
 ENOUGH = 8
-"""Drafts that tell how well they fare."""
+"""Drafts that were judged and tell how well they fare."""
 
 
 class Alone(Protocol):
@@ -65,10 +65,12 @@ class Plan:
 
 @dataclass
 class Account:
-    """What drafting came to."""
+    """What drafting came to. `rejected` counts drafts that the cloud judged and did not keep: those made behind one of
+    them were never judged, and say nothing of how well the drafter does."""
 
     drafted: int = 0
     accepted: int = 0
+    rejected: int = 0
     rounds: int = 0
     unverified: int = 0
 
@@ -307,8 +309,9 @@ class Speculator:
         self._trim()
         if len(self.remote.committed) > before:
             self._tried = 0
-        if self.plan.goes_on is not None and not self._streaming and self.account.drafted >= ENOUGH:
-            self._streaming = not self.plan.goes_on(self.account.accepted / self.account.drafted)
+        judged = self.account.accepted + self.account.rejected
+        if self.plan.goes_on is not None and not self._streaming and judged >= ENOUGH:
+            self._streaming = not self.plan.goes_on(self.account.accepted / judged)
         if faults:
             raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 
@@ -326,6 +329,7 @@ class Speculator:
         ends = self.remote.finish == "stop" and kept == len(new) < len(self.ahead)
         self.account.accepted += kept + (ends and self.ahead[kept].token in self.plan.stops)
         follows = kept == min(len(new), len(self.ahead))
+        self.account.rejected += not follows
         self.ahead = self.ahead[len(new) :] if follows else []
         self.sent = max(self.sent - len(new), 0) if follows else 0
         self._settled = len(self.remote.committed)
