@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pairs
 import pytest
@@ -28,3 +30,13 @@ def pair(words: Path) -> Pair:
 def verifier(pair: Pair) -> ModelSession:
     """Of the two the one that a cloud serves."""
     return pair.verifier
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[..., Path]:
+    """`copied(field=value)`: another such deployment, fields of its manifest replaced."""
+
+    def made(**changed: Any) -> Path:
+        return pairs.write(tmp_path / "copied", **changed)
+
+    return made

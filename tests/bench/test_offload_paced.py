@@ -48,9 +48,8 @@ def test_one_piece_at_a_time_in_the_order_it_came() -> None:
             await device.run(kind, 1, lambda: None)
             told.append((name, round(now_ms(), 6)))
 
-        asked = [
-            asyncio.ensure_future(ask(name, kind)) for name, kind in (("a", "decode"), ("b", "verify"), ("c", "draft"))
-        ]  # type: ignore[arg-type]  # noqa: E501
+        given: list[tuple[str, Work]] = [("a", "decode"), ("b", "verify"), ("c", "draft")]
+        asked = [asyncio.ensure_future(ask(name, kind)) for name, kind in given]
         await asyncio.sleep(0.001)
         waiting = device.waiting
         await asyncio.gather(*asked)
