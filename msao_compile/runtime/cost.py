@@ -107,7 +107,8 @@ def token_ms(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) ->
 
     Stop-and-wait: a round's drafts, round trip and verification over the tokens it adds. With rounds under way at once
     the drafter does not wait: a token takes as long as the slower side needs for it, and a rejection, one in
-    1 / (1 - a) tokens, costs a round trip and a verification in which nothing was gained.
+    1 / (1 - a) tokens, costs a round trip and a verification in which nothing was gained, after the drafts that filled
+    the rejected one's round: half a round's on average.
     """
     draft_ms = edge.decode_ms
     verify_ms = cloud.verify_ms(drafting.tokens + 1)
@@ -115,7 +116,8 @@ def token_ms(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) ->
         return (drafting.tokens * draft_ms + link.rtt_ms + verify_ms) / kept_tokens(drafting)
     window_ms = (link.rtt_ms + verify_ms) / drafting.rounds / max(drafting.tokens, 1)
     pace_ms = max(draft_ms, verify_ms / max(drafting.tokens, 1), window_ms)
-    return pace_ms + (1 - drafting.chance) * (link.rtt_ms + verify_ms)
+    filled_ms = (drafting.tokens - 1) / 2 * draft_ms
+    return pace_ms + (1 - drafting.chance) * (filled_ms + link.rtt_ms + verify_ms)
 
 
 def speculate_ms(

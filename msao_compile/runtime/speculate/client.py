@@ -23,7 +23,7 @@ from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
 
 ENOUGH = 8
-"""Drafts that tell how well they fare."""
+"""Drafts that were judged and tell how well they fare."""
 
 
 class Alone(Protocol):
@@ -332,9 +332,8 @@ class Speculator:
         if self._ended and self.ahead:
             if self.remote.finish == "stop":  # the next draft was judged as well
                 right = self.ahead[0].token in self.plan.stops
-                self.account.accepted, self.account.rejected = (
-                    self.account.accepted + right, self.account.rejected + (not right)
-                )  # fmt: skip
+                self.account.accepted += right
+                self.account.rejected += not right
             self.ahead = []
         self.sent = max(self.sent - len(new), 0) if follows else 0
         self._settled = len(self.remote.committed)
