@@ -72,12 +72,14 @@ class Adviser:
         burst = min(round(rtt_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
         return Plan(
             self.settings, pace, limit, stops, rounds=UNDER_WAY, burst=burst, stream=route == "cloud",
-            goes_on=lambda kept: self._goes_on(estimate, kept), patience=patience,
+            goes_on=lambda accepted, judged: self._goes_on(estimate, accepted, judged), patience=patience,
         )  # fmt: skip
 
-    def _goes_on(self, estimate: LinkEstimate | None, kept: float) -> bool:
+    def _goes_on(self, estimate: LinkEstimate | None, accepted: int, judged: int) -> bool:
+        """Whether to go on drafting an answer, by its own drafts and those of answers before it."""
         if estimate is None:
             return True
+        kept = (accepted + PRIOR * self.drafting().chance) / (judged + PRIOR)
         return goes_on(Host(self.here), self._cloud(), estimate, self.drafting(kept))
 
     def _cloud(self) -> Host:

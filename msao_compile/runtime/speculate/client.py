@@ -47,7 +47,7 @@ class Plan:
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
     drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone` judges whether
     its whole answer stands without the cloud, unverified; never in `strict`. `stream`: the cloud decodes by itself, and
-    drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
+    drafts serve `alone` only. `goes_on`: whether drafting pays where so many drafts were kept of those judged.
     """
 
     settings: Speculation
@@ -59,7 +59,7 @@ class Plan:
     unverified: bool = False
     alone: Alone | None = None
     stream: bool = False
-    goes_on: Callable[[float], bool] | None = None
+    goes_on: Callable[[int, int], bool] | None = None
     patience: Patience = field(default_factory=Patience)
 
 
@@ -100,6 +100,7 @@ class Speculator:
         self._shown = self._settled = self._tried = 0
         self._streaming = self.plan.stream
         self._asked = False
+        self._own: list[float] | None = []
 
     async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
         """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
@@ -179,12 +180,12 @@ class Speculator:
         It is taken at one moment: what the cloud commits while it is shown changes it no more.
         """
         self._trim()
-        if self.plan.alone is None or not self.ahead:
+        if self.plan.alone is None or not self.ahead or self._own is None:
             return None
         known, drafts = len(self.remote.committed), [draft.token for draft in self.ahead]
         stops = drafts[-1] in self.plan.stops
         ends = stops or known + len(drafts) >= self._limit
-        if not ends or not self.plan.alone.enough([draft.confidence for draft in self.ahead]):
+        if not ends or not self.plan.alone.enough([*self._own, *(draft.confidence for draft in self.ahead)]):
             return None
         return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
 
@@ -219,7 +220,10 @@ class Speculator:
     def _doubted(self) -> bool:
         """Whether the drafter cannot answer alone any more."""
         alone = self.plan.alone
-        return alone is None or (bool(self.ahead) and alone.hopeless([draft.confidence for draft in self.ahead]))
+        if alone is None or self._own is None:
+            return True
+        sure = [*self._own, *(draft.confidence for draft in self.ahead)]
+        return bool(sure) and alone.hopeless(sure)
 
     def _ask(self) -> None:
         """Open the session in the cloud."""
@@ -310,7 +314,7 @@ class Speculator:
             self._tried = 0
         judged = self.account.accepted + self.account.rejected
         if self.plan.goes_on is not None and not self._streaming and judged >= ENOUGH:
-            self._streaming = not self.plan.goes_on(self.account.accepted / judged)
+            self._streaming = not self.plan.goes_on(self.account.accepted, judged)
         if faults:
             raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 
@@ -326,6 +330,7 @@ class Speculator:
                 break
             kept += 1
         follows = kept == min(len(new), len(self.ahead))
+        self._remember(len(new) if follows else None)
         self.account.accepted += kept
         self.account.rejected += not follows
         self.ahead = self.ahead[len(new) :] if follows else []
@@ -338,6 +343,16 @@ class Speculator:
         self.sent = max(self.sent - len(new), 0) if follows else 0
         self._settled = len(self.remote.committed)
         self.unsure = False
+
+    def _remember(self, committed: int | None) -> None:
+        """Keep how sure the drafter was of drafts that are committed; None where the answer is no longer its own.
+
+        What was shown of answers that the edge gives alone is of whole answers of its own, and of no others.
+        """
+        if self._own is None or committed is None or committed > len(self.ahead):
+            self._own = None
+        else:
+            self._own += [draft.confidence for draft in self.ahead[:committed]]
 
     async def _again(self, error: RemoteError) -> bool:
         """Open the session again after a wait; False where the drafter is to finish alone.
