@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from msao_compile.errors import MissingTool
@@ -28,8 +28,8 @@ FIRST = {"doubt": 0.01, "tau_drop": 0.01, "gamma_max": 4, "tau_confidence": 0.3}
 """The first trial: the guess that a deployment has before it is fitted."""
 RUNGS: dict[str, Rung | None] = {"full": None, "regions": "regions", "thumbnail": "thumbnail"}
 HIDDEN = 0.05
-"""How much drafts count where the guard hides them since the cloud by itself is faster: their knobs lose nothing, and
-on another link or a busier cloud they are what counts."""
+"""How much drafts count where the guard hides them since the cloud by itself is faster: on another link, or with a
+busier cloud, they are what counts."""
 FAR_MS = 1e6
 """What a broken constraint costs for each whole loss beyond it: more than any answer takes."""
 
@@ -61,7 +61,7 @@ def search(
 ) -> Found:  # fmt: skip
     """So many trials; of those whose bound of the loss holds, the one with the least mean time."""
     tool, marks = optimiser(), Marks.of(costs.records)
-    told, scores = list[tuple[Knobs, Trial]](), list[float]()
+    told: list[tuple[Knobs, Trial]] = []
     reducible = any(record.reduced for record in costs.records)
 
     def objective(trial: optuna.Trial) -> float:
@@ -78,14 +78,20 @@ def search(
                 loss=lost / count, upper=upper, holds=upper <= epsilon,
             ),
         ))  # fmt: skip
-        scores.append(mean_ms + HIDDEN * float(costs.speculated("full", knobs.drafts).mean()))
-        return scores[-1] + FAR_MS * max(upper - epsilon, 0.0)
+        drafts_ms = float(costs.speculated("full", knobs.drafts).mean())
+        return mean_ms + HIDDEN * drafts_ms + FAR_MS * max(upper - epsilon, 0.0)
 
     study = tool.create_study(sampler=tool.samplers.TPESampler(seed=seed))
     study.enqueue_trial(FIRST, skip_if_exists=True)
     study.optimize(objective, n_trials=trials)
-    best = min(range(len(told)), key=lambda place: (not told[place][1].holds, scores[place], place))
-    return Found(told[best][0], tuple(trial for _, trial in told))
+    best, _ = min(told, key=lambda pair: (not pair[1].holds, pair[1].mean_ms, pair[1].number))
+    drafts = min((knobs.drafts for knobs, _ in told), key=lambda drafts: _drafts_ms(costs, drafts))
+    return Found(replace(best, drafts=drafts), tuple(trial for _, trial in told))
+
+
+def _drafts_ms(costs: Costs, drafts: Drafts) -> float:
+    """What drafts cost where the cloud answers: their knobs lose nothing, so they are chosen by themselves."""
+    return float(costs.best("full", drafts).mean() + HIDDEN * costs.speculated("full", drafts).mean())
 
 
 def _knobs(trial: optuna.Trial, reducible: bool, shown: bool) -> Knobs:
