@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from msao_compile.errors import DeploymentError, InputError, LinkDown, PromptError
+from msao_compile.errors import DeploymentError, InputError, PromptError, RemoteError
 from msao_compile.manifest.offload import Speculation
 from msao_compile.manifest.schema import Deployment, Model, Route
 from msao_compile.runtime.adviser import Adviser
@@ -19,7 +19,7 @@ from msao_compile.runtime.answer import Answer, Clock, Piece
 from msao_compile.runtime.bridge import bridge
 from msao_compile.runtime.calibrated import Calibration
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
-from msao_compile.runtime.clouds import Clouds, unheard
+from msao_compile.runtime.clouds import AWAY, Clouds, unheard
 from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.engines import Engines
@@ -281,7 +281,7 @@ class Runtime:
         assert self.clouds is not None  # asked for where there is a cloud
         try:
             return self.clouds.link(model)
-        except LinkDown as error:
+        except AWAY as error:
             return Absent(error)
 
     def _speculation(self, task: str) -> Speculation | None:
@@ -309,7 +309,7 @@ class Runtime:
 class Absent:
     """A link to nowhere."""
 
-    def __init__(self, error: LinkDown) -> None:
+    def __init__(self, error: RemoteError) -> None:
         self.error = error
 
     async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:

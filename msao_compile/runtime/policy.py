@@ -103,13 +103,19 @@ def decide(observed: Observed, limits: Limits) -> Decision:
     in_time = [option for option in found if limits.deadline_ms is None or option.time_ms <= limits.deadline_ms]
     if in_time and best not in in_time:
         best = in_time[0]
-    return Decision(best.route, best.payload, _reason(best, found, guarded), tuple(found), guarded)
+    reason = _reason(best, found, guarded) + ("" if _reachable(observed) else ", and no cloud can be counted on")
+    return Decision(best.route, best.payload, reason, tuple(found), guarded)
+
+
+def _reachable(observed: Observed) -> bool:
+    link = observed.link
+    return observed.cloud is not None and link is not None and link.failing <= DROPPED
 
 
 def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
     cloud, link, work = observed.cloud, observed.link, observed.work
     alone = limits.edge_is_verifier or (limits.mode == "calibrated" and observed.edge_suffices)
-    reachable = cloud is not None and link is not None and link.failing <= DROPPED
+    reachable = _reachable(observed)
     if "edge" in limits.routes and (alone or not reachable):
         spent = edge_ms(observed.edge, work, observed.probe_ms)
         yield _priced("edge", "full", spent, 0.0, 0, limits)
