@@ -11,7 +11,7 @@ from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.cost import Drafting, Host, Payload, Work
 from msao_compile.runtime.link_state import Average, LinkEstimate, LinkState
 from msao_compile.runtime.policy import Choice, Decision, Limits, Observed, decide, goes_on
-from msao_compile.runtime.remote import Patience, RemoteSession
+from msao_compile.runtime.remote import Patience
 from msao_compile.runtime.speculate.client import Plan
 from msao_compile.runtime.speculate.gates import Pace
 
@@ -92,11 +92,17 @@ class Adviser:
         cloud_ms = Host(self.there).begin_ms(work.prompt_tokens, pictures)
         return calibration.read(prompt, pictures, edge_ms, cloud_ms)
 
-    def learn(self, remote: RemoteSession, answer_tokens: int, accepted: int, rejected: int) -> None:
-        """What an answer came to: its length, and how many of its drafts were judged right and wrong."""
+    def learn(self, prompt_tokens: int, answer_tokens: int, accepted: int, rejected: int) -> None:
+        """What an answer came to: lengths, and how many of its drafts were judged right and wrong.
+
+        What was seen of drafts fades with every answer, so that they are tried again.
+        """
         self.answer_tokens.add(answer_tokens)
-        if remote.extent.prompt_tokens:
-            self.queue_ms, self.step_wait_ms = remote.queue_ms, remote.step_wait_ms
-            self.prompt_tokens.add(remote.extent.prompt_tokens)
+        if prompt_tokens:
+            self.prompt_tokens.add(prompt_tokens)
         self.judged = FORGET * self.judged + accepted + rejected
         self.accepted = FORGET * self.accepted + accepted
+
+    def busy(self, queue_ms: float, step_wait_ms: float) -> None:
+        """How long prompts and steps waited in the cloud lately for those of others, as it says itself."""
+        self.queue_ms, self.step_wait_ms = queue_ms, step_wait_ms

@@ -93,18 +93,18 @@ def test_nothing_heard_of_a_cloud_finds_out_and_a_cloud_that_fails_leaves_the_ed
     assert found.decide([], 14.0, Limits(routes=routes)).route == "edge"
 
 
-def test_a_loaded_cloud_is_slower() -> None:
+def test_a_busy_cloud_is_slower_by_what_it_says_of_waits() -> None:
     found = heard(adviser(), 5.0)
     idle = found.decide([], 10.0, Limits(routes=frozenset({"cloud"}))).options[0].time_ms
-    found.cloud_load = 0.75
+    found.busy(queue_ms=30.0, step_wait_ms=4.0)
     busy = found.decide([], 10.0, Limits(routes=frozenset({"cloud"}))).options[0].time_ms
-    assert busy - idle == pytest.approx(3 * (10 + GUESS_TOKENS * 20))
+    assert busy - idle == pytest.approx(30 + GUESS_TOKENS * 4)
 
 
 @pytest.mark.parametrize(("kept", "goes_on"), [(0.95, True), (0.2, False)])
 def test_a_plan_goes_on_speculating_only_where_drafts_are_kept(kept: float, goes_on: bool) -> None:
     plan = heard(adviser(), 5.0).plan(16, frozenset({2}), 10.0, "speculate", Patience())
-    assert plan.goes_on is not None and plan.goes_on(kept) is goes_on
+    assert plan.goes_on is not None and plan.goes_on(round(kept * 100), 100) is goes_on
 
 
 def test_a_plan_bursts_as_long_as_a_round_trip_lasts_and_streams_where_that_was_chosen() -> None:
@@ -115,7 +115,7 @@ def test_a_plan_bursts_as_long_as_a_round_trip_lasts_and_streams_where_that_was_
     cloud = heard(adviser(), 5.0).plan(16, frozenset({2}), 10.0, "cloud", Patience())
     assert cloud.stream
     unheard = adviser().plan(16, frozenset({2}), 10.0, "speculate", Patience())
-    assert unheard.goes_on is not None and unheard.goes_on(0.0)  # nothing is known to judge by
+    assert unheard.goes_on is not None and unheard.goes_on(0, 100)  # nothing is known to judge by
 
 
 def test_free_work_makes_no_endless_burst() -> None:

@@ -288,7 +288,8 @@ def test_an_answer_that_turns_to_streaming_in_the_middle_is_the_same(pair: Pair,
     async def run() -> None:
         wanted = await own(pair[1], temperature)
         link, _ = faulty(pair[1], EVERYTHING, seed=11)
-        for more in ({"stream": True}, {"goes_on": lambda kept: False}, {"goes_on": lambda kept: kept > 0.6}):
+        never, often = (lambda kept, of: False), (lambda kept, of: kept > 0.6 * of)
+        for more in ({"stream": True}, {"goes_on": never}, {"goes_on": often}):
             found = await at_once(PROMPTS, lambda index, more=more: drafted(pair, link, index, temperature, 4, **more))  # type: ignore[misc]
             assert [one.tokens for one in found] == wanted  # type: ignore[attr-defined]
 
