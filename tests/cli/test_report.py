@@ -14,6 +14,8 @@ from msao_compile.cli.page.render import render
 from msao_compile.cli.page.sections import LADDER, engines, first_token, longest, sharing
 from msao_compile.cli.page.source import Source, read_source
 from msao_compile.manifest.evidence import BuildEvidence, RouteTiming, StageRun
+from msao_compile.runtime.loader import read_manifest
+from msao_compile.stages.fit import applied
 
 from . import fixtures
 from .conftest import Cli
@@ -27,6 +29,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.text = ""
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
         assert self.open == []
@@ -154,8 +157,46 @@ def test_many_stages_are_cut_to_the_longest_and_the_sum_of_the_rest() -> None:
 
 
 def test_later_sections_appear_when_the_manifest_has_them(deployment: Path) -> None:
-    assert "<h2>Speculation</h2>" not in render(read_source(deployment))
-    assert "<h2>Speculation</h2>" in render(changed(deployment, speculation={"draft_length": 4}))
+    assert "Edge and cloud" not in render(read_source(deployment)) and "<h2>Placement</h2>" not in render(
+        read_source(deployment)
+    )
+    entry = fixtures.fit(True)["speculation"]
+    guessed = render(changed(deployment, speculation=[entry], placement={"where": "<here>"}))
+    Page(guessed)
+    assert "Nothing was fitted" in guessed and "a guess" in guessed and "&lt;here&gt;" in guessed
+
+
+def fitted(folder: Path, shown: bool) -> Page:
+    """The page of the deployment after a fit."""
+    value = fixtures.fit(shown)
+    changed(folder, speculation=[value["speculation"]])
+    applied.write(folder, read_manifest(folder), value)
+    text = render(read_source(folder))
+    page = Page(text)
+    page.text = " ".join(re.sub(r"<[^>]*>", " ", text).split())
+    return page
+
+
+def test_a_fit_is_drawn_as_curves_with_their_words(deployment: Path) -> None:
+    page = fitted(deployment, True)
+    plots = [tag for tag in page.all("svg") if tag.get("class") == "plot"]
+    assert [str(tag["aria-labelledby"]).split()[0] for tag in plots] == [
+        "trade-title", "reliability-title", "acceptance-vqa-title",
+    ]  # fmt: skip
+    for word in (
+        "Taken: 49 % alone, 0.33 % lost, 1.6 % at most.", "sureness: calibration error 0.020",
+        "60 % of the least sure drafts, 97 % of the surest.", "Edge answers alone 49 %", "edge, text alone 47.0 %",
+    ):  # fmt: skip
+        assert word in page.text
+    dots = [float(str(tag["r"])) for tag in page.all("circle")]
+    assert len(dots) == 3 and dots[1] < dots[2]  # what was taken, then a bin of 100 and one of 200
+    assert "failed" in page.text and "not tested" not in page.text
+
+
+def test_a_fit_that_showed_nothing_says_so(deployment: Path) -> None:
+    page = fitted(deployment, False)
+    assert "no choice was shown to lose 2 % at most" in page.text
+    assert "No choice was shown to lose little enough." in page.text
 
 
 def test_forged_evidence_is_refused_and_not_drawn(cli: Cli, deployment: Path) -> None:

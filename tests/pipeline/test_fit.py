@@ -15,9 +15,11 @@ from PIL import Image
 from msao_compile.errors import InputError, RecipeError
 from msao_compile.manifest.fit_evidence import MasEvidence
 from msao_compile.manifest.schema import Deployment
+from msao_compile.runtime import load
 from msao_compile.runtime.loader import locate, read_manifest
 from msao_compile.stages.fit import applied, run
 from msao_compile.stages.fit.record import Recorder
+from msao_compile.stages.fit.samples import read
 from msao_compile.stages.fit.whole import entry_of
 
 QUESTIONS = ("what color is it?", "how many are there?", "what shape is the red one?", "where is the circle?")
@@ -45,13 +47,12 @@ def twins(
 ) -> Workshop:
     """A drafter and a verifier of the same weights, built with the samples; `folder` holds the recipe."""
     folder = tmp_path_factory.mktemp("twins")
-    for part in ("store",):
-        shutil.copytree(workshop.folder / part, folder / part)
+    shutil.copytree(workshop.folder / "store", folder / "store")
     shutil.copytree(checkpoint("idefics3"), folder / "twin")
     models = {"edge": (checkpoint("idefics3"), "draft"), "cloud": (folder / "twin", "target")}
     recipe = write_recipe(folder / "twins.toml", models, targets={"edge": "fused"})
     recipe.write_text(recipe.read_text() + f'[mas]\nsamples = "{samples}"\nepsilon = 0.3\ntrials = 4\n')
-    made = Workshop(folder)
+    made = Workshop(folder, jobs=1)  # in this process, where torch's contexts are everybody's
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("msao_compile.runner.run_job", building.run_here)
         made.build(recipe)
@@ -87,11 +88,11 @@ def test_the_second_build_reads_it_from_the_store_and_plan_tells(twins: Workshop
     assert twins.build(recipe).ran == 0
     assert (built / "deployment.json").read_bytes() == before
     assert [(step.stage, step.state) for step in planned(recipe, twins.options)][-1] == ("fit", "reuse")
-    stricter = recipe.with_name("twins.toml.stricter")
-    stricter.write_text(recipe.read_text().replace("epsilon = 0.3", "epsilon = 0.2").replace("twins.toml", "twins"))
+    stricter = recipe.with_name("stricter.toml")
+    stricter.write_text(recipe.read_text().replace("epsilon = 0.3", "epsilon = 0.2"))
     step = planned(stricter, twins.options)[-1]
     assert (step.stage, step.subject, step.state) == ("fit", "vqa", "run")
-    assert step.reasons == ("settings.epsilon 0.3 → 0.2",) or "epsilon" in step.reasons[0]
+    assert step.reasons == ("settings.epsilon 0.3 → 0.2",)
 
 
 def test_a_first_plan_says_that_it_will_be_fitted(twins: Workshop, tmp_path: Path) -> None:
@@ -103,7 +104,9 @@ def test_a_first_plan_says_that_it_will_be_fitted(twins: Workshop, tmp_path: Pat
 def test_a_recipe_with_samples_and_nobody_to_draft_is_refused(
     twins: Workshop, checkpoint: Checkpoint, samples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = write_recipe(twins.folder / "one.toml", {"edge": (checkpoint("idefics3"), "draft")}, targets={"edge": "fused"})
+    recipe = write_recipe(
+        twins.folder / "one.toml", {"edge": (checkpoint("idefics3"), "draft")}, targets={"edge": "fused"}
+    )
     recipe.write_text(recipe.read_text() + f'[mas]\nsamples = "{samples}"\nepsilon = 0.3\n')
     monkeypatch.setattr("msao_compile.runner.run_job", building.run_here)
     with pytest.raises(RecipeError, match="mas: no task has a model that drafts"):
@@ -111,9 +114,6 @@ def test_a_recipe_with_samples_and_nobody_to_draft_is_refused(
 
 
 def test_what_is_recorded_is_what_the_models_say(built: Path, samples: Path) -> None:
-    from msao_compile.runtime import load
-    from msao_compile.stages.fit.samples import read
-
     runtime = load(built)
     recorder = Recorder(runtime.session("edge"), runtime.session("cloud"), (90, 90, 90))
     with_picture, without = read(samples)[0], read(samples)[3]
@@ -136,8 +136,10 @@ def mine(built: Path, tmp_path: Path) -> Path:
 
 
 def asked(folder: Path, samples: Path, **changes: object) -> dict[str, object]:
-    given = {"folder": str(folder), "samples": str(samples), "held_out": None, "task": None, "epsilon": 0.3, "trials": 2,
-             "seed": 1, "mbps": 50.0, "rtt_ms": 20.0}  # fmt: skip
+    given = {
+        "folder": str(folder), "samples": str(samples), "held_out": None, "task": None, "epsilon": 0.3, "trials": 2,
+        "seed": 1, "mbps": 50.0, "rtt_ms": 20.0,
+    }  # fmt: skip
     return {**given, **changes}
 
 
@@ -147,7 +149,7 @@ def test_a_loss_that_was_not_shown_enables_nothing_and_leaves_the_rest(mine: Pat
     assert after == read_manifest(mine) and after.mas is not None
     assert after.mas.bound is None and not after.mas.calibrated(0.9) and after.mas.reduced == ()
     assert after.mas.thresholds.tau_alone is None and after.speculation[0].evidence is not None
-    assert [one.verdict for one in evidence(mine, after).candidates][0] == "failed"
+    assert evidence(mine, after).candidates[0].verdict == "failed"
 
 
 def test_a_fit_takes_the_place_of_the_one_before_and_leaves_no_file_of_it(mine: Path, samples: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def run(arguments: dict[str, Any], on_progress: Any) -> dict[str, Any]:
-    """The stage; see `msao_compile.stages.fit.whole.fit`, imported here so that who only applies a fit loads no model."""
+    """The stage `whole.fit`, imported here so that who only applies a fit loads no model."""
     from msao_compile.stages.fit.whole import fit
 
     return fit(arguments, on_progress)

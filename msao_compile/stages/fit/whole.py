@@ -156,7 +156,8 @@ def written(
 ) -> dict[str, Any]:
     """The stage's value."""
     entry, samples, fill = of
-    bound, learned, seeds = made.tested.bound, made.learned, {"split": asked.seed, "search": asked.seed}
+    bound, learned = made.tested.bound, made.learned
+    seeds = {"search": asked.seed, "split": asked.seed}  # in the order in which the store gives them back
     mas = Mas(
         task=entry.task, drafter=entry.drafter, verifier=entry.verifier, probes=learned.probes, words=learned.words,
         sure=learned.sure, thresholds=thresholds_of(made.knobs),

@@ -55,8 +55,8 @@ def test_odds_end_at_a_ten_thousandth(chance: float, odds: float) -> None:
 
 
 @given(
-    st.lists(CHANCES, min_size=1, max_size=8), st.lists(CHANCES, max_size=40), st.sampled_from([(), (3,), (7,), (3, 7)]),
-    st.lists(st.floats(-2, 2), min_size=10, max_size=10),
+    st.lists(CHANCES, min_size=1, max_size=8), st.lists(CHANCES, max_size=40),
+    st.sampled_from([(), (3,), (7,), (3, 7)]), st.lists(st.floats(-2, 2), min_size=10, max_size=10),
 )  # fmt: skip
 def test_no_answer_becomes_surer_than_was_hoped(
     begun: list[float], rest: list[float], words: tuple[int, ...], weights: list[float]

@@ -42,7 +42,9 @@ def test_a_file_held_out_that_overlaps_is_refused(tmp_path: Path) -> None:
     other = write(tmp_path / "other.jsonl", rows(20, start=20))
     assert len(read_sets(fit, other, 0).held_out) == 20
     write(other, [*rows(20, start=20), {"question": "what is 3?", "answer": "another label"}])
-    with pytest.raises(InputError, match=r"other.jsonl: 1 of its samples are in .*fit.jsonl too, such as 'what is 3\?'"):
+    with pytest.raises(
+        InputError, match=r"other.jsonl: 1 of its samples are in .*fit.jsonl too, such as 'what is 3\?'"
+    ):
         read_sets(fit, other, 0)
 
 
