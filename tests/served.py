@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,3 +89,9 @@ def inside(folder: Path, port: int = 0) -> Iterator[CloudServer]:
         yield server
     finally:
         bridge().run(server.stop())
+
+
+def later(seconds: float, do: Callable[[], object]) -> None:
+    """In so many seconds, in the event loop that links live in."""
+    loop = bridge().loop
+    loop.call_soon_threadsafe(loop.call_later, seconds, do)

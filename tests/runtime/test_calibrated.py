@@ -20,7 +20,14 @@ from msao_compile.runtime.session import ModelSession
 
 W1, W2 = 1, 2
 """Tokens of the words w1 and w2."""
-BOUND = {"epsilon": 0.01, "mean": 0.001, "upper": 0.008, "confidence": 0.95, "method": "clopper-pearson", "samples": 900}
+BOUND = {
+    "epsilon": 0.01,
+    "mean": 0.001,
+    "upper": 0.008,
+    "confidence": 0.95,
+    "method": "clopper-pearson",
+    "samples": 900,
+}
 
 
 def mas(base: float = 0.0, alone: float | None = 0.5, bound: bool = True, **changed: Any) -> dict[str, Any]:

@@ -66,7 +66,10 @@ def test_an_edge_has_no_need_of_the_clouds_modules(words: Path, made: Callable[.
 def test_modules_elsewhere_tell_what_they_take_and_do_nothing(words: Path) -> None:
     runtime = load(words)
     shell = runtime.engines.shell(runtime.deployment.model("cloud"))
-    assert shell.prepare(tiny.prompt(0), ()).ids.tolist() == runtime.session("cloud").prepare(tiny.prompt(0), ()).ids.tolist()
+    assert (
+        shell.prepare(tiny.prompt(0), ()).ids.tolist()
+        == runtime.session("cloud").prepare(tiny.prompt(0), ()).ids.tolist()
+    )
     decoder = shell.decoder
     assert set(decoder.inputs) == {
         "inputs_embeds", "attention_mask", "position_ids", "logits_positions", "write_indices",
