@@ -31,17 +31,19 @@ def times(model: str, decode_ms: float, verify_ms: float, prefill_ms: float = 10
     return Primitives(model=model, prepare=NONE, encode=NONE, **found)
 
 
-def sessions(folder: Path, shaken: float = 0.12) -> dict[str, ModelSession]:
+def sessions(folder: Path, shaken: float = 0.12, seed: int = 0) -> dict[str, ModelSession]:
     """Drafter `edge` and verifier `cloud`."""
     return {
-        "edge": tiny.session(folder / "edge", "edge", shaken=shaken),
-        "cloud": tiny.session(folder / "cloud", "cloud"),
+        "edge": tiny.session(folder / "edge", "edge", seed, shaken),
+        "cloud": tiny.session(folder / "cloud", "cloud", seed),
     }
 
 
-def write(folder: Path, shaken: float = 0.12, fallback: tuple[str, ...] = ("edge",), **changed: Any) -> Path:
+def write(
+    folder: Path, shaken: float = 0.12, fallback: tuple[str, ...] = ("edge",), seed: int = 0, **changed: Any
+) -> Path:
     """The deployment's folder; top-level fields of its manifest can be replaced."""
-    found = {name: session.model for name, session in sessions(folder, shaken).items()}
+    found = {name: session.model for name, session in sessions(folder, shaken, seed).items()}
     engine = {"backend": "ort", "precision": "fp32", "dialect": "scatter", "status": "parity", "target": "here",
               "compatibility": {"target_id": "local-cpu", "platform_kind": "cpu"}}  # fmt: skip
     modules = [_module(folder, name, part) for name in found for part in ("embed_tokens", "decoder")]

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,10 @@ from building import ROOT, command
 from msao_compile.bench.proxy import Proxy
 from msao_compile.bench.shape import Shape
 from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.cloud.service import CloudLimits
+from msao_compile.runtime.serve.cloud.launch import CloudOptions, CloudServer
+from msao_compile.runtime.serve.cloud.opening import open_deployment
+from msao_compile.runtime.serve.cloud.served import Bounds
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,26 @@ def shaped(port: int, shape: Shape, cuts: bool = False) -> Iterator[Proxy]:
         yield proxy
     finally:
         bridge().run(proxy.close())
+
+
+@contextmanager
+def inside(folder: Path, port: int = 0) -> Iterator[CloudServer]:
+    """A cloud server in this process, in the event loop that links live in."""
+
+    async def start() -> CloudServer:
+        _, served = open_deployment(folder, None, CloudLimits())
+        server = CloudServer(served, CloudOptions(port=port, bounds=Bounds(drain_s=0.2)))
+        await server.start()
+        return server
+
+    server = bridge().run(start())
+    try:
+        yield server
+    finally:
+        bridge().run(server.stop())
+
+
+def later(seconds: float, do: Callable[[], object]) -> None:
+    """In so many seconds, in the event loop that links live in."""
+    loop = bridge().loop
+    loop.call_soon_threadsafe(loop.call_later, seconds, do)

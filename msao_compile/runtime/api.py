@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | bytes | Image
 
 
+LAST_HOPE = 8
+"""Tries of a route without a fallback: more than six seconds, as each waits twice as long as the one before."""
+
+
 def load(
     folder: str | os.PathLike[str],
     cloud: str | None = None,
@@ -249,7 +253,7 @@ class Runtime:
         if route.name == "split" or entry is None:
             here = [component for component, host in route.hosts.items() if host == "edge"]
             shell = self.engines.shell(self._model(route.model), here)
-            return remote(shell, question, clock, self._way(route.model), route, Patience())
+            return remote(shell, question, clock, self._way(route.model), route, _patience(route))
         return self._speculative(route, entry, question, free)
 
     def _speculative(self, route: Route, entry: Speculation, question: Question, free: bool) -> RouteRun:
@@ -260,7 +264,7 @@ class Runtime:
         stops = frozenset() if question.sampling.ignore_eos else frozenset(verifier.tokenizer.eos_token_ids)
         adviser = self._inside(entry) if self.clouds is None else self.clouds.adviser(entry)
         allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
-        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, Patience())
+        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, _patience(route))
         plan = replace(plan, unverified="edge" in route.fallback)
         if self.calibrated is not None and free:
             left = adviser.reading(self._calibration(entry, self.calibrated), question.prompt, len(question.pictures))
@@ -304,6 +308,11 @@ class Runtime:
             service = CloudService(session, CloudLimits(sessions=1))
             self._links[name] = Loopback(service.handle)
         return self._links[name]
+
+
+def _patience(route: Route) -> Patience:
+    """Where nobody else can finish an answer, a cloud is given the seconds that it takes to start again."""
+    return Patience() if "edge" in route.fallback else Patience(tries=LAST_HOPE)
 
 
 class Absent:
