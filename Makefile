@@ -12,7 +12,7 @@ ZOO ?=
 
 FUZZ ?= 10000
 
-.PHONY: demo test check fast fuzz bench gpu-check scale targets accuracy families zoo-is-given calibrate clean
+.PHONY: demo test check fast fuzz bench gpu-check offloading soak together scale targets accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -54,6 +54,27 @@ bench: $(STAMP)
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.bench.gpu \
 	  --json 'docs/gpu/{gpu}.json' --markdown 'docs/gpu/{gpu}.md'
+
+# Ways to answer between edge and cloud under emulated links and devices: fits, then sweeps.
+HARNESS := artifacts/bench/offloading
+offloading: $(STAMP)
+	$(BIN)/msao-compile build recipes/shapes-vqa.toml --jobs 2
+	$(BIN)/python -m calibration.shapes --set fit --count 2400 --out $(HARNESS)/fit
+	$(BIN)/python -m calibration.shapes --set heldout --count 1200 --out $(HARNESS)/heldout
+	rm -rf $(HARNESS)/deployment && cp -r $(DEPLOYMENT) $(HARNESS)/deployment
+	$(BIN)/msao-compile fit $(HARNESS)/deployment --samples $(HARNESS)/fit/questions.jsonl \
+	  --held-out $(HARNESS)/heldout/questions.jsonl --epsilon 0.01
+	$(BIN)/msao-compile bench $(HARNESS)/deployment --offload --samples $(HARNESS)/heldout/questions.jsonl \
+	  --setting recipes/settings/msao.toml --jobs 2 --out $(HARNESS)/out
+	cp $(HARNESS)/out/offloading.md $(HARNESS)/out/offloading.json $(HARNESS)/out/offloading.svg docs/
+
+# What batching gives a cloud on this machine, and what a probe costs an edge.
+together: $(STAMP)
+	$(BIN)/python -m tests.bench.together artifacts/bench/together --json docs/together.json --markdown docs/together.md
+
+# At least ten minutes of answers under random faults.
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak --seconds 660 --clients 8
 
 scale: $(STAMP)
 	$(BIN)/python -m tests.bench.scale --json docs/scale.json --markdown docs/scale.md

@@ -98,7 +98,7 @@ class Asker:
         rule = message.fields["rule"]
         remote = RemoteSession(self.link, message, Clock(), Traffic(), self.patience)
         drafter = Drafter(self.edge, rule, sampling)
-        pieces = drafter.opening(lambda: request, len(request.tensors), message.fields["limit"], Clock())
+        pieces = drafter.opening(lambda: request, len(request.tensors), Clock())
         speculator = Speculator(drafter, self.device, remote, plan)
         try:
             found = []
@@ -113,7 +113,7 @@ class Asker:
         """Written by the cloud alone."""
         remote = RemoteSession(self.link, message, Clock(), Traffic(), self.patience)
         try:
-            found = [token async for token in remote.tokens(message.fields["limit"])]
+            found = [token async for token in remote.tokens()]
         finally:
             remote.leave()
         return Asked(found, Account(), remote)

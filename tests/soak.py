@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from calibration.shapes.dataset import samples
 from msao_compile.errors import RemoteError
 from msao_compile.runtime import load
 from msao_compile.runtime.cloud.service import CloudService
@@ -143,14 +144,17 @@ class Soak:
 
 
 def questions(edge: ModelSession, cloud: ModelSession) -> list[Question]:
-    """Prompts of a few words; a model that was trained takes them as well."""
+    """Prompts of a few words, or held-out questions without a picture for the pair that was trained on them."""
     found = []
-    words = tiny.prompt if cloud.model.family == "tiny" else lambda index: f"What is {index} plus {index % 7}?"
+    if cloud.model.family == "tiny":
+        prompts = [tiny.prompt(index) for index in range(PROMPTS)]
+    else:
+        prompts = [row.question for row in samples("heldout", 10 * PROMPTS) if not row.needs_picture][:PROMPTS]
     ways = [SamplingParameters(temperature=temperature, seed=7) for temperature in SAMPLINGS]
-    for index in range(PROMPTS):
-        own = asking.alone(cloud, cloud.prepare(words(index), ()), LIMIT, ways)
-        request = edge.prepare(words(index), ())
-        found.append(Question(words(index), request, dict(zip(SAMPLINGS, own, strict=True))))
+    for prompt in prompts:
+        own = asking.alone(cloud, cloud.prepare(prompt, ()), LIMIT, ways)
+        request = edge.prepare(prompt, ())
+        found.append(Question(prompt, request, dict(zip(SAMPLINGS, own, strict=True))))
     return found
 
 

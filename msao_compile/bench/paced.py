@@ -21,19 +21,24 @@ class PacedDevice(Device):
         self._turn = asyncio.Lock()
 
     async def run(self, kind: Work, count: int, work: Callable[[], T]) -> T:
-        """Do `work` at once, and let its time pass."""
+        """Do `work` when its turn comes, and let its time pass; what is given up before its turn is not done."""
+        self.waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self.waiting -= 1
         return await asyncio.shield(asyncio.ensure_future(self._paced(kind, count, work)))
 
     async def _paced(self, kind: Work, count: int, work: Callable[[], T]) -> T:
         """What nobody waits for any more still takes its time."""
-        self.waiting += 1
-        async with self._turn:
-            self.waiting -= 1
+        try:
             found = work()
             spent_ms = self._line(kind).at(count)
             self.busy_ms[kind] = self.busy_ms.get(kind, 0.0) + spent_ms
             await asyncio.sleep(spent_ms / 1e3)
-            return found
+        finally:
+            self._turn.release()
+        return found
 
     def _line(self, kind: Work) -> Line:
         named = {"draft": self.times.decode, "probe": Line(fixed_ms=0.0, each_ms=0.0)}

@@ -79,7 +79,7 @@ def _bars(rows: Sequence[Row]) -> str:
         cloud, auto, ours = (here.get(name) for name in ("cloud-only", "auto", "calibrated"))
         if cloud is None:
             continue
-        lossless = [here[name]["mean_ms"] for name in ("cloud-only", "stop-and-wait") if name in here]
+        lossless = [row["mean_ms"] for name, row in here.items() if row["lossless"] and name != "auto"]
         rivals = [here[name] for name in RIVALS if name in here]
         fair = [row["mean_ms"] for row in rivals if row["accuracy"] >= cloud["accuracy"] - QUALIFIES]
         strict = "–" if auto is None else f"{auto['mean_ms'] / min(lossless):.3f} x"
@@ -119,8 +119,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(delays) + 1, figsize=(4.2 * (len(delays) + 1), 3.8), squeeze=False)
     for axis, delay in zip(axes[0], delays, strict=False):
         _rates(axis, [row for row in single if row["rtt_ms"] == delay], delay)
-    _trade(axes[0][-1], single)
-    axes[0][0].legend(fontsize=6)
+    if single:
+        _trade(axes[0][-1], single)
+        axes[0][0].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from msao_compile.bench.policies import Policy
 from msao_compile.bench.setting import Setting
 from msao_compile.bench.shape import Shape, ShapedLink
 from msao_compile.bench.sides import Edge, Outcome
-from msao_compile.errors import DeploymentError
+from msao_compile.errors import DeploymentError, InputError
 from msao_compile.manifest.offload import Primitives, Speculation
 from msao_compile.manifest.schema import Deployment, Route
 from msao_compile.runtime.adviser import Adviser
@@ -27,7 +27,8 @@ from msao_compile.runtime.routes import Question
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.wire import contract as c
-from msao_compile.runtime.wire.base import Traffic
+from msao_compile.runtime.wire.base import Handler, Traffic
+from msao_compile.runtime.wire.message import Message
 
 LIMIT = 48
 
@@ -73,10 +74,17 @@ def pair_of(runtime: Runtime, cloud: ModelSession | None = None) -> Pair:
 
 
 def asked(rows: Sequence[dict[str, Any]], folder: Path) -> list[Asked]:
-    """Questions from rows with `question`, `answer`, `kind` and, of a picture, `image`."""
+    """Questions from rows with `question`, `answer`, `kind` and, of a picture, `image`.
+
+    Raises:
+        InputError: a picture cannot be read.
+    """
     found = []
     for row in rows:
-        pictures = ((folder / row["image"]).read_bytes(),) if row.get("image") else ()
+        try:
+            pictures = ((folder / row["image"]).read_bytes(),) if row.get("image") else ()
+        except OSError as error:
+            raise InputError(f"{folder / row['image']}: the picture of a sample cannot be read ({error})") from error
         question = Question(row["question"], pictures, LIMIT, SamplingParameters())
         found.append(Asked(question, row["answer"], row.get("kind", "")))
     return found
@@ -107,7 +115,7 @@ async def _point(
     outcomes: dict[int, Outcome] = {}
 
     async def client(index: int) -> None:
-        link = ShapedLink(service.handle, shape, index, setting.picture_bytes)
+        link = ShapedLink(_untimed(service.handle), shape, index, setting.picture_bytes)
         own = PacedDevice(f"edge{index}", here)
         edge = Edge(pair.drafter, pair.verifier, pair.route, own, link, Adviser(pair.settings, here, there))
         await _greet(edge)
@@ -117,6 +125,18 @@ async def _point(
     await asyncio.gather(*(client(index) for index in range(sessions)))
     passed_ms = asyncio.get_running_loop().time() * 1e3
     return Seen([outcomes[place] for place in range(len(questions))], dict(device.busy_ms), passed_ms)
+
+
+def _untimed(handle: Handler) -> Handler:
+    """Without the times that modules really took, whose digits would make runs differ by some bytes."""
+
+    async def replies(message: Message) -> AsyncIterator[Message]:
+        async for reply in handle(message):
+            if "modules_ms" in reply.fields:
+                reply.fields["modules_ms"] = {}
+            yield reply
+
+    return replies
 
 
 async def _greet(edge: Edge) -> None:
@@ -136,6 +156,8 @@ def summary(pair: Pair, seen: Seen, questions: Sequence[Asked], reference: Seque
     decode = pair.verifier.tokenizer.decode
     right = [decode(found.tokens).strip() == one.answer.strip() for found, one in zip(outcomes, questions, strict=True)]
     tokens = sum(len(outcome.tokens) for outcome in outcomes)
+    accepted = sum(outcome.accepted for outcome in outcomes)
+    judged = accepted + sum(outcome.rejected for outcome in outcomes)
     drafted = sum(outcome.drafted for outcome in outcomes)
     gaps = [(outcome.total_ms - outcome.first_ms) / (len(outcome.tokens) - 1)
             for outcome in outcomes if outcome.first_ms is not None and len(outcome.tokens) > 1]  # fmt: skip
@@ -152,7 +174,8 @@ def summary(pair: Pair, seen: Seen, questions: Sequence[Asked], reference: Seque
         "up_bytes": statistics.fmean(outcome.up_bytes for outcome in outcomes),
         "down_bytes": statistics.fmean(outcome.down_bytes for outcome in outcomes),
         "cloud_ms_per_token": sum(seen.cloud_busy_ms.values()) / max(tokens, 1),
-        "accepted": sum(outcome.accepted for outcome in outcomes) / drafted if drafted else None,
+        "accepted": accepted / drafted if drafted else None,
+        "kept": accepted / judged if judged else None,
         "rounds": statistics.fmean(outcome.rounds for outcome in outcomes),
         "alone": sum(not outcome.verified for outcome in outcomes),
         "guarded": sum(outcome.guarded for outcome in outcomes),

@@ -13,7 +13,7 @@ from msao_compile.errors import InputError
 from msao_compile.manifest.frozen import Frozen
 from msao_compile.manifest.offload import Line, Primitives
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -42,9 +42,9 @@ class Side(Frozen):
 class Sweep(Frozen):
     """The points of a sweep: every rate with every round trip and every number of sessions."""
 
-    mbps: tuple[Positive, ...]
-    rtt_ms: tuple[Positive, ...]
-    sessions: tuple[Count, ...] = (1,)
+    mbps: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    rtt_ms: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    sessions: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
 
     def shapes(self) -> list[tuple[Shape, int]]:
         """Links and sessions, in order."""

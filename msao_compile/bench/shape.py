@@ -51,8 +51,8 @@ class Shape(Frozen):
 
     def rate_at(self, now_ms: float) -> float:
         """Bits per millisecond at a moment."""
-        past = [entry.mbps for entry in self.trace if entry.from_ms <= now_ms]
-        return (past[-1] if past else self.mbps) * 1e3
+        past = [entry for entry in self.trace if entry.from_ms <= now_ms]
+        return (max(past, key=lambda entry: entry.from_ms).mbps if past else self.mbps) * 1e3
 
     def opens_at(self, now_ms: float) -> float:
         """The first moment from `now_ms` on at which something passes."""
@@ -60,6 +60,19 @@ class Shape(Frozen):
             if outage.from_ms <= now_ms < outage.from_ms + outage.for_ms:
                 now_ms = outage.from_ms + outage.for_ms
         return now_ms
+
+    def sent_at(self, size_bytes: int, now_ms: float) -> float:
+        """When the last of so many bytes has left, the first of which leaves at `now_ms` at the earliest."""
+        bits, now_ms = 8.0 * size_bytes, self.opens_at(now_ms)
+        changes = sorted([one.from_ms for one in self.outages] + [entry.from_ms for entry in self.trace])
+        for change_ms in changes:
+            if change_ms <= now_ms:
+                continue  # it is past, or an outage lasted beyond it
+            passed = (change_ms - now_ms) * self.rate_at(now_ms)
+            if bits <= passed:
+                break
+            bits, now_ms = bits - passed, self.opens_at(change_ms)
+        return now_ms + bits / self.rate_at(now_ms)
 
 
 @dataclass
@@ -74,8 +87,7 @@ class Lane:
     def arrival_ms(self, size_bytes: int, now_ms: float) -> float:
         """When the last byte of so many is there."""
         shape = self.shape
-        begin_ms = shape.opens_at(max(now_ms, self.free_ms))
-        self.free_ms = begin_ms + 8 * size_bytes / shape.rate_at(begin_ms)
+        self.free_ms = shape.sent_at(size_bytes, max(now_ms, self.free_ms))
         late_ms = shape.rtt_ms / 2 + abs(self.chance.normal(0.0, shape.jitter_ms) if shape.jitter_ms else 0.0)
         if shape.loss:
             packets = max(math.ceil(size_bytes / PACKET), 1)

@@ -31,6 +31,7 @@ class Outcome:
     down_bytes: int = 0
     drafted: int = 0
     accepted: int = 0
+    rejected: int = 0
     rounds: int = 0
     guarded: bool = False
     verified: bool = True
@@ -58,6 +59,13 @@ class Edge:
         message = outgoing(self.verifier, question, clock, self.route)
         return RemoteSession(self.link, message, clock, traffic, Patience(), self.adviser.link)
 
+    def learn(self, remote: RemoteSession, found: Outcome) -> None:
+        """What an answer of the cloud's told."""
+        prompt_tokens = remote.extent.prompt_tokens or 0
+        self.adviser.learn(prompt_tokens, len(found.tokens), found.accepted, found.rejected)
+        if prompt_tokens:
+            self.adviser.busy(remote.queue_ms, remote.step_wait_ms)
+
     def plan(self, question: Question, route: Choice) -> Plan:
         """How a question is drafted, or streamed where `route` is `cloud`."""
         now_ms = asyncio.get_running_loop().time() * 1e3
@@ -73,7 +81,7 @@ async def from_cloud(edge: Edge, question: Question) -> Outcome:
             watch.token(token)
     finally:
         remote.leave()
-    edge.adviser.learn(remote.extent.prompt_tokens or 0, len(watch.outcome.tokens), 0, 0)
+    edge.learn(remote, watch.outcome)
     return watch.end(traffic)
 
 
@@ -105,9 +113,10 @@ async def speculated(edge: Edge, question: Question, plan: Plan) -> Outcome:
     finally:
         remote.leave()
     found, account = watch.end(traffic), speculator.account
-    found.drafted, found.accepted, found.rounds = account.drafted, account.accepted, account.rounds
+    found.drafted, found.accepted, found.rejected = account.drafted, account.accepted, account.rejected
+    found.rounds = account.rounds
     found.verified = account.unverified == 0
-    edge.adviser.learn(remote.extent.prompt_tokens or 0, len(found.tokens), found.drafted, found.accepted)
+    edge.learn(remote, found)
     return found
 
 

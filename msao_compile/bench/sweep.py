@@ -56,9 +56,17 @@ def rows_of(samples: Path, count: int) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise InputError(f"{samples}: no samples as JSON lines ({error})") from error
-    if not rows or any("question" not in row or "answer" not in row for row in rows):
+    if not rows or not all(_is_sample(row) for row in rows):
         raise InputError(f"{samples}: each line needs question and answer, and image where there is one")
     return rows
+
+
+def _is_sample(row: Any) -> bool:
+    """Whether question, answer and image are texts, the last where there is one."""
+    if not isinstance(row, dict):
+        return False
+    asked, image = [row.get("question"), row.get("answer")], row.get("image")
+    return all(isinstance(text, str) for text in asked) and isinstance(image, str | None)
 
 
 def places(setting: Setting) -> list[tuple[Shape, int]]:
@@ -138,9 +146,12 @@ def _read(kept: Path) -> list[dict[str, Any]]:
     if not kept.exists():
         return []
     try:
-        return [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
+        rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            row["key"], _place(row)
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{kept}: holds other than results ({error}): remove it, and it is made again") from error
+    return rows
 
 
 def _place(row: Mapping[str, Any]) -> tuple[float, float, int, str]:

@@ -58,9 +58,9 @@ class Acceptance(Frozen):
 class Speculation(Frozen):
     """How a task's drafter drafts: `draft_tokens` at most a round, `confidence` is where it flushes.
 
-    `rule` is for temperatures above 0; at 0 it is always `greedy`. Without `evidence` nothing was fitted.
-
-    The threshold moves between `confidence_min` and `confidence_max` by `decay` as rounds are accepted or not.
+    `rule` is for temperatures above 0; at 0 it is always `greedy`. `kept` is the share of drafts that is expected to be
+    kept. The threshold moves between `confidence_min` and `confidence_max` by `decay` as rounds are accepted or not.
+    Without `evidence` nothing was fitted.
     """
 
     task: str
@@ -73,4 +73,5 @@ class Speculation(Frozen):
     confidence_max: Share
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
     acceptance: Acceptance
+    kept: Share = 0.9
     evidence: FileRef | None = None

@@ -36,9 +36,10 @@ class Adviser:
     link: LinkState = field(default_factory=LinkState)
     answer_tokens: Average = field(default_factory=Average)
     prompt_tokens: Average = field(default_factory=Average)
-    drafted: float = 0.0
+    judged: float = 0.0
     accepted: float = 0.0
-    cloud_load: float = 0.0
+    queue_ms: float = 0.0
+    step_wait_ms: float = 0.0
 
     def decide(self, sizes: Sequence[int], now_ms: float, limits: Limits, edge_queue_ms: float = 0.0) -> Decision:
         """The route for a question whose pictures have so many bytes."""
@@ -51,7 +52,7 @@ class Adviser:
         answer = self.answer_tokens.mean if self.answer_tokens.count else GUESS_TOKENS
         return Observed(
             edge=Host(self.here, queue_ms=edge_queue_ms),
-            cloud=Host(self.there, load=self.cloud_load),
+            cloud=self._cloud(),
             link=self.link.estimate(now_ms),
             work=Work(int(prompt), len(sizes), payloads, answer),
             drafting=self.drafting(),
@@ -59,26 +60,30 @@ class Adviser:
 
     def drafting(self, kept: float | None = None) -> Drafting:
         """How drafts fare: by what was seen, or before that by what was fitted."""
-        known = (self.accepted + PRIOR * self.settings.acceptance.at(1.0)) / (self.drafted + PRIOR)
+        known = (self.accepted + PRIOR * self.settings.kept) / (self.judged + PRIOR)
         return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
         """How an answer is drafted, or streamed where `route` is `cloud`."""
         estimate = self.link.estimate(now_ms)
         rtt_ms = estimate.rtt_ms if estimate is not None else 0.0
-        verify_ms = self.there.verify.at(self.settings.draft_tokens + 1)
+        verify_ms = self._cloud().verify_ms(self.settings.draft_tokens + 1)
         pace = Pace(self.here.decode.at(1), self.there.verify.each_ms, rtt_ms + verify_ms)
         burst = min(round(rtt_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
         return Plan(
             self.settings, pace, limit, stops, rounds=UNDER_WAY, burst=burst, stream=route == "cloud",
-            goes_on=lambda kept: self._goes_on(estimate, kept), patience=patience,
+            goes_on=lambda accepted, judged: self._goes_on(estimate, accepted, judged), patience=patience,
         )  # fmt: skip
 
-    def _goes_on(self, estimate: LinkEstimate | None, kept: float) -> bool:
+    def _goes_on(self, estimate: LinkEstimate | None, accepted: int, judged: int) -> bool:
+        """Whether to go on drafting an answer, by its own drafts and those of answers before it."""
         if estimate is None:
             return True
-        cloud = Host(self.there, load=self.cloud_load)
-        return goes_on(Host(self.here), cloud, estimate, self.drafting(kept))
+        kept = (accepted + PRIOR * self.drafting().chance) / (judged + PRIOR)
+        return goes_on(Host(self.here), self._cloud(), estimate, self.drafting(kept))
+
+    def _cloud(self) -> Host:
+        return Host(self.there, self.queue_ms, step_wait_ms=self.step_wait_ms)
 
     def reading(self, calibration: Calibration, prompt: Prompt, pictures: int) -> Reduced:
         """What is left of a request in the mode `calibrated`."""
@@ -87,11 +92,17 @@ class Adviser:
         cloud_ms = Host(self.there).begin_ms(work.prompt_tokens, pictures)
         return calibration.read(prompt, pictures, edge_ms, cloud_ms)
 
-    def learn(self, prompt_tokens: int, answer_tokens: int, drafted: int, accepted: int) -> None:
-        """What an answer came to."""
+    def learn(self, prompt_tokens: int, answer_tokens: int, accepted: int, rejected: int) -> None:
+        """What an answer came to: lengths, and how many of its drafts were judged right and wrong.
+
+        What was seen of drafts fades with every answer, so that they are tried again.
+        """
         self.answer_tokens.add(answer_tokens)
         if prompt_tokens:
             self.prompt_tokens.add(prompt_tokens)
-        if drafted:
-            self.drafted = FORGET * self.drafted + drafted
-            self.accepted = FORGET * self.accepted + accepted
+        self.judged = FORGET * self.judged + accepted + rejected
+        self.accepted = FORGET * self.accepted + accepted
+
+    def busy(self, queue_ms: float, step_wait_ms: float) -> None:
+        """How long prompts and steps waited in the cloud lately for those of others, as it says itself."""
+        self.queue_ms, self.step_wait_ms = queue_ms, step_wait_ms

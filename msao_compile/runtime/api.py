@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from msao_compile.errors import DeploymentError, InputError, LinkDown, PromptError
+from msao_compile.errors import DeploymentError, InputError, PromptError, RemoteError
 from msao_compile.manifest.offload import Speculation
 from msao_compile.manifest.schema import Deployment, Model, Route
 from msao_compile.runtime.adviser import Adviser
@@ -19,7 +19,7 @@ from msao_compile.runtime.answer import Answer, Clock, Piece
 from msao_compile.runtime.bridge import bridge
 from msao_compile.runtime.calibrated import Calibration
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
-from msao_compile.runtime.clouds import Clouds, unheard
+from msao_compile.runtime.clouds import AWAY, Clouds, unheard
 from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.engines import Engines
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from msao_compile.runtime.wire.kserve.options import LinkOptions
 
     Picture = str | os.PathLike[str] | bytes | Image
+
+
+LAST_HOPE = 8
+"""Tries of a route without a fallback: more than six seconds, as each waits twice as long as the one before."""
 
 
 def load(
@@ -249,7 +253,7 @@ class Runtime:
         if route.name == "split" or entry is None:
             here = [component for component, host in route.hosts.items() if host == "edge"]
             shell = self.engines.shell(self._model(route.model), here)
-            return remote(shell, question, clock, self._way(route.model), route, Patience())
+            return remote(shell, question, clock, self._way(route.model), route, _patience(route))
         return self._speculative(route, entry, question, free)
 
     def _speculative(self, route: Route, entry: Speculation, question: Question, free: bool) -> RouteRun:
@@ -260,7 +264,7 @@ class Runtime:
         stops = frozenset() if question.sampling.ignore_eos else frozenset(verifier.tokenizer.eos_token_ids)
         adviser = self._inside(entry) if self.clouds is None else self.clouds.adviser(entry)
         allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
-        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, Patience())
+        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, _patience(route))
         plan = replace(plan, unverified="edge" in route.fallback)
         if self.calibrated is not None and free:
             left = adviser.reading(self._calibration(entry, self.calibrated), question.prompt, len(question.pictures))
@@ -281,7 +285,7 @@ class Runtime:
         assert self.clouds is not None  # asked for where there is a cloud
         try:
             return self.clouds.link(model)
-        except LinkDown as error:
+        except AWAY as error:
             return Absent(error)
 
     def _speculation(self, task: str) -> Speculation | None:
@@ -306,10 +310,15 @@ class Runtime:
         return self._links[name]
 
 
+def _patience(route: Route) -> Patience:
+    """Where nobody else can finish an answer, a cloud is given the seconds that it takes to start again."""
+    return Patience() if "edge" in route.fallback else Patience(tries=LAST_HOPE)
+
+
 class Absent:
     """A link to nowhere."""
 
-    def __init__(self, error: LinkDown) -> None:
+    def __init__(self, error: RemoteError) -> None:
         self.error = error
 
     async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from msao_compile.errors import LinkDown, RemoteError
+from msao_compile.errors import DeadlineExceeded, LinkDown, RemoteError
 from msao_compile.manifest.offload import Line, Primitives, Speculation
 from msao_compile.manifest.schema import Deployment
 from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.policy import DROPPED
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.contract import CONTRACT, Hello, write
 
 if TYPE_CHECKING:
     from msao_compile.runtime.wire.kserve.options import LinkOptions
 
+logger = logging.getLogger(__name__)
 AGAIN_S = 2.0
 """A cloud that could not be reached is not tried again before."""
+AWAY = (LinkDown, DeadlineExceeded)
+"""How a cloud is away: nobody answers, or not in time."""
 EVEN = Line(fixed_ms=1.0, each_ms=0.0)
 """Where nothing was measured: every piece of work takes as long as every other."""
 
@@ -32,6 +38,7 @@ class Clouds:
         self._links: dict[str, Link] = {}
         self._failed: dict[str, tuple[float, RemoteError]] = {}
         self._advisers: dict[str, Adviser] = {}
+        self._greeting: dict[str, Future[None]] = {}
 
     def link(self, model: str) -> Link:
         """The connection to where a model is served, made at its first use.
@@ -43,34 +50,60 @@ class Clouds:
             tried_s, error = self._failed.get(model, (-AGAIN_S, None))
             if error is not None and time.perf_counter() - tried_s < AGAIN_S:
                 raise error
-            self._links[model] = self._connected(model)
+            return bridge().run(self._reached(model))
         return self._links[model]
 
-    def _connected(self, model: str) -> Link:
+    async def _reached(self, model: str) -> Link:
         from msao_compile.runtime.wire.kserve.connect import connect
         from msao_compile.runtime.wire.kserve.options import LinkOptions
 
+        if model in self._links:
+            return self._links[model]
         try:
-            return bridge().run(connect(self.address, replace(self.options or LinkOptions(), model=model)))
-        except LinkDown as error:
+            made = await connect(self.address, replace(self.options or LinkOptions(), model=model))
+        except AWAY as error:
             self._failed[model] = (time.perf_counter(), error)
             raise
+        if model in self._links:  # another one was made meanwhile
+            await made.close()
+        return self._links.setdefault(model, made)
 
     def adviser(self, entry: Speculation) -> Adviser:
-        """What is known of a task's cloud; a new one asks for the round trip first, where the cloud can be reached.
+        """What is known of a task's cloud. A new one asks for the round trip first, where the cloud can be reached; of
+        a cloud that was away it is asked again from time to time, and nobody waits for that.
 
         Raises:
-            RemoteError, InputError, MissingTool: as `link`, of anything but a cloud that is away.
+            RemoteError, InputError, MissingTool: as `link`, of anything but a cloud that is away, the first time.
         """
         if entry.task not in self._advisers:
             self._advisers[entry.task] = unheard(self.deployment, entry)
+            bridge().run(self._greet(entry))
         found = self._advisers[entry.task]
-        if not found.link.rtt.count:
-            try:
-                bridge().run(_greeted(self.link(entry.verifier), found))
-            except LinkDown:
-                found.link.failed(_now_ms())
+        away = not found.link.rtt.count or found.link.failing.mean > DROPPED
+        before = self._greeting.get(entry.task)
+        if away and _now_ms() - found.link.heard_ms > AGAIN_S * 1e3 and (before is None or before.done()):
+            again = asyncio.run_coroutine_threadsafe(self._greet(entry), bridge().loop)
+            again.add_done_callback(_told)
+            self._greeting[entry.task] = again
         return found
+
+    async def _greet(self, entry: Speculation) -> None:
+        """Ask for the round trip, and count it twice: who came back is counted on again."""
+        state, loop = self._advisers[entry.task].link, asyncio.get_running_loop()
+        wait_s = 5.0 if self.options is None else self.options.connect_s
+        try:
+            async with asyncio.timeout(2 * wait_s):
+                link = await self._reached(entry.verifier)
+                passed_ms = 0.0
+                for _ in range(2):  # the first warms the connection up
+                    began_s = loop.time()
+                    async for _reply in link.call(write("hello", Hello(contract=CONTRACT)), Traffic()):
+                        passed_ms = (loop.time() - began_s) * 1e3
+        except (*AWAY, TimeoutError):
+            state.failed(loop.time() * 1e3)
+            return
+        for _ in range(2):
+            state.heard(loop.time() * 1e3, passed_ms)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -90,12 +123,10 @@ def _even(model: str) -> Primitives:
     return Primitives(model=model, prepare=EVEN, encode=EVEN, prefill=EVEN, decode=EVEN, verify=EVEN)
 
 
-async def _greeted(link: Link, adviser: Adviser) -> None:
-    loop = asyncio.get_running_loop()
-    for _ in range(2):  # the first warms the connection up
-        began_s = loop.time()
-        async for _reply in link.call(write("hello", Hello(contract=CONTRACT)), Traffic()):
-            adviser.link.heard(loop.time() * 1e3, (loop.time() - began_s) * 1e3)
+def _told(greeting: Future[None]) -> None:
+    """A cloud that came back as another than before is told of; who asks it next is told why."""
+    if not greeting.cancelled() and greeting.exception() is not None:
+        logger.warning("the cloud cannot be used: %s", greeting.exception())
 
 
 def _now_ms() -> float:

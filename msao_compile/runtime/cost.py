@@ -19,16 +19,30 @@ MOST_BUSY = 0.95
 
 @dataclass(frozen=True)
 class Host:
-    """One side: what its work costs, how long it is busy with earlier work, and the share of time it is busy at all."""
+    """One side: what its work costs, how long it is busy with earlier work, and the share of time it is busy at all.
+
+    `step_wait_ms`: so long a step waits for those of others, where that was measured; it says more of a host that takes
+    the steps of many answers together than its load does, part of which is one's own.
+    """
 
     times: Primitives
     queue_ms: float = 0.0
     load: float = 0.0
+    step_wait_ms: float = 0.0
 
     @property
     def slower(self) -> float:
         """How many times longer work takes than on an idle host."""
         return 1 / (1 - min(max(self.load, 0.0), MOST_BUSY))
+
+    @property
+    def decode_ms(self) -> float:
+        """Until the next token."""
+        return self.slower * self.times.decode.at(1) + self.step_wait_ms
+
+    def verify_ms(self, tokens: int) -> float:
+        """Until a round of so many tokens is judged."""
+        return self.slower * self.times.verify.at(tokens) + self.step_wait_ms
 
     def begin_ms(self, prompt_tokens: int, pictures: int, share: float = 1.0) -> float:
         """Until the first token: queue, pictures prepared and encoded, prompt; `share` of the picture is kept."""
@@ -63,14 +77,14 @@ class Drafting:
 
 def edge_ms(edge: Host, work: Work, probe_ms: float = 0.0) -> float:
     """T_EDGE: everything here."""
-    decode_ms = work.answer_tokens * edge.slower * edge.times.decode.at(1)
+    decode_ms = work.answer_tokens * edge.decode_ms
     return edge.begin_ms(work.prompt_tokens, work.pictures) + probe_ms + decode_ms
 
 
 def cloud_ms(cloud: Host, link: LinkEstimate, work: Work, payload: Payload = "full") -> float:
     """T_CLOUD: everything there, tokens streamed."""
     begin_ms = cloud.begin_ms(work.prompt_tokens, work.pictures, 1.0 if payload == "full" else work.share)
-    decode_ms = work.answer_tokens * cloud.slower * cloud.times.decode.at(1)
+    decode_ms = work.answer_tokens * cloud.decode_ms
     return link.up_ms(work.payload_bytes[payload]) + begin_ms + decode_ms + link.rtt_ms / 2
 
 
@@ -78,7 +92,7 @@ def split_ms(here: Host, cloud: Host, link: LinkEstimate, work: Work) -> float:
     """T_SPLIT: one model, its encoder here (`here` has its encode time on this host)."""
     picture_ms = here.times.prepare.at(work.pictures) + here.times.encode.at(work.pictures)
     begin_ms = here.queue_ms + here.slower * picture_ms + link.up_ms(work.features_bytes)
-    decode_ms = work.answer_tokens * cloud.slower * cloud.times.decode.at(1)
+    decode_ms = work.answer_tokens * cloud.decode_ms
     return begin_ms + cloud.begin_ms(work.prompt_tokens, 0) + decode_ms + link.rtt_ms / 2
 
 
@@ -93,25 +107,35 @@ def token_ms(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) ->
 
     Stop-and-wait: a round's drafts, round trip and verification over the tokens it adds. With rounds under way at once
     the drafter does not wait: a token takes as long as the slower side needs for it, and a rejection, one in
-    1 / (1 - a) tokens, costs a round trip and a verification in which nothing was gained.
+    1 / (1 - a) tokens, costs a round trip and a verification in which nothing was gained, after the drafts that filled
+    the rejected one's round: half a round's on average.
     """
-    draft_ms = edge.slower * edge.times.decode.at(1)
-    verify_ms = cloud.slower * cloud.times.verify.at(drafting.tokens + 1)
+    draft_ms = edge.decode_ms
+    verify_ms = cloud.verify_ms(drafting.tokens + 1)
     if drafting.rounds == 1:
         return (drafting.tokens * draft_ms + link.rtt_ms + verify_ms) / kept_tokens(drafting)
     window_ms = (link.rtt_ms + verify_ms) / drafting.rounds / max(drafting.tokens, 1)
     pace_ms = max(draft_ms, verify_ms / max(drafting.tokens, 1), window_ms)
-    return pace_ms + (1 - drafting.chance) * (link.rtt_ms + verify_ms)
+    filled_ms = (drafting.tokens - 1) / 2 * draft_ms
+    return pace_ms + (1 - drafting.chance) * (filled_ms + link.rtt_ms + verify_ms)
 
 
 def speculate_ms(
     edge: Host, cloud: Host, link: LinkEstimate, work: Work, drafting: Drafting, payload: Payload = "full"
 ) -> float:
-    """T_SPEC: both sides begin at once, then rounds."""
-    here_ms = edge.begin_ms(work.prompt_tokens, work.pictures) + drafting.tokens * edge.slower * edge.times.decode.at(1)
+    """T_SPEC: both sides begin at once, then rounds.
+
+    With rounds under way at once the first token comes with the news that the prompt is known, as on the cloud's own
+    route, and from there on tokens come at the pace of rounds. Stop-and-wait verifies its first round before any.
+    """
+    here_ms = edge.begin_ms(work.prompt_tokens, work.pictures)
     there_ms = link.up_ms(work.payload_bytes[payload]) + cloud.begin_ms(
         work.prompt_tokens, work.pictures, 1.0 if payload == "full" else work.share
     )
-    first_ms = max(here_ms, there_ms) + cloud.slower * cloud.times.verify.at(drafting.tokens + 1) + link.rtt_ms / 2
+    if drafting.rounds > 1:
+        pace_ms = token_ms(edge, cloud, link, drafting)
+        return max(here_ms, there_ms) + link.rtt_ms / 2 + work.answer_tokens * pace_ms
+    here_ms += drafting.tokens * edge.decode_ms
+    first_ms = max(here_ms, there_ms) + cloud.verify_ms(drafting.tokens + 1) + link.rtt_ms / 2
     left = max(work.answer_tokens - kept_tokens(drafting), 0.0)
     return first_ms + left * token_ms(edge, cloud, link, drafting)

@@ -81,4 +81,5 @@ class LinkState:
         caution = CAUTION * (1 + max(age_ms - STALE_MS, 0.0) / STALE_MS)
         slow = self.up.off(-caution) if self.up.count else math.inf
         least = self.up.mean / 10 if self.up.count else math.inf
-        return LinkEstimate(max(slow, least), self.rtt.off(caution), min(max(self.failing.mean, 0.0), 1.0))
+        failing = min(max(self.failing.mean, 0.0), 1.0) * 0.5 ** (age_ms / STALE_MS)  # so that it is tried again
+        return LinkEstimate(max(slow, least), self.rtt.off(caution), failing)

@@ -103,13 +103,19 @@ def decide(observed: Observed, limits: Limits) -> Decision:
     in_time = [option for option in found if limits.deadline_ms is None or option.time_ms <= limits.deadline_ms]
     if in_time and best not in in_time:
         best = in_time[0]
-    return Decision(best.route, best.payload, _reason(best, found, guarded), tuple(found), guarded)
+    reason = _reason(best, found, guarded) + ("" if _reachable(observed) else ", and no cloud can be counted on")
+    return Decision(best.route, best.payload, reason, tuple(found), guarded)
+
+
+def _reachable(observed: Observed) -> bool:
+    link = observed.link
+    return observed.cloud is not None and link is not None and link.failing <= DROPPED
 
 
 def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
     cloud, link, work = observed.cloud, observed.link, observed.work
     alone = limits.edge_is_verifier or (limits.mode == "calibrated" and observed.edge_suffices)
-    reachable = cloud is not None and link is not None and link.failing <= DROPPED
+    reachable = _reachable(observed)
     if "edge" in limits.routes and (alone or not reachable):
         spent = edge_ms(observed.edge, work, observed.probe_ms)
         yield _priced("edge", "full", spent, 0.0, 0, limits)
@@ -153,4 +159,4 @@ def _reason(best: Option, found: list[Option], guarded: bool) -> str:
 
 def goes_on(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) -> bool:
     """Whether an answer that is being speculated should go on so, by what its drafts came to: per step, the guard."""
-    return token_ms(edge, cloud, link, drafting) <= cloud.slower * cloud.times.decode.at(1)
+    return token_ms(edge, cloud, link, drafting) <= cloud.decode_ms

@@ -72,6 +72,8 @@ class RemoteSession:
         self.name = ""
         self.grown = asyncio.Event()
         self.extent = Extent()
+        self._open = False
+        self.queue_ms = self.step_wait_ms = 0.0
         self.verify_ms = 0.0
         self.rounds = 0
         self.reopened = 0
@@ -86,6 +88,7 @@ class RemoteSession:
             RemoteError, InputError: as `Link.call`.
         """
         self.leave()  # the one that was lost would keep its room until the cloud finds it silent
+        self._open = False
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
         began_ms, before, whole = _now_ms(), self.traffic.up, False
@@ -93,6 +96,8 @@ class RemoteSession:
             reply = c.read(message, c.REPLIES)
             whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
             if isinstance(reply, c.Ready):
+                self.queue_ms, self.step_wait_ms = reply.queue_ms, reply.step_wait_ms
+                self._open = True
                 self.extent.prompt_tokens, self.extent.limit = reply.prompt_tokens, reply.limit
                 self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:
@@ -197,11 +202,12 @@ class RemoteSession:
             self.state.sent(size_bytes, passed_ms - self.state.rtt.mean)
 
     async def _verified(self, asked: Message) -> c.Verified:
-        began_ms = _now_ms()
+        began_ms, behind_prompt = _now_ms(), not self._open
         async for message in self._heard(asked):
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Verified) and reply.session == self.name:
-                self.state.heard(_now_ms(), _now_ms() - began_ms - reply.verify_ms)
+                if not behind_prompt:  # else it waited for pictures that were still on their way
+                    self.state.heard(_now_ms(), _now_ms() - began_ms - reply.verify_ms)
                 self.verify_ms += reply.verify_ms
                 self.take(reply.base, _tokens(message), reply.finish)
                 return reply

@@ -144,7 +144,10 @@ def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: 
         finally:
             there.leave()
             account = speculator.account
-            adviser.learn(there.extent.prompt_tokens or 0, clock.tokens, account.drafted, account.accepted)
+            prompt_tokens = there.extent.prompt_tokens or 0
+            adviser.learn(prompt_tokens, clock.tokens, account.accepted, account.rejected)
+            if prompt_tokens:
+                adviser.busy(there.queue_ms, there.step_wait_ms)
 
     return RouteRun(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",

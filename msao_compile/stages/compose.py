@@ -220,8 +220,8 @@ def speculates(draft: Model, target: Model) -> bool:
 def speculation(
     tasks: Mapping[str, Sequence[str]], routes: Sequence[Route], role: Mapping[str, str]
 ) -> tuple[Speculation, ...]:
-    """How each task speculates before anything was fitted: short rounds, drafts kept four times in five."""
-    guess = Acceptance(from_confidence=(0.0,), chance=(0.8,))
+    """How each task speculates before anything was fitted: short rounds, drafts that are thought worth a try."""
+    guess = Acceptance(from_confidence=(0.0,), chance=(0.9,))
     return tuple(
         Speculation(
             task=route.task, drafter=next(name for name in tasks[route.task] if role[name] == "draft"),

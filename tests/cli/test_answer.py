@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,14 @@ class Spoken:
 
     def __init__(self) -> None:
         self.asked: dict[str, Any] = {}
+        self.loaded: dict[str, Any] = {}
+        self.closed = False
+
+    def __enter__(self) -> Spoken:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.closed = True
 
     def stream(self, prompt: str, **options: Any) -> Iterator[Piece]:
         """The answer in two pieces."""
@@ -39,7 +49,12 @@ class Spoken:
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Spoken:
     """What `load` gives."""
     spoken = Spoken()
-    monkeypatch.setattr("msao_compile.runtime.load", lambda folder: spoken, raising=False)
+
+    def load(folder: Path, **options: Any) -> Spoken:
+        spoken.loaded = options
+        return spoken
+
+    monkeypatch.setattr("msao_compile.runtime.load", load, raising=False)
     return spoken
 
 
@@ -102,7 +117,7 @@ def test_a_stream_without_an_answer_is_an_error() -> None:
 def test_a_route_that_no_build_makes_is_refused_with_those_that_are(cli: Cli, route: str) -> None:
     ran = cli("run", "d", "--prompt", "x", "--route", route)
     assert ran.code == 2
-    assert "one of 'auto', 'edge', 'cloud', 'split';" in ran.err
+    assert "one of 'auto', 'edge', 'cloud', 'split', 'speculate';" in ran.err
 
 
 def test_a_folder_without_a_manifest_is_wrong_input(cli: Cli, tmp_path: object) -> None:
@@ -114,3 +129,46 @@ def test_a_folder_without_a_manifest_is_wrong_input(cli: Cli, tmp_path: object) 
 def test_an_empty_picture_path_stays_empty(cli: Cli, runtime: Spoken) -> None:
     cli("run", "d", "--prompt", "x", "--image", "")
     assert runtime.asked["image"] == ""
+
+
+def test_nothing_said_of_a_cloud_asks_for_none_and_the_runtime_is_closed(cli: Cli, runtime: Spoken) -> None:
+    cli("run", "d", "--prompt", "x")
+    assert runtime.loaded == {"cloud": None, "cloud_options": None, "calibrated": None}
+    assert runtime.closed
+
+
+def test_a_cloud_its_token_and_the_loss_allowed_are_handed_on(cli: Cli, runtime: Spoken, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "empty").write_text("\n")
+    asked = ["run", "d", "--prompt", "x", "--cloud", "grpc://c:1", "--calibrated", 0.01, "--cloud-token-file"]
+    cli(*asked, tmp_path / "token")
+    options = runtime.loaded["cloud_options"]
+    assert (runtime.loaded["cloud"], runtime.loaded["calibrated"]) == ("grpc://c:1", 0.01)
+    assert (options.token, options.roots) == ("secret", None)
+    cli(*asked, tmp_path / "empty")
+    assert runtime.loaded["cloud_options"].token is None
+
+
+def test_what_belongs_to_a_cloud_is_refused_without_one(cli: Cli, runtime: Spoken, tmp_path: Path) -> None:
+    for option in ("--cloud-token-file", "--cloud-roots"):
+        ran = cli("run", "d", "--prompt", "x", option, tmp_path / "file")
+        assert ran.code == 2 and "give --cloud as well" in ran.err
+    ran = cli("run", "d", "--prompt", "x", "--cloud", "grpc://c:1", "--cloud-token-file", tmp_path / "none")
+    assert ran.code == 2 and "cannot be read as text" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("route", "verified", "drafts", "told"),
+    [
+        ("cloud", False, None, "cloud, not verified: the edge model finished it · "),
+        ("cloud", True, None, "cloud · "),
+        ("speculate", True, {"drafted": 8, "accepted": 6, "rounds": 1, "unverified": 0},
+         "speculate, verified by the cloud model, 6 of 8 drafts kept in 1 round · "),
+        ("speculate", False, {"drafted": 8, "accepted": 6, "rounds": 2, "unverified": 3},
+         "speculate, not verified, 6 of 8 drafts kept in 2 rounds · "),
+    ],
+)  # fmt: skip
+def test_the_account_says_whose_tokens_these_are(
+    route: str, verified: bool, drafts: dict[str, int] | None, told: str
+) -> None:
+    assert account(replace(ANSWER, route=route, verified=verified, drafts=drafts)).startswith(told)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from msao_compile.errors import PromptError
-from msao_compile.runtime.conversation import conversation
+from msao_compile.runtime.conversation import conversation, without_pictures
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "what?"}
 
@@ -43,3 +43,15 @@ def test_what_asks_nothing_or_does_not_fit_its_pictures_is_refused(prompt: Any, 
     with pytest.raises(PromptError) as caught:
         conversation(prompt, pictures)
     assert words in str(caught.value)
+
+
+def test_without_pictures_the_words_are_the_same() -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "What?"}, {"type": "image"}]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
+    assert without_pictures("What?") == "What?"
+    found = without_pictures(messages)
+    assert conversation(found, 0) == [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "text", "text": "What?"}]},
+    ]
+    assert len(parts) == 3  # what was given is left as it is

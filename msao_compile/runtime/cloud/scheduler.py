@@ -14,8 +14,11 @@ import numpy as np
 from msao_compile.errors import Busy
 from msao_compile.runtime.cloud.rows import Row, Rows
 from msao_compile.runtime.device import Device, Work
+from msao_compile.runtime.link_state import Average
 
 T = TypeVar("T")
+PIECES = 3
+"""Of a prompt with a picture: prepared, encoded, run."""
 
 
 @dataclass
@@ -24,6 +27,7 @@ class _Step:
     ids: np.ndarray
     judge: Callable[[np.ndarray], Any]
     future: asyncio.Future[Any]
+    since_ms: float
 
 
 @dataclass
@@ -32,6 +36,7 @@ class _Alone:
     count: int
     work: Callable[[], Any]
     future: asyncio.Future[Any]
+    since_ms: float
 
 
 class Scheduler:
@@ -49,6 +54,17 @@ class Scheduler:
         self._alone: deque[_Alone] = deque()
         self._task: asyncio.Task[None] | None = None
         self.steps, self.tokens, self.widest = 0, 0, 0
+        self._piece_wait, self._step_wait = Average(), Average()
+
+    @property
+    def prompt_wait_ms(self) -> float:
+        """How long a prompt waits lately, all its pieces together."""
+        return self._piece_wait.mean * PIECES
+
+    @property
+    def step_wait_ms(self) -> float:
+        """How long a step waits lately for what runs before it."""
+        return self._step_wait.mean
 
     @property
     def waiting(self) -> int:
@@ -58,7 +74,7 @@ class Scheduler:
     async def step(self, row: Row, ids: np.ndarray, judge: Callable[[np.ndarray], T]) -> T:
         """Append tokens to a row at the next step; gives what `judge` makes of logits [n, V] there."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._steps.append(_Step(row, ids, judge, future))
+        self._steps.append(_Step(row, ids, judge, future, _now_ms()))
         self._wake()
         return await future
 
@@ -75,7 +91,7 @@ class Scheduler:
                 max(int(spent / done * len(self._alone)), 1),
             )
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._alone.append(_Alone(kind, count, work, future))
+        self._alone.append(_Alone(kind, count, work, future, _now_ms()))
         self._wake()
         return await future
 
@@ -96,12 +112,15 @@ class Scheduler:
 
     async def _one(self) -> None:
         item = self._alone.popleft()
+        self._piece_wait.add(_now_ms() - item.since_ms)
         self.prompts += item.kind == "prefill"
         outcome = await self.device.run(item.kind, item.count, lambda: _tried(item.work))
         _settle(item.future, outcome)
 
     async def _together(self) -> None:
         taken = [self._steps.popleft() for _ in range(len(self._steps) if self.together else 1)]
+        for step in taken:
+            self._step_wait.add(_now_ms() - step.since_ms)
         count = sum(len(step.ids) for step in taken)
         self.steps, self.tokens = self.steps + 1, self.tokens + count
         self.widest = max(self.widest, len(taken))
@@ -138,3 +157,7 @@ def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
+
+
+def _now_ms() -> float:
+    return asyncio.get_running_loop().time() * 1e3

@@ -144,6 +144,7 @@ class CloudService:
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
                     limit=session.limit, modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
+                    queue_ms=self.scheduler.prompt_wait_ms, step_wait_ms=self.scheduler.step_wait_ms,
                     finish=_finish(session, told)),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
@@ -221,6 +222,7 @@ class CloudService:
             return False
 
     async def _verify(self, fields: c.Verify, message: Message) -> AsyncIterator[Message]:
+        began_ms = _now_ms()
         if c.DRAFTS not in message.tensors:
             raise InputError(f"verify: {c.DRAFTS} is missing: send the drafted tokens")
         drafts = message.tensors[c.DRAFTS].tolist()
@@ -231,7 +233,8 @@ class CloudService:
         probs = message.tensors.get(c.DRAFT_PROBS)
         if session.rule == "reject" and drafts:
             self._check_probabilities(probs, len(drafts))
-        yield await self._within(self._round(session, fields, drafts, probs), end)
+        reply, tokens = await self._within(self._round(session, fields, drafts, probs), end)
+        yield c.write("verified", reply.model_copy(update={"verify_ms": _now_ms() - began_ms}), tokens)
 
     def _check_probabilities(self, probs: np.ndarray | None, drafts: int) -> None:
         if probs is None or probs.shape[0] != drafts or probs.shape[1] < self._vocabulary:
@@ -239,8 +242,9 @@ class CloudService:
         if not np.isfinite(probs).all() or (probs < 0).any():
             raise InputError(f"verify: {c.DRAFT_PROBS} has values that are no probabilities: send what was drawn from")
 
-    async def _round(self, session: Session, fields: c.Verify, drafts: list[int], probs: np.ndarray | None) -> Message:
-        began_ms = _now_ms()
+    async def _round(
+        self, session: Session, fields: c.Verify, drafts: list[int], probs: np.ndarray | None
+    ) -> tuple[c.Verified, dict[str, np.ndarray]]:
         async with session.turn:
             self.sessions.check(session)
             known = session.committed[fields.base :]
@@ -258,9 +262,9 @@ class CloudService:
             tokens = session.committed[fields.base :]
             reply = c.Verified(
                 session=session.name, round=fields.round, base=fields.base, drafted=len(drafts), accepted=accepted,
-                stale=stale, verify_ms=_now_ms() - began_ms, finish=session.finish,
+                stale=stale, finish=session.finish,
             )  # fmt: skip
-            return c.write("verified", reply, {c.TOKENS: np.asarray(tokens, np.int64)})
+            return reply, {c.TOKENS: np.asarray(tokens, np.int64)}
 
     async def _judged(self, session: Session, drafts: list[int], probs: np.ndarray | None) -> int:
         """Verify drafts behind what is committed, commit, and put the row back to it; how many drafts were kept."""

@@ -23,7 +23,7 @@ from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
 
 ENOUGH = 8
-"""Drafts that tell how well they fare."""
+"""Drafts that were judged and tell how well they fare."""
 
 
 class Alone(Protocol):
@@ -47,7 +47,7 @@ class Plan:
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
     drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone` judges whether
     its whole answer stands without the cloud, unverified; never in `strict`. `stream`: the cloud decodes by itself, and
-    drafts serve `alone` only. `goes_on`: whether drafting pays where this share of drafts is kept.
+    drafts serve `alone` only. `goes_on`: whether drafting pays where so many drafts were kept of those judged.
     """
 
     settings: Speculation
@@ -59,16 +59,17 @@ class Plan:
     unverified: bool = False
     alone: Alone | None = None
     stream: bool = False
-    goes_on: Callable[[float], bool] | None = None
+    goes_on: Callable[[int, int], bool] | None = None
     patience: Patience = field(default_factory=Patience)
 
 
 @dataclass
 class Account:
-    """What drafting came to."""
+    """What drafting came to. Drafts behind a `rejected` one were made in vain, and do not tell how good drafts are."""
 
     drafted: int = 0
     accepted: int = 0
+    rejected: int = 0
     rounds: int = 0
     unverified: int = 0
 
@@ -99,6 +100,7 @@ class Speculator:
         self._shown = self._settled = self._tried = 0
         self._streaming = self.plan.stream
         self._asked = False
+        self._own: list[float] | None = []
 
     async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
         """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
@@ -173,17 +175,17 @@ class Speculator:
         return min(said if self.plan.limit is None else self.plan.limit, self.drafter.room)
 
     def _whole(self) -> tuple[int, list[int]] | None:
-        """The answer that drafts end, of which the drafter is sure enough to give it alone, and how far it is verified.
+        """The answer that drafts end, where it stands without the cloud, and how far it is verified.
 
         It is taken at one moment: what the cloud commits while it is shown changes it no more.
         """
         self._trim()
-        if self.plan.alone is None or not self.ahead:
+        if self.plan.alone is None or not self.ahead or self._own is None:
             return None
         known, drafts = len(self.remote.committed), [draft.token for draft in self.ahead]
         stops = drafts[-1] in self.plan.stops
-        whole = stops or known + len(drafts) >= self._limit
-        if not whole or not self.plan.alone.enough([draft.confidence for draft in self.ahead]):
+        ends = stops or known + len(drafts) >= self._limit
+        if not ends or not self.plan.alone.enough([*self._own, *(draft.confidence for draft in self.ahead)]):
             return None
         return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
 
@@ -218,7 +220,10 @@ class Speculator:
     def _doubted(self) -> bool:
         """Whether the drafter cannot answer alone any more."""
         alone = self.plan.alone
-        return alone is None or (bool(self.ahead) and alone.hopeless([draft.confidence for draft in self.ahead]))
+        if alone is None or self._own is None:
+            return True
+        sure = [*self._own, *(draft.confidence for draft in self.ahead)]
+        return bool(sure) and alone.hopeless(sure)
 
     def _ask(self) -> None:
         """Open the session in the cloud."""
@@ -307,15 +312,16 @@ class Speculator:
         self._trim()
         if len(self.remote.committed) > before:
             self._tried = 0
-        if self.plan.goes_on is not None and not self._streaming and self.account.drafted >= ENOUGH:
-            self._streaming = not self.plan.goes_on(self.account.accepted / self.account.drafted)
+        judged = self.account.accepted + self.account.rejected
+        if self.plan.goes_on is not None and not self._streaming and judged >= ENOUGH:
+            self._streaming = not self.plan.goes_on(self.account.accepted, judged)
         if faults:
             raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 
     def _trim(self) -> None:
         """Drafts that are committed leave `ahead`; where the cloud committed another token, all of them do."""
         base = len(self.remote.committed) - self._settled
-        if base <= 0:
+        if base <= 0 and not (self._ended and self.ahead):
             return
         new = self.remote.committed[self._settled :]
         kept = 0
@@ -323,13 +329,30 @@ class Speculator:
             if token != draft.token:
                 break
             kept += 1
-        ends = self.remote.finish == "stop" and kept == len(new) < len(self.ahead)
-        self.account.accepted += kept + (ends and self.ahead[kept].token in self.plan.stops)
         follows = kept == min(len(new), len(self.ahead))
+        self._remember(len(new) if follows else None)
+        self.account.accepted += kept
+        self.account.rejected += not follows
         self.ahead = self.ahead[len(new) :] if follows else []
+        if self._ended and self.ahead:
+            if self.remote.finish == "stop":  # the next draft was judged as well
+                right = self.ahead[0].token in self.plan.stops
+                self.account.accepted += right
+                self.account.rejected += not right
+            self.ahead = []
         self.sent = max(self.sent - len(new), 0) if follows else 0
         self._settled = len(self.remote.committed)
         self.unsure = False
+
+    def _remember(self, committed: int | None) -> None:
+        """Keep how sure the drafter was of drafts that are committed; None where the answer is no longer its own.
+
+        What was shown of answers that the edge gives alone is of whole answers of its own, and of no others.
+        """
+        if self._own is None or committed is None or committed > len(self.ahead):
+            self._own = None
+        else:
+            self._own += [draft.confidence for draft in self.ahead[:committed]]
 
     async def _again(self, error: RemoteError) -> bool:
         """Open the session again after a wait; False where the drafter is to finish alone.

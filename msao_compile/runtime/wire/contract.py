@@ -54,6 +54,7 @@ Session = Annotated[str, Field(pattern=r"^[0-9a-zA-Z_-]{8,64}$")]
 Count = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Deadline = Annotated[int, Field(ge=1, le=86_400_000)]
+Wait = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Components = dict[str, Sha256]
 
 
@@ -124,7 +125,8 @@ class Prefill(Frozen):
 class Ready(Frozen):
     """The prompt is known; `tokens` [n] int64 are the answer's tokens from `base` on, which is how many were sent.
 
-    `limit` is how long the answer may be; `spent_ms` all the time this took in the cloud, waiting included.
+    `limit` is how long the answer may be; `spent_ms` all the time this took in the cloud, waiting included;
+    `queue_ms` and `step_wait_ms` how long prompts, and steps of answers, waited lately for those of others.
     """
 
     session: Session
@@ -133,6 +135,8 @@ class Ready(Frozen):
     limit: Count
     modules_ms: dict[str, float]
     spent_ms: float = 0.0
+    queue_ms: Wait = 0.0
+    step_wait_ms: Wait = 0.0
     finish: Finish | None = None
 
 
@@ -153,7 +157,8 @@ class Verify(Frozen):
 
 
 class Verified(Frozen):
-    """`tokens` [n] int64: all that is committed from `base` on. `accepted` of `drafted` drafts were kept.
+    """`tokens` [n] int64: all that is committed from `base` on. `accepted` of `drafted` drafts were kept; `verify_ms`
+    is all the time this took in the cloud, waiting included.
 
     `stale`: the drafts do not follow what is committed, and nothing ran; `base` is then where the two sides still
     agreed, at most the base that was sent.

@@ -18,6 +18,11 @@ from msao_compile.stages.fit.record import Record, Reduced, Said
 from msao_compile.stages.fit.regression import Floats, ece, reliability
 
 
+def kept(records: Sequence[Record]) -> float:
+    """The share of drafts, along the cloud's answers, that the cloud says as well."""
+    return float(drafts(records)[1].mean())
+
+
 def summary(name: Literal["fit", "held out"], records: Sequence[Record]) -> SetSummary:
     """How both models answered a set, with what each way leaves out of the picture."""
     ways = [("edge", [one.edge for one in records]), ("edge, text alone", [one.edge_text for one in records]),
@@ -29,7 +34,7 @@ def summary(name: Literal["fit", "held out"], records: Sequence[Record]) -> SetS
         answered.append(_answered(way, records, [one.reduced.get(level, one.cloud) for one in records]))
     return SetSummary(
         name=name, samples=len(records), pictures=sum(record.pictures > 0 for record in records),
-        answered=tuple(answered), drafts_kept=float(drafts(records)[1].mean()),
+        answered=tuple(answered), drafts_kept=kept(records),
     )  # fmt: skip
 
 
@@ -68,8 +73,8 @@ def _said(learned: Learned, held_out: Side, knobs: Knobs) -> Iterator[tuple[str,
     stands_N = outcome(knobs, held_out.costs, held_out.marks, guesses).alone_N.astype(np.float64)
     before = np.array([prior(learned.sure, record.words) for record in records])
     yield "prior", "by the words alone, the edge's answer will stand", before, stands_N
-    told, kept = drafts(records)
-    yield "acceptance", "a draft is kept", np.array([learned.acceptance.at(one) for one in told]), kept
+    told, right = drafts(records)
+    yield "acceptance", "a draft is kept", np.array([learned.acceptance.at(one) for one in told]), right
     shown_N = held_out.marks.shown_N
     if shown_N.any():
         for probe in learned.probes:

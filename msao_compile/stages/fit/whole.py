@@ -167,7 +167,12 @@ def written(
     drafts = made.knobs.drafts
     confidence = min(max(drafts.confidence, entry.confidence_min), entry.confidence_max)
     speculation = entry.model_copy(
-        update={"draft_tokens": drafts.most, "confidence": confidence, "acceptance": learned.acceptance}
+        update={
+            "draft_tokens": drafts.most,
+            "confidence": confidence,
+            "acceptance": learned.acceptance,
+            "kept": shown.kept(made.fit.costs.records),
+        }
     )
     weights = zip(learned.words.tokens, learned.words.weights, strict=True)
     sets = (shown.summary("fit", made.fit.costs.records), shown.summary("held out", made.held_out.costs.records))

@@ -243,6 +243,21 @@ def test_openings_of_one_name_follow_each_other(verifier: ModelSession, answer: 
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
+def test_an_opening_that_fails_does_not_close_the_next_of_its_name(
+    serve: Run, verifier: ModelSession, answer: list[int]
+) -> None:
+    async def work(service: CloudService) -> None:
+        broken = {"inputs_embeds": np.full((1, 4, tiny.HIDDEN), np.nan, np.float32), "position_ids": np.arange(4)[None]}
+        fields = prefill(verifier, A, "", form="embeds", offset=[0.0]).fields
+        both = await asyncio.gather(
+            ask(service, Message("prefill", fields, broken)), ask(service, prefill(verifier, A, PROMPT))
+        )
+        assert [replies[-1].kind for replies in both] == ["error", "ready"]
+        assert said([await only(service, verify(A, answer[:1], answer[1:3]))]) == answer[1:4]
+
+    serve(work)
+
+
 def test_an_end_is_told_with_the_last_token_and_not_before(
     serve: Run, verifier: ModelSession, answer: list[int]
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
@@ -288,7 +288,8 @@ def test_an_answer_that_turns_to_streaming_in_the_middle_is_the_same(pair: Pair,
     async def run() -> None:
         wanted = await own(pair[1], temperature)
         link, _ = faulty(pair[1], EVERYTHING, seed=11)
-        for more in ({"stream": True}, {"goes_on": lambda kept: False}, {"goes_on": lambda kept: kept > 0.6}):
+        never, often = (lambda kept, of: False), (lambda kept, of: kept > 0.6 * of)
+        for more in ({"stream": True}, {"goes_on": never}, {"goes_on": often}):
             found = await at_once(PROMPTS, lambda index, more=more: drafted(pair, link, index, temperature, 4, **more))  # type: ignore[misc]
             assert [one.tokens for one in found] == wanted  # type: ignore[attr-defined]
 
@@ -317,15 +318,36 @@ def _check_mixed(edge: ModelSession, index: int, asked: Asked, wanted: list[int]
     assert len(asked.tokens) == LIMIT or drafter.draft(asked.tokens).token == tiny.END or asked.tokens == wanted
 
 
+@dataclass(frozen=True)
+class Sure:
+    """Answers stand whose least sure token is so sure."""
+
+    least: float
+    first: bool
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        """Whether a whole answer stands."""
+        return min(confidences) >= self.least
+
+    def hopeless(self, confidences: Sequence[float]) -> bool:
+        """Whether no answer that begins so can stand."""
+        return min(confidences) < self.least
+
+
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("late_ms", [0.5, 2.0, 4.0, 20.0])
-def test_a_drafter_answers_alone_only_where_every_draft_was_sure_and_says_so(pair: Pair, late_ms: float) -> None:
+def test_a_drafter_answers_alone_only_where_every_draft_was_sure_and_says_so(
+    pair: Pair, late_ms: float, first: bool
+) -> None:
     async def run() -> None:
         wanted = await own(pair[1], 0.0)
         link, _ = faulty(pair[1], Faults(late_ms=late_ms), seed=1)
-        never = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=1.01))
+        never = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=Sure(1.01, first)))
         assert [one.tokens for one in never] == wanted  # type: ignore[attr-defined]
         assert not any(one.account.unverified for one in never)  # type: ignore[attr-defined]
-        every = await at_once(PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=0.0, pause_s=0.004))
+        every = await at_once(
+            PROMPTS, lambda index: drafted(pair, link, index, 0.0, 4, alone=Sure(0.0, first), pause_s=0.004)
+        )
         for index, asked in enumerate(every):
             assert isinstance(asked, Asked)
             _check_mixed(pair[0], index, asked, wanted[index])

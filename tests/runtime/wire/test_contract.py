@@ -102,7 +102,7 @@ def test_a_busy_cloud_tells_when_to_come_back() -> None:
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(InputError("a"), InputError), (CapacityExceeded("a"), InputError), (StageError("a"), RemoteError)],
+    [(InputError("a"), InputError), (CapacityExceeded("a"), InputError), (StageError("a"), StageError)],
 )
 def test_what_has_no_code_of_its_own_crosses_as_what_the_client_can_do(error: Exception, kind: type[Exception]) -> None:
     with pytest.raises(kind):

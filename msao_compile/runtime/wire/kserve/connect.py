@@ -30,7 +30,8 @@ async def connect(address: str, options: LinkOptions | None = None) -> Link:
     try:
         if not await link.ready():
             raise LinkDown(f"{address}: the cloud is not ready: it starts or stops")
-        link.model = link.model or _only(await link.models(), address)
+        served = await link.models()  # a plain call, which shows the token: a stream that is refused may not say why
+        link.model = link.model or _only(served, address)
         await greet(link)
     except BaseException:
         await link.close()

@@ -1,0 +1,124 @@
+"""What an edge makes of what it saw: situations of links and drafts, and what follows for the next question."""
+
+from __future__ import annotations
+
+import pairs
+import pytest
+
+from msao_compile.manifest.offload import Primitives
+from msao_compile.runtime.adviser import FORGET, GUESS_PROMPT, GUESS_TOKENS, OVERHEAD_BYTES, PRIOR, Adviser
+from msao_compile.runtime.policy import Choice, Limits
+from msao_compile.runtime.remote import Patience
+
+BOTH: frozenset[Choice] = frozenset(("cloud", "speculate"))
+FITTED = 0.9
+"""Of `pairs.SPECULATION`: the chance of a sure draft."""
+
+
+def adviser(draft_ms: float = 2.0, decode_ms: float = 20.0) -> Adviser:
+    here, there = pairs.times("edge", draft_ms, draft_ms), pairs.times("cloud", decode_ms, 1.1 * decode_ms)
+    return Adviser(pairs.SPECULATION, here, there)
+
+
+def heard(found: Adviser, rtt_ms: float, mbps: float = 100.0) -> Adviser:
+    """After a quiet history of such a link."""
+    for now_ms in range(3):
+        found.link.heard(float(now_ms), rtt_ms)
+        found.link.sent(100_000, 8 * 100_000 / (mbps * 1e3))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("draft_ms", "decode_ms", "rtt_ms", "kept", "route"),
+    [
+        (2.0, 20.0, 5.0, 0.95, "speculate"),  # a quick drafter that is mostly right, near the cloud
+        (2.0, 20.0, 5.0, 0.3, "cloud"),  # one that is mostly wrong
+        (2.0, 20.0, 400.0, 0.9, "cloud"),  # every mistake costs a long way
+        (25.0, 20.0, 5.0, 0.95, "cloud"),  # a drafter that is slower than the cloud
+        (2.0, 1.0, 5.0, 0.95, "cloud"),  # a cloud that hardly needs help
+    ],
+)
+def test_the_route_follows_from_link_speeds_and_drafts(
+    draft_ms: float, decode_ms: float, rtt_ms: float, kept: float, route: str
+) -> None:
+    found = heard(adviser(draft_ms, decode_ms), rtt_ms)
+    found.learn(24, 24, round(1000 * kept), round(1000 * (1 - kept)))
+    assert found.decide([], 10.0, Limits(routes=BOTH)).route == route
+
+
+def test_a_large_picture_on_a_slow_link_is_counted_by_its_bytes() -> None:
+    found = heard(adviser(), 5.0, mbps=1.0)
+    small, large = (found.decide([size], 10.0, Limits(routes=BOTH)).options[0].time_ms for size in (1000, 101_000))
+    assert large - small == pytest.approx(8 * 100_000 / 1e3)
+    assert found.observed([500, 300], 10.0).work.payload_bytes == {"full": 800 + OVERHEAD_BYTES}
+
+
+def test_drafts_fare_as_fitted_until_they_were_seen_and_then_as_seen() -> None:
+    found = adviser()
+    assert found.drafting().chance == FITTED
+    found.learn(24, 24, 30, 70)
+    assert found.drafting().chance == pytest.approx((30 + PRIOR * FITTED) / (100 + PRIOR))
+    assert found.drafting(0.5).chance == 0.5
+
+
+def test_what_was_seen_of_drafts_fades_so_that_they_are_tried_again() -> None:
+    found = heard(adviser(), 5.0)
+    found.learn(24, 24, 0, 12)
+    assert found.decide([], 10.0, Limits(routes=BOTH)).route == "cloud"
+    for _ in range(80):
+        found.learn(24, 24, 0, 0)
+    assert found.judged == pytest.approx(12 * FORGET**80)
+    assert found.decide([], 10.0, Limits(routes=BOTH)).route == "speculate"
+
+
+def test_lengths_are_guessed_until_they_were_seen() -> None:
+    found = adviser()
+    work = found.observed([], 0.0).work
+    assert (work.answer_tokens, work.prompt_tokens) == (GUESS_TOKENS, GUESS_PROMPT)
+    found.learn(0, 30, 0, 0)
+    found.learn(50, 30, 0, 0)
+    work = found.observed([], 0.0).work
+    assert (work.answer_tokens, work.prompt_tokens) == (30.0, 50)
+
+
+def test_nothing_heard_of_a_cloud_finds_out_and_a_cloud_that_fails_leaves_the_edge() -> None:
+    routes: frozenset[Choice] = frozenset(("edge", "cloud", "speculate"))
+    found = adviser()
+    assert found.decide([], 0.0, Limits(routes=BOTH)).route == "cloud"
+    assert found.decide([], 0.0, Limits(routes=routes)).route == "edge"
+    heard(found, 5.0)
+    assert found.decide([], 10.0, Limits(routes=routes)).route != "edge"
+    for now_ms in (11.0, 12.0, 13.0):
+        found.link.failed(now_ms)
+    assert found.decide([], 14.0, Limits(routes=routes)).route == "edge"
+
+
+def test_a_busy_cloud_is_slower_by_what_it_says_of_waits() -> None:
+    found = heard(adviser(), 5.0)
+    idle = found.decide([], 10.0, Limits(routes=frozenset({"cloud"}))).options[0].time_ms
+    found.busy(queue_ms=30.0, step_wait_ms=4.0)
+    busy = found.decide([], 10.0, Limits(routes=frozenset({"cloud"}))).options[0].time_ms
+    assert busy - idle == pytest.approx(30 + GUESS_TOKENS * 4)
+
+
+@pytest.mark.parametrize(("kept", "goes_on"), [(0.95, True), (0.2, False)])
+def test_a_plan_goes_on_speculating_only_where_drafts_are_kept(kept: float, goes_on: bool) -> None:
+    plan = heard(adviser(), 5.0).plan(16, frozenset({2}), 10.0, "speculate", Patience())
+    assert plan.goes_on is not None and plan.goes_on(round(kept * 100), 100) is goes_on
+
+
+def test_a_plan_bursts_as_long_as_a_round_trip_lasts_and_streams_where_that_was_chosen() -> None:
+    near, far = (heard(adviser(), rtt_ms).plan(16, frozenset({2}), 10.0, "speculate", Patience())
+                 for rtt_ms in (5.0, 65.0))  # fmt: skip
+    assert (near.burst, far.burst, near.stream) == (0, 3, False)
+    assert far.pace.round_ms == pytest.approx(65.0 + 22.0)
+    cloud = heard(adviser(), 5.0).plan(16, frozenset({2}), 10.0, "cloud", Patience())
+    assert cloud.stream
+    unheard = adviser().plan(16, frozenset({2}), 10.0, "speculate", Patience())
+    assert unheard.goes_on is not None and unheard.goes_on(0, 100)  # nothing is known to judge by
+
+
+def test_free_work_makes_no_endless_burst() -> None:
+    free: Primitives = pairs.times("cloud", 0.0, 0.0)
+    found = heard(Adviser(pairs.SPECULATION, free, free), 1000.0)
+    assert found.plan(16, frozenset(), 10.0, "speculate", Patience()).burst == 8
