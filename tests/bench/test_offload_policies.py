@@ -120,14 +120,14 @@ def test_sessions_at_once_share_the_clouds_steps(pair: Pair) -> None:
 def test_a_summary_counts_what_was_seen(pair: Pair) -> None:
     asked = [replace(one, answer="w1 w2") for one in questions(2)]
     outcomes = [
-        Outcome([1, 2], 10.0, 30.0, "speculate", 1000, 400, drafted=8, accepted=6, rounds=3),
+        Outcome([1, 2], 10.0, 30.0, "speculate", 1000, 400, drafted=8, accepted=6, rejected=1, rounds=3),
         Outcome([5, 6, 7], 20.0, 60.0, "cloud", 3000, 600, verified=False, guarded=True),
     ]
     found = summary(pair, Seen(outcomes, {"decode": 40.0, "verify": 10.0}, 100.0), asked, [outcomes[0], outcomes[0]])
     assert found == {
         "n": 2, "mean_ms": 45.0, "p50_ms": 45.0, "p95_ms": pytest.approx(58.5), "ttft_ms": 15.0, "tpot_ms": 20.0,
         "tokens_per_s": 50.0, "accuracy": 0.5, "equal": 1, "up_bytes": 2000.0, "down_bytes": 500.0,
-        "cloud_ms_per_token": 10.0, "accepted": 0.75, "rounds": 1.5, "alone": 1, "guarded": 1,
+        "cloud_ms_per_token": 10.0, "accepted": 0.75, "kept": 6 / 7, "rounds": 1.5, "alone": 1, "guarded": 1,
     }  # fmt: skip
 
 

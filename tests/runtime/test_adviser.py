@@ -67,7 +67,7 @@ def test_what_was_seen_of_drafts_fades_so_that_they_are_tried_again() -> None:
     assert found.decide([], 10.0, Limits(routes=BOTH)).route == "cloud"
     for _ in range(80):
         found.learn(24, 24, 0, 0)
-    assert found.rejected == pytest.approx(12 * FORGET**80)
+    assert found.judged == pytest.approx(12 * FORGET**80)
     assert found.decide([], 10.0, Limits(routes=BOTH)).route == "speculate"
 
 
