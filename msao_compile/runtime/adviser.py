@@ -27,7 +27,7 @@ FORGET, PRIOR = 0.95, 8
 LEAST = 4
 """Tokens of an answer that tell how long each took."""
 TRY_AFTER, TRY_BELOW = 16, 1.3
-"""After so many answers without it speculation is tried, where it is reckoned to take less than so many times longer."""
+"""After so many answers without it speculation is tried, where it is thought to take less than so many times longer."""
 OVERHEAD_BYTES = 700
 """What a prefill message weighs without its pictures."""
 
