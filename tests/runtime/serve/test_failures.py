@@ -153,7 +153,7 @@ def test_a_stalled_cloud_is_waited_for_as_long_as_the_link_may_be_silent(
     monkeypatch.setattr("msao_compile.runtime.api.LAST_HOPE", 3)
     folder = request.getfixturevalue("words" if fallback else "alone")
     options = LinkOptions(silence_s=0.5, connect_s=1.0)
-    with meeting(folder, cloud_options=options) as (cloud, proxy, runtime):
+    with meeting(folder, cloud_options=options) as (cloud, _, runtime):
         answering = pieces(runtime, route)
         if route == "cloud":  # that was written long before its tokens are here: the next one stalls
             assert rest(answering).token_ids == own
