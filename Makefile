@@ -12,7 +12,7 @@ ZOO ?=
 
 FUZZ ?= 10000
 
-.PHONY: demo test check fast fuzz bench gpu-check offloading soak scale targets accuracy families zoo-is-given calibrate clean
+.PHONY: demo test check fast fuzz bench gpu-check offloading soak together scale targets accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -67,6 +67,10 @@ offloading: $(STAMP)
 	$(BIN)/msao-compile bench $(HARNESS)/deployment --offload --samples $(HARNESS)/heldout/questions.jsonl \
 	  --setting recipes/settings/msao.toml --jobs 2 --out $(HARNESS)/out
 	cp $(HARNESS)/out/offloading.md $(HARNESS)/out/offloading.json $(HARNESS)/out/offloading.svg docs/
+
+# What batching gives a cloud on this machine, and what a probe costs an edge.
+together: $(STAMP)
+	$(BIN)/python -m tests.bench.together artifacts/bench/together --json docs/together.json --markdown docs/together.md
 
 # At least ten minutes of answers under random faults.
 soak: $(STAMP)

@@ -67,5 +67,10 @@ def test_no_answer_becomes_surer_than_was_hoped(
     assert sureness(sure, words, begun + rest, True) <= hope(sure, words, begun, True) + 1e-12
 
 
+def test_where_doubt_speaks_for_the_edge_there_is_hope_of_more_doubt() -> None:
+    sure = SURE.model_copy(update={"base": (0.0, -1.0, 0.0, 0.0, 0.0, 0.0)})
+    assert hope(sure, [], [0.9], True) == sureness(sure, [], [0.9, 0.0], True) > sureness(sure, [], [0.9], True)
+
+
 def test_an_answer_with_a_doubtful_token_has_little_hope_left() -> None:
     assert hope(SURE, [3], [0.99], True) > 0.99 > 0.7 > hope(SURE, [3], [0.99, 0.01], True)

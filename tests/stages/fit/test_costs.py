@@ -35,6 +35,7 @@ def test_the_cloud_waits_for_what_is_sent_and_no_longer() -> None:
         ((0.9, 0.9), (False, True), 0.5, (4 * PACE + 20 + 9) + (PACE + 20 + 6)),  # the round is filled up, then again
         ((0.9, 0.9), (True, True), 0.95, 2 * (20 + 5)),  # the cloud's own token each time
         ((0.4, 0.9, 0.9), (True, True, True), 0.5, (20 + 5) + (2 * PACE + 20 + 7)),
+        ((0.9, 0.9, 0.9), (True, False, True), 0.5, (4 * PACE + 20 + 9) + (PACE + 20 + 6)),
         ((0.9,) * 6, (True,) * 6, 0.5, 6 * PACE + 20 + 9),
         ((), (), 0.5, 0.0),
     ],

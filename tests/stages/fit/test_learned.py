@@ -51,6 +51,10 @@ def test_sureness_comes_true_as_often_as_it_says_on_others(learned: Learned) -> 
         assert within.sum() > 100 and sure[within].mean() == pytest.approx(same[within].mean(), abs=0.06)
     hard = np.array([HARD in one.words for one in others])
     assert sure[~hard].max() > 0.95 > 0.85 > sure[hard].max()
+    said = np.array([min(one.edge.confidences) for one in others])
+    for within in (said < 0.5, said > 0.9):  # of hard questions what the edge says of itself means nothing
+        assert sure[hard & within].mean() == pytest.approx(0.5, abs=0.15)
+        assert sure[~hard & within].mean() == pytest.approx(same[~hard & within].mean(), abs=0.1)
 
 
 def test_what_is_said_of_a_sample_was_learned_from_others() -> None:

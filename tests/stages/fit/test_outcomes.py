@@ -9,7 +9,7 @@ from msao_compile.stages.fit.costs import Drafts
 from msao_compile.stages.fit.learned import Guesses
 from msao_compile.stages.fit.outcomes import Knobs, Marks, Outcome, outcome
 from msao_compile.stages.fit.record import Record, Reduced
-from tests.stages.fit.made import RIGHT, costs, record
+from tests.stages.fit.made import RIGHT, costs, record, said
 
 DRAFTS = Drafts(4, 0.5)
 LEVEL = (0.5, 0.1)
@@ -44,8 +44,10 @@ def test_where_the_picture_is_dropped_both_sides_answer_without_it() -> None:
     assert not kept.dropped_N[0] and not kept.lost_N[0]
     lost = came(drop, record(text="no"), needed=0.29)
     assert lost.dropped_N[0] and lost.lost_N[0]
-    # the edge's answer with the picture is right, yet it is not the one that is given
-    assert came(drop, record(edge=RIGHT, text="no"), sure=1.0, blind=0.95, needed=0.1).lost_N[0]
+    here, there = (Record(**{**vars(record()), name: said("no")}) for name in ("edge_text", "cloud_text"))
+    assert came(drop, here, needed=0.1).lost_N[0] and not came(drop, here, needed=0.5).lost_N[0]
+    assert came(drop, there, needed=0.1).lost_N[0] and not came(drop, there, needed=0.5).lost_N[0]
+    assert not came(drop, here, blind=0.5, needed=0.1).lost_N[0]  # not sure, so it is not given
     # a sure answer with the picture is no reason to take an unsure one without it
     unsure = came(drop, record(), sure=1.0, blind=0.5, needed=0.1)
     assert unsure.dropped_N[0] and not unsure.alone_N[0]

@@ -75,7 +75,7 @@ def test_acceptance_rises_in_steps_and_begins_at_nothing() -> None:
 
 
 def test_equal_confidences_have_one_chance() -> None:
-    found = isotonic(np.full(100, 0.7), np.tile([1.0, 1.0, 0.0, 0.0], 25))
+    found = isotonic(np.full(100, 0.7), np.repeat([0.0, 1.0], 50))
     assert (found.from_confidence, found.chance) == ((0.0,), (0.5,))
 
 
