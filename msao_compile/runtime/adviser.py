@@ -24,6 +24,8 @@ GUESS_TOKENS, GUESS_PROMPT = 8.0, 24.0
 """Of answer and prompt, before any was seen."""
 FORGET, PRIOR = 0.95, 8
 """What of earlier answers' drafts still counts after each, and how many drafts what was fitted is worth."""
+PAID_PRIOR = 4
+"""So many answers count what was reckoned of their time against what they took: one alone says little."""
 LEAST = 4
 """Tokens of an answer that tell how long each took."""
 TRY_AFTER, TRY_BELOW = 16, 1.3
@@ -46,7 +48,8 @@ class Adviser:
     accepted: float = 0.0
     queue_ms: float = 0.0
     step_wait_ms: float = 0.0
-    paid: Average = field(default_factory=Average)
+    paid: float = 0.0
+    paid_count: float = 0.0
     untried: int = 0
 
     def decide(self, sizes: Sequence[int], now_ms: float, limits: Limits, edge_queue_ms: float = 0.0) -> Decision:
@@ -58,7 +61,7 @@ class Adviser:
         found = decide(self.observed(sizes, now_ms, edge_queue_ms), limits)
         times = {option.route: option.time_ms for option in found.options}
         self.untried += 1
-        near = found.route == "cloud" and times.get("speculate", inf) < TRY_BELOW * times["cloud"]
+        near = found.route == "cloud" and times.get("speculate", inf) < TRY_BELOW * times.get("cloud", 0.0)
         if near and self.untried > TRY_AFTER:
             found = replace(found, route="speculate", reason=f"to learn what speculation takes; {found.reason}")
         if found.route == "speculate":
@@ -81,7 +84,7 @@ class Adviser:
     def drafting(self, kept: float | None = None) -> Drafting:
         """How drafts fare: by what was seen, or before that by what was fitted."""
         known = (self.accepted + PRIOR * self.settings.kept) / (self.judged + PRIOR)
-        slower = self.paid.mean if self.paid.count else 1.0
+        slower = (self.paid + PAID_PRIOR) / (self.paid_count + PAID_PRIOR)
         return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY, slower)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
@@ -121,6 +124,7 @@ class Adviser:
         self.answer_tokens.add(answer_tokens)
         if prompt_tokens:
             self.prompt_tokens.add(prompt_tokens)
+        self.paid, self.paid_count = FORGET * self.paid, FORGET * self.paid_count
         self.judged = FORGET * self.judged + accepted + rejected
         self.accepted = FORGET * self.accepted + accepted
 
@@ -129,7 +133,8 @@ class Adviser:
         estimate = self.link.estimate(now_ms)
         if estimate is not None:
             reckoned = replace(self.drafting(), slower=1.0)
-            self.paid.add(token_ms / max(cost.token_ms(Host(self.here), self._cloud(), estimate, reckoned), 1e-6))
+            self.paid += token_ms / max(cost.token_ms(Host(self.here), self._cloud(), estimate, reckoned), 1e-6)
+            self.paid_count += 1
 
     def busy(self, queue_ms: float, step_wait_ms: float) -> None:
         """How long prompts and steps waited in the cloud lately for those of others, as it says itself."""
