@@ -79,6 +79,13 @@ def test_what_was_seen_of_drafts_fades_so_that_they_are_tried_again() -> None:
     assert found.decide([], 10.0, Limits(routes=BOTH)).route == "speculate"
 
 
+def test_drafts_that_were_kept_fade_as_those_that_were_not() -> None:
+    found = adviser()
+    found.learn(24, 24, 10, 5)
+    found.learn(24, 24, 2, 1)
+    assert (found.accepted, found.judged) == pytest.approx((FORGET * 10 + 2, FORGET * 15 + 3))
+
+
 def test_lengths_are_guessed_until_they_were_seen() -> None:
     found = adviser()
     work = found.observed([], 0.0).work
