@@ -28,7 +28,7 @@ PAID_PRIOR = 4
 """So many answers count what was reckoned of their time against what they took: one alone says little."""
 LEAST = 4
 """Tokens of an answer that tell how long each took."""
-TRY_AFTER, TRY_BELOW = 16, 1.3
+TRY_AFTER, TRY_BELOW = 6, 1.3
 """After so many answers without it speculation is tried, where it is thought to take less than so many times longer."""
 OVERHEAD_BYTES = 700
 """What a prefill message weighs without its pictures."""
