@@ -17,8 +17,9 @@ from msao_compile.manifest.fit_evidence import MasEvidence
 from msao_compile.manifest.schema import Deployment
 from msao_compile.runtime import load
 from msao_compile.runtime.loader import locate, read_manifest
+from msao_compile.runtime.mas.payload import Form
 from msao_compile.stages.fit import applied, run
-from msao_compile.stages.fit.record import Recorder
+from msao_compile.stages.fit.record import WEIGHTS, Recorder
 from msao_compile.stages.fit.samples import read
 from msao_compile.stages.fit.whole import entry_of
 
@@ -73,6 +74,9 @@ def test_a_build_fits_what_its_recipe_has_samples_for(built: Path) -> None:
     assert manifest.mas is not None and manifest.mas.bound is not None and manifest.schema_version == "2.3"
     assert manifest.mas.samples.fit + manifest.mas.samples.held_out == SAMPLES
     assert manifest.mas.bound.upper <= 0.3 and manifest.mas.calibrated(0.3)
+    weights = {probe.name: probe.weights for probe in manifest.mas.probes}
+    assert list(weights) == ["early", "classical", "words"] and weights["classical"][2] == 0
+    assert weights["early"] != WEIGHTS["early"]
     [entry] = manifest.speculation
     assert entry.evidence == manifest.mas.evidence == manifest.evidence["mas"]
     assert entry.draft_tokens == manifest.mas.thresholds.gamma_max
@@ -115,7 +119,7 @@ def test_a_recipe_with_samples_and_nobody_to_draft_is_refused(
 
 def test_what_is_recorded_is_what_the_models_say(built: Path, samples: Path) -> None:
     runtime = load(built)
-    recorder = Recorder(runtime.session("edge"), runtime.session("cloud"), (90, 90, 90))
+    recorder = Recorder(runtime.session("edge"), runtime.session("cloud"), Form(4, 85, (90, 90, 90)), WEIGHTS)
     with_picture, without = read(samples)[0], read(samples)[3]
     for sample in (with_picture, without):
         found = recorder.record(sample)

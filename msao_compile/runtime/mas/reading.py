@@ -42,6 +42,8 @@ class Reading:
     """One modality. `needed` is R; `kept` the cells of each picture or frame, in order; `kept_frames` the frames or
     seconds, None where the medium has no time; `mas` 1 = droppable, 0 = dense and needed.
 
+    `measured` holds activation, novelty and relevance of each cell, of pictures alone.
+
     A tiny decisive object has a high `mas` and must not be dropped: `action` goes by `needed` and the kept shares.
     """
 
@@ -52,6 +54,7 @@ class Reading:
     action: Action
     kept: tuple[Bools, ...]
     kept_frames: Bools | None = None
+    measured: tuple[Floats, ...] | None = None
 
     @property
     def necessity(self) -> float:
@@ -92,7 +95,7 @@ def read_cells(
     kappa = float(kept_N.mean())
     needed = measures.needed(fitted.coefficients, similar, sparse, prompt)
     action = decide(needed, kappa, limits.tau_drop)
-    return Reading(needed, sparse, kappa, 1.0, action, cut(kept_N, grids))
+    return Reading(needed, sparse, kappa, 1.0, action, cut(kept_N, grids), measured=tuple(measured_3N))
 
 
 def read_features(

@@ -17,7 +17,7 @@ from msao_compile.manifest.offload import Acceptance
 from msao_compile.runtime.mas.measures import needed
 from msao_compile.runtime.mas.sure import LEAST_AT, describe, sureness
 from msao_compile.runtime.mas.words import LIMIT, prompt_score
-from msao_compile.stages.fit.record import WEIGHTS, Record
+from msao_compile.stages.fit.record import WEIGHTS, Record, WeightsBy
 from msao_compile.stages.fit.regression import Floats, chances, folds, isotonic, logistic
 
 RARE, MOST_WORDS = 8, 256
@@ -52,7 +52,7 @@ class Learned:
     guesses: Guesses
 
 
-def learn(records: Sequence[Record], seed: int) -> Learned:
+def learn(records: Sequence[Record], seed: int, weights_by: WeightsBy = WEIGHTS) -> Learned:
     """Every regression, on the records of the samples that are fitted on."""
     vocabulary = _vocabulary(records)
     words_NW = _presence(records, vocabulary)
@@ -64,7 +64,7 @@ def learn(records: Sequence[Record], seed: int) -> Learned:
         return _needing(words_NW[rest & shown_N], flips_N[rest & shown_N])
 
     phi_N = _cross(parts, lambda rest, held: _phi(words_NW[held], needing(rest)))
-    probes = _probes(records, shown_N, phi_N, flips_N)
+    probes = _probes(records, weights_by, (shown_N, phi_N, flips_N))
     needed_N = np.array([
         needed(probes[-1].coefficients, 0.0, 0.0, float(phi)) if shown else 1.0
         for phi, shown in zip(phi_N, shown_N, strict=True)
@@ -172,10 +172,12 @@ def _phi(words_NW: Floats, weights: Floats) -> Floats:
     return np.asarray((words_NW @ weights[1:]).clip(-LIMIT, LIMIT))
 
 
-def _probes(records: Sequence[Record], shown_N: np.ndarray, phi_N: Floats, flips_N: Floats) -> tuple[ProbeFit, ...]:
+def _probes(
+    records: Sequence[Record], weights_by: WeightsBy, known: tuple[np.ndarray, Floats, Floats]
+) -> tuple[ProbeFit, ...]:
     """The probes that can read the records, dearest first, each with the coefficients of its chance."""
-    found = []
-    for name, weights in WEIGHTS.items():
+    found, (shown_N, phi_N, flips_N) = [], known
+    for name, weights in weights_by.items():
         places = [place for place in np.flatnonzero(shown_N).tolist() if name == "words" or name in records[place].read]
         if not places and name != "words":
             continue

@@ -38,10 +38,11 @@ RHOS, KAPPAS = (0.5, 0.8), (0.1, 0.3)
 """Kept shares of importance and least shares of cells that are tried: each pair is one more answer of the cloud."""
 COSINE = 0.9
 """Of duplicate frames; samples hold pictures, so nothing here says anything of it."""
-WEIGHTS: dict[ProbeName, tuple[float, float, float]] = {
+WeightsBy = Mapping[ProbeName, tuple[float, float, float]]
+WEIGHTS: WeightsBy = {
     "early": (1 / 3, 1 / 3, 1 / 3), "classical": (0.5, 0.5, 0.0), "words": (1.0, 0.0, 0.0),
 }  # fmt: skip
-"""Of activation, novelty and relevance; the probe `classical` has no third, and `words` none at all."""
+"""Of activation, novelty and relevance where nothing was fitted; `classical` has no third, and `words` none at all."""
 
 Level = tuple[float, float] | None
 """A kept share of importance and the least share of cells, or a thumbnail."""
@@ -106,14 +107,14 @@ class Record:
 class Recorder:
     """Asks both models of a task."""
 
-    def __init__(self, drafter: ModelSession, verifier: ModelSession, fill: tuple[int, int, int]) -> None:
+    def __init__(self, drafter: ModelSession, verifier: ModelSession, form: Form, weights: WeightsBy) -> None:
         self.drafter, self.verifier = drafter, verifier
-        self.form = Form(SHRINK, QUALITY, fill)
-        sees = "vision_encoder" in drafter.model.components
-        names: tuple[ProbeName, ...] = ("early", "classical") if sees else ()
-        self.probes = {name: _probe(name, None, drafter) for name in names}
-        self.cutting = cutting(drafter) if sees else None
-        self.cutters = {level: _probe(self.cutting, level, drafter) for level in LEVELS if level and self.cutting}
+        self.form, self.weights = form, weights
+        self.probes = looking(drafter, weights)
+        self.cutting = cutting(drafter) if self.probes else None
+        self.cutters = {
+            level: _probe(self.cutting, level, drafter, weights) for level in LEVELS if level and self.cutting
+        }
 
     def records(self, samples: Sequence[Sample], tell: Callable[[int], None]) -> list[Record]:
         """One of each sample, in order."""
@@ -188,6 +189,13 @@ class Recorder:
         return _said(self.verifier, request, self.verifier.encode(request.tensors, Clock()))[0].text
 
 
+def looking(drafter: ModelSession, weights: WeightsBy) -> dict[ProbeName, Probe]:
+    """The probes that can look at pictures for a drafter; none where it sees none."""
+    sees = "vision_encoder" in drafter.model.components
+    names: tuple[ProbeName, ...] = ("early", "classical") if sees else ()
+    return {name: _probe(name, None, drafter, weights) for name in names}
+
+
 def cutting(drafter: ModelSession) -> ProbeName:
     """The probe that says which regions are kept: the drafter's own features, unless they are coarser than pixels'."""
     request = drafter.prepare("a", (picture(),))
@@ -206,11 +214,11 @@ def mean_fill(samples: Iterable[Sample]) -> tuple[int, int, int]:
     return safe_fill(np.mean(means, 0).tolist() if means else [96.0, 96.0, 96.0])
 
 
-def _probe(name: ProbeName, level: Level, session: ModelSession) -> Probe:
+def _probe(name: ProbeName, level: Level, session: ModelSession, weights: WeightsBy) -> Probe:
     """A probe whose `needed` is the sigmoid of the similarity, so that it can be read off."""
     rho, kappa = level or (1.0, 0.0)
     limits = Limits(rho, kappa, 0.0, TemporalLimits(COSINE))
-    return open_probe(name, Settings(Fitted(WEIGHTS[name], (0.0, 1.0, 0.0, 0.0)), limits), session)
+    return open_probe(name, Settings(Fitted(weights[name], (0.0, 1.0, 0.0, 0.0)), limits), session)
 
 
 def _read(readings: Readings) -> tuple[float, float]:

@@ -10,19 +10,21 @@ from typing import Any
 
 from msao_compile.errors import DeploymentError, InputError
 from msao_compile.manifest.fit_evidence import MasEvidence, Reference
-from msao_compile.manifest.mas import Mas, Reduction, SampleSets, Thresholds
+from msao_compile.manifest.mas import Mas, ProbeName, Reduction, SampleSets, Thresholds
 from msao_compile.manifest.offload import Speculation
 from msao_compile.manifest.schema import Deployment
 from msao_compile.runtime import load
 from msao_compile.runtime.cost import Host
 from msao_compile.runtime.link_state import LinkEstimate
-from msao_compile.stages.fit import shown
+from msao_compile.runtime.mas.payload import Form
+from msao_compile.runtime.session import ModelSession
+from msao_compile.stages.fit import occlusion, shown
 from msao_compile.stages.fit.calibrate import Side, Tested, calibrate, curve
 from msao_compile.stages.fit.costs import Costs, Sides
 from msao_compile.stages.fit.learned import Learned, guess, learn, with_prior
 from msao_compile.stages.fit.outcomes import Knobs, Marks, outcome
-from msao_compile.stages.fit.record import COSINE, QUALITY, SHRINK, Record, Recorder, mean_fill
-from msao_compile.stages.fit.samples import read_sets
+from msao_compile.stages.fit.record import COSINE, QUALITY, SHRINK, WEIGHTS, Record, Recorder, looking, mean_fill
+from msao_compile.stages.fit.samples import Sample, read_sets
 from msao_compile.stages.fit.search import Found, optimiser, search
 
 OnProgress = Callable[[Mapping[str, Any]], None]
@@ -59,8 +61,9 @@ def fit(arguments: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]
     sets = read_sets(Path(arguments["samples"]), None if held_out is None else Path(held_out), asked.seed)
     runtime = load(folder)
     entry = entry_of(runtime.deployment, asked.task)
-    fill = mean_fill(sets.fit)
-    recorder = Recorder(runtime.session(entry.drafter), runtime.session(entry.verifier), fill)
+    drafter, fill = runtime.session(entry.drafter), mean_fill(sets.fit)
+    weights = {**WEIGHTS, **_weighed(drafter, sets.fit, fill)}
+    recorder = Recorder(drafter, runtime.session(entry.verifier), Form(SHRINK, QUALITY, fill), weights)
     records = []
     for name, samples in (("fit", sets.fit), ("held out", sets.held_out)):
 
@@ -70,11 +73,20 @@ def fit(arguments: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]
         records.append(recorder.records(samples, tell))
     answered = time.perf_counter()
     sides = sides_of(runtime.deployment, entry, asked)
-    made = made_of((records[0], records[1]), sides, asked, lambda number: on_progress({"trial": number}))
+    learned = learn(records[0], asked.seed, weights)
+    made = made_of(learned, (records[0], records[1]), sides, asked, lambda number: on_progress({"trial": number}))
     seconds = {"answers": answered - started, "search": time.perf_counter() - answered}
     decode = recorder.drafter.tokenizer.decode
     told = {token: decode([token]).strip() for token in made.learned.words.tokens}
     return written(made, (entry, sets.told(), fill), asked, told, seconds)
+
+
+def _weighed(
+    drafter: ModelSession, samples: Sequence[Sample], fill: tuple[int, int, int]
+) -> dict[ProbeName, tuple[float, float, float]]:
+    """The weights of each probe that looks at pictures."""
+    probes = looking(drafter, WEIGHTS)
+    return {name: occlusion.weights(probe, drafter, samples, fill, WEIGHTS[name]) for name, probe in probes.items()}
 
 
 def entry_of(deployment: Deployment, task: str | None) -> Speculation:
@@ -121,11 +133,14 @@ class Made:
 
 
 def made_of(
-    records: tuple[Sequence[Record], Sequence[Record]], sides: Sides, asked: Asked, tell: Callable[[int], None]
+    learned: Learned,
+    records: tuple[Sequence[Record], Sequence[Record]],
+    sides: Sides,
+    asked: Asked,
+    tell: Callable[[int], None],
 ) -> Made:
-    """Learn, search and test: arithmetic on records, the same from the same seed."""
+    """Search and test: arithmetic on records, the same from the same seed."""
     fit_records, held_records = records
-    learned = learn(fit_records, asked.seed)
     costs = Costs(fit_records, sides)
     found = search(costs, learned.guesses, asked.epsilon, asked.trials, asked.seed, tell)
     fit_side = Side(costs, Marks.of(fit_records), learned.guesses)
