@@ -86,7 +86,7 @@ def _effects(session: ModelSession, question: str, picture: Image, fill: Color) 
             top, bottom = (picture.height * edge // PARTS for edge in (row, row + 1))
             covered.paste(fill, (left, top, right, bottom))
             found.append(float((np.exp(whole) * (whole - _log_chances(session, question, covered))).sum()))
-    return np.maximum(np.array(found), 0.0)
+    return np.asarray(np.maximum(found, 0.0))
 
 
 def _log_chances(session: ModelSession, question: str, picture: Image) -> Floats:
