@@ -214,7 +214,8 @@ def speculates(draft: Model, target: Model) -> bool:
     """Whether one model can draft for another: both decode text, and token ids mean the same to both."""
     facts = [model.decoder for model in (draft, target)]
     decode = all(fact is not None and fact.tokens == "input_ids" for fact in facts)
-    return draft.name != target.name and decode and draft.tokenizer_digest == target.tokenizer_digest
+    told = any(file.path.startswith(f"{draft.tokenizer}/") for file in draft.files)
+    return draft.name != target.name and decode and told and draft.tokenizer_digest == target.tokenizer_digest
 
 
 def speculation(

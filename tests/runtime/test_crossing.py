@@ -48,6 +48,6 @@ def session() -> ModelSession:
 def test_what_the_embedding_reads_at_every_token_crosses_behind_it_too() -> None:
     request = Request(np.array([2]), {"pixel_values": STATES})
     message = crossing(session(), request, {"vision_encoder", "embed_tokens"}, Clock())
-    assert message.kind == "embeds"
+    assert message.fields["form"] == "embeds"
     assert sorted(message.tensors) == ["encoder_states", "inputs_embeds", "position_ids"]
     assert np.array_equal(message.tensors["encoder_states"], STATES)

@@ -151,3 +151,13 @@ def test_the_processor_s_file_goes_where_pictures_and_where_the_chat_template_ar
         "preprocessor/x/processor_config.json",
         "tokenizer/x/processor_config.json",
     ]
+
+
+def test_a_draft_speculates_where_both_have_the_same_tokens() -> None:
+    def told(name: str, role: str, digest: str) -> Model:
+        file = FileRef(path=f"tokenizer/{name}/tokenizer.json", sha256=digest * 64, size_bytes=1)
+        return model(name, role).model_copy(update={"tokenizer": f"tokenizer/{name}", "files": (file,)})
+
+    pairs = {digest: routes(told("small", "draft", "a"), told("big", "target", digest)) for digest in ("a", "b")}
+    assert ("speculate", "big", hosts(), ("cloud", "edge")) in pairs["a"]
+    assert "speculate" not in [name for name, *_ in pairs["b"]]

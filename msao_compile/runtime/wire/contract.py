@@ -28,10 +28,12 @@ from pydantic import Field, ValidationError
 
 from msao_compile.errors import (
     Busy,
+    CapacityExceeded,
     ContractMismatch,
     DeadlineExceeded,
     InputError,
     LinkDown,
+    MsaoError,
     Refused,
     RemoteError,
     SessionLost,
@@ -253,6 +255,9 @@ ERRORS: dict[str, type[RemoteError]] = {
     kind.code: kind for kind in (LinkDown, Busy, SessionLost, DeadlineExceeded, Refused, ContractMismatch, RemoteError)
 }
 
+PLAIN: dict[str, type[MsaoError]] = {"too_long": CapacityExceeded, "bad_request": InputError, "failed": StageError}
+"""Faults of a request and of a module, which are the same on either side."""
+
 
 def read(message: Message, known: Mapping[str, Operation]) -> Any:
     """The fields of a message, checked; its arrays are checked too.
@@ -289,8 +294,7 @@ def write(kind: str, fields: Frozen, tensors: Mapping[str, np.ndarray] | None = 
 
 def fault(error: BaseException) -> Message:
     """An error as it crosses: its code where it has one, else what kind of fault it is."""
-    kinds = ((InputError, "bad_request"), (StageError, "failed"))
-    plain = next((code for kind, code in kinds if isinstance(error, kind)), "internal")
+    plain = next((code for code, kind in PLAIN.items() if isinstance(error, kind)), "internal")
     code = error.code if isinstance(error, RemoteError) else plain
     return write("error", Fault(code=code, message=str(error), retry_after_ms=getattr(error, "retry_after_ms", 0)))
 
@@ -305,10 +309,8 @@ def raise_fault(message: Message) -> None:
     if message.kind != "error":
         return
     told: Fault = read(message, REPLIES)
-    if told.code == "bad_request":
-        raise InputError(told.message)
-    if told.code == "failed":
-        raise StageError(told.message)
+    if told.code in PLAIN:
+        raise PLAIN[told.code](told.message)
     kind = ERRORS.get(told.code, RemoteError)
     raise Busy(told.message, told.retry_after_ms) if kind is Busy else kind(told.message)
 
