@@ -50,7 +50,7 @@ def _table(place: tuple[float, float, int], rows: Sequence[Row]) -> str:
         f"| {row['policy']} | {row['mean_ms']:.0f} | {row['p50_ms']:.0f} | {row['p95_ms']:.0f} | "
         f"{_number(row['ttft_ms'])} | {_number(row['tpot_ms'], 1)} | {row['tokens_per_s']:.1f} | "
         f"{100 * row['accuracy']:.1f} % | {row['equal']}/{row['n']} | {row['alone']} | {row['up_bytes'] / 1e3:.1f} | "
-        f"{row['cloud_ms_per_token']:.1f} | {_share(row['accepted'])} |"
+        f"{row['cloud_ms_per_token']:.1f} | {_share(row['kept'])} |"
         for row in rows
     ]
     return head + "\n\n" + "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from msao_compile.manifest.schema import Route
-from msao_compile.runtime.adviser import Adviser
+from msao_compile.runtime.adviser import LEAST, Adviser
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.policy import Choice
@@ -65,6 +65,9 @@ class Edge:
         self.adviser.learn(prompt_tokens, len(found.tokens), found.accepted, found.rejected)
         if prompt_tokens:
             self.adviser.busy(remote.queue_ms, remote.step_wait_ms)
+        if found.first_ms is not None and found.rounds and found.verified and len(found.tokens) >= LEAST:
+            spent_ms = (found.total_ms - found.first_ms) / len(found.tokens)
+            self.adviser.paced(spent_ms, asyncio.get_running_loop().time() * 1e3)
 
     def plan(self, question: Question, route: Choice) -> Plan:
         """How a question is drafted, or streamed where `route` is `cloud`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 
 from msao_compile.manifest.offload import Primitives, Speculation
+from msao_compile.runtime import cost
 from msao_compile.runtime.calibrated import Calibration, Reduced
 from msao_compile.runtime.conversation import Prompt
 from msao_compile.runtime.cost import Drafting, Host, Payload, Work
@@ -22,6 +24,12 @@ GUESS_TOKENS, GUESS_PROMPT = 8.0, 24.0
 """Of answer and prompt, before any was seen."""
 FORGET, PRIOR = 0.95, 8
 """What of earlier answers' drafts still counts after each, and how many drafts what was fitted is worth."""
+PAID_PRIOR = 4
+"""So many answers count what was reckoned of their time against what they took: one alone says little."""
+LEAST = 4
+"""Tokens of an answer that tell how long each took."""
+TRY_AFTER, TRY_BELOW = 6, 1.3
+"""After so many answers without it speculation is tried, where it is thought to take less than so many times longer."""
 OVERHEAD_BYTES = 700
 """What a prefill message weighs without its pictures."""
 
@@ -40,10 +48,25 @@ class Adviser:
     accepted: float = 0.0
     queue_ms: float = 0.0
     step_wait_ms: float = 0.0
+    paid: float = 0.0
+    paid_count: float = 0.0
+    untried: int = 0
 
     def decide(self, sizes: Sequence[int], now_ms: float, limits: Limits, edge_queue_ms: float = 0.0) -> Decision:
-        """The route for a question whose pictures have so many bytes."""
-        return decide(self.observed(sizes, now_ms, edge_queue_ms), limits)
+        """The route for a question whose pictures have so many bytes.
+
+        Where plain decoding seems faster, but not by much, speculation is tried now and then: what it really took
+        corrects what was reckoned.
+        """
+        found = decide(self.observed(sizes, now_ms, edge_queue_ms), limits)
+        times = {option.route: option.time_ms for option in found.options}
+        self.untried += 1
+        near = found.route == "cloud" and times.get("speculate", inf) < TRY_BELOW * times.get("cloud", 0.0)
+        if near and self.untried > TRY_AFTER:
+            found = replace(found, route="speculate", reason=f"to learn what speculation takes; {found.reason}")
+        if found.route == "speculate":
+            self.untried = 0
+        return found
 
     def observed(self, sizes: Sequence[int], now_ms: float, edge_queue_ms: float = 0.0) -> Observed:
         """What `policy.decide` is to know."""
@@ -61,7 +84,8 @@ class Adviser:
     def drafting(self, kept: float | None = None) -> Drafting:
         """How drafts fare: by what was seen, or before that by what was fitted."""
         known = (self.accepted + PRIOR * self.settings.kept) / (self.judged + PRIOR)
-        return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY)
+        slower = (self.paid + PAID_PRIOR) / (self.paid_count + PAID_PRIOR)
+        return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY, slower)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
         """How an answer is drafted, or streamed where `route` is `cloud`."""
@@ -100,8 +124,17 @@ class Adviser:
         self.answer_tokens.add(answer_tokens)
         if prompt_tokens:
             self.prompt_tokens.add(prompt_tokens)
+        self.paid, self.paid_count = FORGET * self.paid, FORGET * self.paid_count
         self.judged = FORGET * self.judged + accepted + rejected
         self.accepted = FORGET * self.accepted + accepted
+
+    def paced(self, token_ms: float, now_ms: float) -> None:
+        """How long each token of a speculated answer took, its end included, against what was reckoned."""
+        estimate = self.link.estimate(now_ms)
+        if estimate is not None:
+            reckoned = replace(self.drafting(), slower=1.0)
+            self.paid += token_ms / max(cost.token_ms(Host(self.here), self._cloud(), estimate, reckoned), 1e-6)
+            self.paid_count += 1
 
     def busy(self, queue_ms: float, step_wait_ms: float) -> None:
         """How long prompts and steps waited in the cloud lately for those of others, as it says itself."""

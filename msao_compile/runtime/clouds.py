@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from msao_compile.errors import DeadlineExceeded, LinkDown, RemoteError
+from msao_compile.errors import DeadlineExceeded, InputError, LinkDown, MissingTool, RemoteError
 from msao_compile.manifest.offload import Line, Primitives, Speculation
 from msao_compile.manifest.schema import Deployment
 from msao_compile.runtime.adviser import Adviser
@@ -73,11 +73,15 @@ class Clouds:
         a cloud that was away it is asked again from time to time, and nobody waits for that.
 
         Raises:
-            RemoteError, InputError, MissingTool: as `link`, of anything but a cloud that is away, the first time.
+            RemoteError, InputError, MissingTool: as `link`, of anything but a cloud that is away.
         """
         if entry.task not in self._advisers:
             self._advisers[entry.task] = unheard(self.deployment, entry)
-            bridge().run(self._greet(entry))
+            try:
+                bridge().run(self._greet(entry))
+            except (RemoteError, InputError, MissingTool):
+                del self._advisers[entry.task]  # and so the next who asks is told as well
+                raise
         found = self._advisers[entry.task]
         away = not found.link.rtt.count or found.link.failing.mean > DROPPED
         before = self._greeting.get(entry.task)
@@ -124,7 +128,7 @@ def _even(model: str) -> Primitives:
 
 
 def _told(greeting: Future[None]) -> None:
-    """A cloud that came back as another than before is told of; who asks it next is told why."""
+    """A cloud that came back as another than before is told of."""
     if not greeting.cancelled() and greeting.exception() is not None:
         logger.warning("the cloud cannot be used: %s", greeting.exception())
 

@@ -68,11 +68,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Drafting:
-    """How drafts fare: at most `tokens` a round, each kept with `chance`; `rounds` under way at once."""
+    """How drafts fare: at most `tokens` a round, each kept with `chance`; `rounds` under way at once.
+
+    `slower`: so many times the time per token as reckoned, by what answers took before.
+    """
 
     tokens: int
     chance: float
     rounds: int = 1
+    slower: float = 1.0
 
 
 def edge_ms(edge: Host, work: Work, probe_ms: float = 0.0) -> float:
@@ -113,11 +117,11 @@ def token_ms(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) ->
     draft_ms = edge.decode_ms
     verify_ms = cloud.verify_ms(drafting.tokens + 1)
     if drafting.rounds == 1:
-        return (drafting.tokens * draft_ms + link.rtt_ms + verify_ms) / kept_tokens(drafting)
+        return drafting.slower * (drafting.tokens * draft_ms + link.rtt_ms + verify_ms) / kept_tokens(drafting)
     window_ms = (link.rtt_ms + verify_ms) / drafting.rounds / max(drafting.tokens, 1)
     pace_ms = max(draft_ms, verify_ms / max(drafting.tokens, 1), window_ms)
     filled_ms = (drafting.tokens - 1) / 2 * draft_ms
-    return pace_ms + (1 - drafting.chance) * (filled_ms + link.rtt_ms + verify_ms)
+    return drafting.slower * (pace_ms + (1 - drafting.chance) * (filled_ms + link.rtt_ms + verify_ms))
 
 
 def speculate_ms(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import time
 from collections.abc import AsyncIterator, Iterator, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from msao_compile.manifest.schema import Route
-from msao_compile.runtime.adviser import Adviser
+from msao_compile.runtime.adviser import LEAST, Adviser
 from msao_compile.runtime.answer import Clock, Extent
 from msao_compile.runtime.bridge import bridge
 from msao_compile.runtime.conversation import Prompt, without_pictures
@@ -148,6 +150,9 @@ def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: 
             adviser.learn(prompt_tokens, clock.tokens, account.accepted, account.rejected)
             if prompt_tokens:
                 adviser.busy(there.queue_ms, there.step_wait_ms)
+            if account.rounds and not account.unverified and clock.tokens >= LEAST and clock.first is not None:
+                spent_ms = (time.perf_counter() - clock.first) * 1e3 / clock.tokens
+                adviser.paced(spent_ms, asyncio.get_running_loop().time() * 1e3)
 
     return RouteRun(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",

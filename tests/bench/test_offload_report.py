@@ -21,7 +21,7 @@ def row(policy: str, mean_ms: float, accuracy: float = 0.9, lossless: bool = Tru
         "mbps": 20.0, "rtt_ms": 80.0, "sessions": 1, "policy": policy, "lossless": lossless, "n": 10,
         "mean_ms": mean_ms, "p50_ms": 90.4, "p95_ms": 150.6, "ttft_ms": 40.0, "tpot_ms": 6.25, "tokens_per_s": 33.33,
         "accuracy": accuracy, "equal": 9, "up_bytes": 12_345.0, "down_bytes": 400.0, "cloud_ms_per_token": 7.77,
-        "accepted": None, "rounds": 0.0, "alone": 2, "guarded": 0, **more,
+        "kept": None, "rounds": 0.0, "alone": 2, "guarded": 0, **more,
     }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def bar(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_row_shows_each_number_in_its_unit() -> None:
-    report = told([row("auto", 123.4, accepted=0.756), row("cloud-only", 100.0, ttft_ms=None, tpot_ms=None)])
+    report = told([row("auto", 123.4, kept=0.756), row("cloud-only", 100.0, ttft_ms=None, tpot_ms=None)])
     assert "## 20 Mbit/s, 80 ms\n" in report
     assert "| auto | 123 | 90 | 151 | 40 | 6.2 | 33.3 | 90.0 % | 9/10 | 2 | 12.3 | 7.8 | 76 % |" in report
     assert "| cloud-only | 100 | 90 | 151 | – | – | 33.3 | 90.0 % | 9/10 | 2 | 12.3 | 7.8 | – |" in report

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pairs
 import pytest
 
 from msao_compile.cli.page.render import render
@@ -214,3 +215,18 @@ def test_modules_stand_in_the_order_they_run_and_the_cloud_is_striped() -> None:
     ordered = ["preprocess", "cloud/preprocess", "vision_encoder", "embed_tokens", "decoder", "cloud/decoder", "other"]
     assert [part.name for part in chart.legend] == ordered
     assert len({(part.colour, part.hatched) for part in chart.legend}) == len(ordered)
+
+
+def test_measured_times_of_both_sides_are_shown_with_what_grows(tmp_path: Path) -> None:
+    times = {"prepare": (4.0, 0.0), "encode": (0.0, 31.25), "prefill": (10.0, 0.125), "decode": (0.0, 0.0),
+             "verify": (20.0, 0.5)}  # fmt: skip
+    lines = {name: {"fixed_ms": fixed, "each_ms": each} for name, (fixed, each) in times.items()}
+    pairs.write(tmp_path, primitives=[{"model": "edge", **lines}])
+    page = render(read_source(tmp_path))
+    Page(page)
+    row = page.split("as measured when this was built")[1].split("<tbody>")[1].split("</tr>")[0]
+    assert re.findall(r">([^<>]+)</t[hd]>", row) == [
+        "edge", "4", "31.2 each", "10 + 0.125 each", "0", "20 + 0.5 each",
+    ]  # fmt: skip
+    pairs.write(tmp_path, primitives=[])
+    assert "as measured when this was built" not in render(read_source(tmp_path))

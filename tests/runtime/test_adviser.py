@@ -6,7 +6,15 @@ import pairs
 import pytest
 
 from msao_compile.manifest.offload import Primitives
-from msao_compile.runtime.adviser import FORGET, GUESS_PROMPT, GUESS_TOKENS, OVERHEAD_BYTES, PRIOR, Adviser
+from msao_compile.runtime.adviser import (
+    FORGET,
+    GUESS_PROMPT,
+    GUESS_TOKENS,
+    OVERHEAD_BYTES,
+    PRIOR,
+    TRY_AFTER,
+    Adviser,
+)
 from msao_compile.runtime.policy import Choice, Limits
 from msao_compile.runtime.remote import Patience
 
@@ -71,6 +79,13 @@ def test_what_was_seen_of_drafts_fades_so_that_they_are_tried_again() -> None:
     assert found.decide([], 10.0, Limits(routes=BOTH)).route == "speculate"
 
 
+def test_drafts_that_were_kept_fade_as_those_that_were_not() -> None:
+    found = adviser()
+    found.learn(24, 24, 10, 5)
+    found.learn(24, 24, 2, 1)
+    assert (found.accepted, found.judged) == pytest.approx((FORGET * 10 + 2, FORGET * 15 + 3))
+
+
 def test_lengths_are_guessed_until_they_were_seen() -> None:
     found = adviser()
     work = found.observed([], 0.0).work
@@ -122,3 +137,28 @@ def test_free_work_makes_no_endless_burst() -> None:
     free: Primitives = pairs.times("cloud", 0.0, 0.0)
     found = heard(Adviser(pairs.SPECULATION, free, free), 1000.0)
     assert found.plan(16, frozenset(), 10.0, "speculate", Patience()).burst == 8
+
+
+def test_what_speculation_really_took_corrects_what_was_reckoned_but_one_answer_alone_does_not() -> None:
+    found = heard(adviser(), 5.0)
+    reckoned = found.decide([], 10.0, Limits(routes=BOTH)).options[0].time_ms
+    found.paced(60.0, 10.0)  # three times what a token takes in the cloud
+    once = found.drafting().slower
+    for _ in range(20):
+        found.paced(60.0, 10.0)
+    assert 1.0 < once < found.drafting().slower
+    assert found.decide([], 10.0, Limits(routes=BOTH)).route == "cloud"
+    for _ in range(100):
+        found.learn(24, round(GUESS_TOKENS), 0, 0)
+    assert found.drafting().slower == pytest.approx(1.0, abs=0.2)
+    found.prompt_tokens.mean = GUESS_PROMPT
+    again = found.decide([], 10.0, Limits(routes=BOTH)).options[0]
+    assert (again.route, again.time_ms) == ("speculate", pytest.approx(reckoned, rel=0.2))
+
+
+def test_speculation_that_is_a_little_slower_is_tried_now_and_then() -> None:
+    found = heard(adviser(draft_ms=18.0), 5.0)
+    routes = [found.decide([], 10.0, Limits(routes=BOTH)).route for _ in range(3 * TRY_AFTER)]
+    assert set(routes[:TRY_AFTER]) == {"cloud"} and 1 <= routes.count("speculate") <= 3
+    slow = heard(adviser(draft_ms=60.0), 5.0)
+    assert {slow.decide([], 10.0, Limits(routes=BOTH)).route for _ in range(3 * TRY_AFTER)} == {"cloud"}

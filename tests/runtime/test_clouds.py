@@ -88,15 +88,18 @@ def test_auto_takes_the_route_that_suits_the_link(
     made: Callable[..., Path], primitives: list[pairs.Primitives], rtt_ms: float, route: str
 ) -> None:
     folder = made(primitives)
-    with served.inside(folder) as cloud, served.shaped(cloud.port, Shape(mbps=100.0, rtt_ms=rtt_ms)) as proxy:
-        with load(folder, cloud=f"grpc://127.0.0.1:{proxy.port}") as runtime:
-            found = ask(runtime)
-            assert found.route == route, found.reason
-            assert found.verified and f"auto: {route} is expected to take" in found.reason
-            assert runtime.clouds is not None
-            known = runtime.clouds.adviser(runtime.deployment.speculation[0])
-            assert known.link.rtt.mean == pytest.approx(rtt_ms, rel=0.5, abs=20)
-            assert known.answer_tokens.count == 1
+    with (
+        served.inside(folder) as cloud,
+        served.shaped(cloud.port, Shape(mbps=100.0, rtt_ms=rtt_ms)) as proxy,
+        load(folder, cloud=f"grpc://127.0.0.1:{proxy.port}") as runtime,
+    ):
+        found = ask(runtime)
+        assert found.route == route, found.reason
+        assert found.verified and f"auto: {route} is expected to take" in found.reason
+        assert runtime.clouds is not None
+        known = runtime.clouds.adviser(runtime.deployment.speculation[0])
+        assert known.link.rtt.mean == pytest.approx(rtt_ms, rel=0.5, abs=20)
+        assert known.answer_tokens.count == 1
 
 
 def test_auto_without_any_cloud_answers_at_the_edge_soon_and_says_why(words: Path) -> None:
@@ -162,7 +165,7 @@ def test_a_route_without_a_fallback_says_that_the_cloud_is_away(made: Callable[.
 def test_another_build_is_refused_at_once(words: Path, made: Callable[..., Path]) -> None:
     other = pairs.write(made().parent / "other", seed=5)
     with served.inside(other) as cloud, load(words, cloud=f"grpc://127.0.0.1:{cloud.port}") as runtime:
-        for route in ("cloud", "speculate", "auto"):
+        for route in ("cloud", "speculate", "auto", "auto"):
             with pytest.raises(ContractMismatch, match="same build"):
                 ask(runtime, route=route)
 

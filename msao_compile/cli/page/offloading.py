@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msao_compile.cli.page.plots import Axis, Line, Plot, plot, round_limit
+from msao_compile.manifest import offload
 from msao_compile.manifest.fit_evidence import Candidate, MasEvidence, Reliability
 from msao_compile.manifest.offload import Acceptance
 
@@ -45,6 +46,12 @@ def facts(evidence: MasEvidence) -> tuple[Fact, ...]:
         reckoned,
         counted,
     )
+
+
+def spent(line: offload.Line) -> str:
+    """Milliseconds that work takes: what it takes at all, and for each."""
+    parts = [f"{line.fixed_ms:.3g}" if line.fixed_ms else "", f"{line.each_ms:.3g} each" if line.each_ms else ""]
+    return " + ".join(part for part in parts if part) or "0"
 
 
 def chosen(evidence: MasEvidence) -> Candidate | None:

@@ -6,7 +6,9 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pairs
 import pytest
@@ -55,8 +57,15 @@ def standby(words: Path) -> Iterator[served.Cloud]:
         yield cloud
 
 
-def address(proxy: Proxy) -> str:
-    return f"grpc://127.0.0.1:{proxy.port}"
+@contextmanager
+def meeting(folder: Path, **options: Any) -> Iterator[tuple[served.Cloud, Proxy, Runtime]]:
+    """A cloud, a slow link to it, and an edge at its other end."""
+    with (
+        served.cloud(folder) as cloud,
+        served.shaped(cloud.port, SLOW) as proxy,
+        load(folder, cloud=f"grpc://127.0.0.1:{proxy.port}", **options) as runtime,
+    ):
+        yield cloud, proxy, runtime
 
 
 def pieces(runtime: Runtime, route: str) -> Iterator[Piece]:
@@ -85,13 +94,12 @@ def kill(cloud: served.Cloud, proxy: Proxy) -> None:
 def test_a_killed_cloud_that_is_there_again_changes_nothing_of_an_answer(
     words: Path, own: tuple[int, ...], standby: served.Cloud, route: str
 ) -> None:
-    with served.cloud(words) as cloud, served.shaped(cloud.port, SLOW) as proxy:
-        with load(words, cloud=address(proxy)) as runtime:
-            answering = pieces(runtime, route)
-            some(answering)
-            proxy.target = ("127.0.0.1", standby.port)  # what is started anew knows nothing
-            kill(cloud, proxy)
-            found = rest(answering)
+    with meeting(words) as (cloud, proxy, runtime):
+        answering = pieces(runtime, route)
+        some(answering)
+        proxy.target = ("127.0.0.1", standby.port)  # what is started anew knows nothing
+        kill(cloud, proxy)
+        found = rest(answering)
     assert found.token_ids == own
     assert found.verified
 
@@ -100,14 +108,13 @@ def test_a_killed_cloud_that_is_there_again_changes_nothing_of_an_answer(
 def test_a_killed_cloud_that_stays_away_leaves_the_rest_to_the_edge_which_says_so(
     words: Path, own: tuple[int, ...], route: str
 ) -> None:
-    with served.cloud(words) as cloud, served.shaped(cloud.port, SLOW) as proxy:
-        with load(words, cloud=address(proxy)) as runtime:
-            answering = pieces(runtime, route)
-            some(answering)
-            kill(cloud, proxy)
-            began_s = time.perf_counter()
-            found = rest(answering)
-            assert time.perf_counter() - began_s < 10
+    with meeting(words) as (cloud, proxy, runtime):
+        answering = pieces(runtime, route)
+        some(answering)
+        kill(cloud, proxy)
+        began_s = time.perf_counter()
+        found = rest(answering)
+        assert time.perf_counter() - began_s < 10
     assert len(found.token_ids) == LIMIT and found.token_ids[:5] == own[:5]
     assert found.token_ids != own and not found.verified
 
@@ -117,26 +124,24 @@ def test_without_a_fallback_a_cloud_that_stays_away_is_an_error(
     alone: Path, route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("msao_compile.runtime.api.LAST_HOPE", 3)
-    with served.cloud(alone) as cloud, served.shaped(cloud.port, SLOW) as proxy:
-        with load(alone, cloud=address(proxy)) as runtime:
-            answering = pieces(runtime, route)
-            some(answering)
-            kill(cloud, proxy)
-            with pytest.raises(LinkDown):
-                rest(answering)
+    with meeting(alone) as (cloud, proxy, runtime):
+        answering = pieces(runtime, route)
+        some(answering)
+        kill(cloud, proxy)
+        with pytest.raises(LinkDown):
+            rest(answering)
 
 
 def test_without_a_fallback_a_cloud_has_time_to_start_again(
     alone: Path, own: tuple[int, ...], standby: served.Cloud
 ) -> None:
-    with served.cloud(alone) as cloud, served.shaped(cloud.port, SLOW) as proxy:
-        with load(alone, cloud=address(proxy)) as runtime:
-            answering = pieces(runtime, "cloud")
-            some(answering)
-            proxy.target = ("127.0.0.1", served.free_port())
-            kill(cloud, proxy)
-            served.later(2.0, lambda: setattr(proxy, "target", ("127.0.0.1", standby.port)))
-            found = rest(answering)
+    with meeting(alone) as (cloud, proxy, runtime):
+        answering = pieces(runtime, "cloud")
+        some(answering)
+        proxy.target = ("127.0.0.1", served.free_port())
+        kill(cloud, proxy)
+        served.later(2.0, lambda: setattr(proxy, "target", ("127.0.0.1", standby.port)))
+        found = rest(answering)
     assert (found.token_ids, found.verified) == (own, True)
 
 
@@ -148,33 +153,31 @@ def test_a_stalled_cloud_is_waited_for_as_long_as_the_link_may_be_silent(
     monkeypatch.setattr("msao_compile.runtime.api.LAST_HOPE", 3)
     folder = request.getfixturevalue("words" if fallback else "alone")
     options = LinkOptions(silence_s=0.5, connect_s=1.0)
-    with served.cloud(folder) as cloud, served.shaped(cloud.port, SLOW) as proxy:
-        with load(folder, cloud=address(proxy), cloud_options=options) as runtime:
+    with meeting(folder, cloud_options=options) as (cloud, _, runtime):
+        answering = pieces(runtime, route)
+        if route == "cloud":  # that was written long before its tokens are here: the next one stalls
+            assert rest(answering).token_ids == own
             answering = pieces(runtime, route)
-            if route == "cloud":  # that was written long before its tokens are here: the next one stalls
-                assert rest(answering).token_ids == own
-                answering = pieces(runtime, route)
-            else:
-                some(answering)
-            cloud.process.send_signal(signal.SIGSTOP)
-            began_s = time.perf_counter()
-            if fallback:
-                found = rest(answering)
-                assert len(found.token_ids) == LIMIT and not found.verified
-            else:
-                with pytest.raises((LinkDown, DeadlineExceeded)):
-                    rest(answering)
-            assert time.perf_counter() - began_s < 15
+        else:
+            some(answering)
+        cloud.process.send_signal(signal.SIGSTOP)
+        began_s = time.perf_counter()
+        if fallback:
+            found = rest(answering)
+            assert len(found.token_ids) == LIMIT and not found.verified
+        else:
+            with pytest.raises((LinkDown, DeadlineExceeded)):
+                rest(answering)
+        assert time.perf_counter() - began_s < 15
 
 
 def test_a_cloud_that_goes_on_after_a_stall_finishes_its_answer(words: Path, own: tuple[int, ...]) -> None:
-    with served.cloud(words) as cloud, served.shaped(cloud.port, SLOW) as proxy:
-        with load(words, cloud=address(proxy), cloud_options=LinkOptions(silence_s=1.0)) as runtime:
-            answering = pieces(runtime, "speculate")
-            some(answering)
-            cloud.process.send_signal(signal.SIGSTOP)
-            served.later(1.5, lambda: cloud.process.send_signal(signal.SIGCONT))
-            found = rest(answering)
+    with meeting(words, cloud_options=LinkOptions(silence_s=1.0)) as (cloud, _, runtime):
+        answering = pieces(runtime, "speculate")
+        some(answering)
+        cloud.process.send_signal(signal.SIGSTOP)
+        served.later(1.5, lambda: cloud.process.send_signal(signal.SIGCONT))
+        found = rest(answering)
     assert (found.token_ids, found.verified) == (own, True)
 
 

@@ -39,6 +39,7 @@ class Account:
             "finish": answer.finish,
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": len(answer.token_ids),
+            "drafts": answer.drafts,
             "first_token_ms": round(answer.timing.ttft_ms, 1),
         }
 
@@ -54,6 +55,10 @@ class Metrics:
             "msao_answers", "Answers by model asked for, route and finish.", ["model", "route", "finish"],
             registry=registry,
         )  # fmt: skip
+        self.unverified = Counter(
+            "msao_unverified", "Answers of a route with a cloud that the edge ended.", registry=registry
+        )
+        self.drafts = Counter("msao_drafts", "Drafts by what came of them.", ["outcome"], registry=registry)
         self.first_token = Histogram(
             "msao_first_token_seconds", "Generation's start to its first token.", ["route"], buckets=SECONDS,
             registry=registry,
@@ -69,6 +74,9 @@ class Metrics:
         self.answers.labels(model, answer.route, answer.finish).inc()
         self.tokens.labels("prompt").inc(answer.prompt_tokens or 0)
         self.tokens.labels("completion").inc(len(answer.token_ids))
+        self.unverified.inc(answer.route != "edge" and not answer.verified)
+        for outcome in ("drafted", "accepted", "rejected"):
+            self.drafts.labels(outcome).inc((answer.drafts or {}).get(outcome, 0))
         self.first_token.labels(answer.route).observe(answer.timing.ttft_ms / 1e3)
 
     def text(self) -> bytes:

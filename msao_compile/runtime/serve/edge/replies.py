@@ -45,6 +45,7 @@ class Reply:
             "route": answer.route,
             "reason": self.reason or answer.reason,
             "verified": answer.verified,
+            "drafts": answer.drafts,
             "timing": asdict(answer.timing),
         }
 
