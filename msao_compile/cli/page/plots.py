@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from msao_compile.cli.page.charts import round_step
 
 WIDTH, HEIGHT = 420.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 12.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 22.0, 12.0, 40.0
 """Room around the points, for the axes and their words."""
 TICKS = 4
 SMALLEST, LARGEST = 2.0, 9.0
@@ -72,6 +72,11 @@ class Plot:
     x_marks: tuple[Mark, ...]
     y_marks: tuple[Mark, ...]
     sentence: str
+    width: float = WIDTH
+    height: float = HEIGHT
+    left: float = LEFT
+    right: float = WIDTH - RIGHT
+    bottom: float = HEIGHT - BOTTOM
 
 
 @dataclass(frozen=True)
