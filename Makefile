@@ -63,7 +63,7 @@ offloading: $(STAMP)
 	$(BIN)/python -m calibration.shapes --set heldout --count 1200 --out $(HARNESS)/heldout
 	rm -rf $(HARNESS)/deployment && cp -r $(DEPLOYMENT) $(HARNESS)/deployment
 	$(BIN)/msao-compile fit $(HARNESS)/deployment --samples $(HARNESS)/fit/questions.jsonl \
-	  --held-out $(HARNESS)/heldout/questions.jsonl --epsilon 0.01
+	  --held-out $(HARNESS)/heldout/questions.jsonl --epsilon 0.008
 	$(BIN)/msao-compile bench $(HARNESS)/deployment --offload --samples $(HARNESS)/heldout/questions.jsonl \
 	  --setting recipes/settings/msao.toml --jobs 2 --out $(HARNESS)/out
 	cp $(HARNESS)/out/offloading.md $(HARNESS)/out/offloading.json $(HARNESS)/out/offloading.svg docs/
