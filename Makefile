@@ -74,7 +74,7 @@ together: $(STAMP)
 
 # At least ten minutes of answers under random faults.
 soak: $(STAMP)
-	$(BIN)/python -m tests.soak --seconds 660 --clients 8
+	$(BIN)/python -m tests.soak --seconds 610 --clients 8 --deployment $(DEPLOYMENT) --json docs/soak.json
 
 scale: $(STAMP)
 	$(BIN)/python -m tests.bench.scale --json docs/scale.json --markdown docs/scale.md

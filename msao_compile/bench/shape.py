@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from msao_compile.manifest.frozen import Frozen
+from msao_compile.runtime.device import loop_ms
 from msao_compile.runtime.wire.base import Handler, Traffic
 from msao_compile.runtime.wire.contract import PICTURE, raise_fault
 from msao_compile.runtime.wire.message import Message, pack, unpack
@@ -123,14 +124,14 @@ class ShapedLink:
         sent = pack(message)
         size = len(sent) + self._padding(message)
         traffic.up += size
-        await _until(self._up.arrival_ms(size, _now_ms()))
+        await _until(self._up.arrival_ms(size, loop_ms()))
         arrived: asyncio.Queue[tuple[float, bytes] | None] = asyncio.Queue()
 
         async def serve() -> None:
             try:
                 async for reply in self.handle(unpack(sent)):
                     back = pack(reply)
-                    arrived.put_nowait((self._down.arrival_ms(len(back), _now_ms()), back))
+                    arrived.put_nowait((self._down.arrival_ms(len(back), loop_ms()), back))
             finally:
                 arrived.put_nowait(None)
 
@@ -153,11 +154,7 @@ class ShapedLink:
         """Nothing is held."""
 
 
-def _now_ms() -> float:
-    return asyncio.get_running_loop().time() * 1e3
-
-
 async def _until(moment_ms: float) -> None:
-    left_ms = moment_ms - _now_ms()
+    left_ms = moment_ms - loop_ms()
     if left_ms > 0:
         await asyncio.sleep(left_ms / 1e3)

@@ -12,6 +12,11 @@ Work = Literal["prepare", "encode", "prefill", "decode", "verify", "draft", "pro
 T = TypeVar("T")
 
 
+def loop_ms() -> float:
+    """Milliseconds of the running event loop's clock, which never goes back and may be emulated."""
+    return asyncio.get_running_loop().time() * 1e3
+
+
 class Device:
     """Runs work in the order it comes. An emulated one says how long each piece takes instead.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from msao_compile.errors import Busy, DeadlineExceeded, LinkDown, RemoteError, SessionLost
 from msao_compile.runtime.answer import Clock, Extent
+from msao_compile.runtime.device import loop_ms
 from msao_compile.runtime.link_state import LinkState
 from msao_compile.runtime.wire import contract as c
 from msao_compile.runtime.wire.base import Link, Traffic
@@ -91,7 +92,7 @@ class RemoteSession:
         self._open = False
         self.name = secrets.token_hex(8)
         fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
-        began_ms, before, whole = _now_ms(), self.traffic.up, False
+        began_ms, before, whole = loop_ms(), self.traffic.up, False
         async for message in self._heard(Message("prefill", fields, self.opening.tensors)):
             reply = c.read(message, c.REPLIES)
             whole = isinstance(reply, c.Done) or (isinstance(reply, c.Ready) and not stream)
@@ -99,7 +100,7 @@ class RemoteSession:
                 self.queue_ms, self.step_wait_ms = reply.queue_ms, reply.step_wait_ms
                 self._open = True
                 self.extent.prompt_tokens, self.extent.limit = reply.prompt_tokens, reply.limit
-                self._learn(_now_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
+                self._learn(loop_ms() - began_ms - reply.spent_ms, self.traffic.up - before)
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
                 self.take(reply.base, _tokens(message), reply.finish)
@@ -185,10 +186,10 @@ class RemoteSession:
                     return
                 yield reply
         except TimeoutError as error:
-            self.state.failed(_now_ms())
+            self.state.failed(loop_ms())
             raise LinkDown(f"the cloud said nothing to a {asked.kind} for {silence_ms:.0f} ms: try again") from error
         except LinkDown:
-            self.state.failed(_now_ms())
+            self.state.failed(loop_ms())
             raise
         finally:
             if isinstance(replies, AsyncGenerator):  # whoever leaves early cancels the request
@@ -197,17 +198,17 @@ class RemoteSession:
     def _learn(self, passed_ms: float, size_bytes: int) -> None:
         """What opening a session tells: a small message of the round trip, a large one of the rate."""
         if size_bytes <= SMALL_BYTES or not self.state.rtt.count:
-            self.state.heard(_now_ms(), passed_ms)
+            self.state.heard(loop_ms(), passed_ms)
         if size_bytes > SMALL_BYTES:
             self.state.sent(size_bytes, passed_ms - self.state.rtt.mean)
 
     async def _verified(self, asked: Message) -> c.Verified:
-        began_ms, behind_prompt = _now_ms(), not self._open
+        began_ms, behind_prompt = loop_ms(), not self._open
         async for message in self._heard(asked):
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Verified) and reply.session == self.name:
                 if not behind_prompt:  # else it waited for pictures that were still on their way
-                    self.state.heard(_now_ms(), _now_ms() - began_ms - reply.verify_ms)
+                    self.state.heard(loop_ms(), loop_ms() - began_ms - reply.verify_ms)
                 self.verify_ms += reply.verify_ms
                 self.take(reply.base, _tokens(message), reply.finish)
                 return reply
@@ -245,7 +246,3 @@ def _tokens(message: Message) -> list[int]:
         raise RemoteError(f"the cloud's {message.kind} has no {c.TOKENS}: install the same msao-compile on both")
     found: list[int] = message.tensors[c.TOKENS].tolist()
     return found
-
-
-def _now_ms() -> float:
-    return asyncio.get_running_loop().time() * 1e3

@@ -13,7 +13,7 @@ import numpy as np
 
 from msao_compile.errors import Busy
 from msao_compile.runtime.cloud.rows import Row, Rows
-from msao_compile.runtime.device import Device, Work
+from msao_compile.runtime.device import Device, Work, loop_ms
 from msao_compile.runtime.link_state import Average
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Scheduler:
     async def step(self, row: Row, ids: np.ndarray, judge: Callable[[np.ndarray], T]) -> T:
         """Append tokens to a row at the next step; gives what `judge` makes of logits [n, V] there."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._steps.append(_Step(row, ids, judge, future, _now_ms()))
+        self._steps.append(_Step(row, ids, judge, future, loop_ms()))
         self._wake()
         return await future
 
@@ -91,7 +91,7 @@ class Scheduler:
                 max(int(spent / done * len(self._alone)), 1),
             )
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._alone.append(_Alone(kind, count, work, future, _now_ms()))
+        self._alone.append(_Alone(kind, count, work, future, loop_ms()))
         self._wake()
         return await future
 
@@ -112,7 +112,7 @@ class Scheduler:
 
     async def _one(self) -> None:
         item = self._alone.popleft()
-        self._piece_wait.add(_now_ms() - item.since_ms)
+        self._piece_wait.add(loop_ms() - item.since_ms)
         self.prompts += item.kind == "prefill"
         outcome = await self.device.run(item.kind, item.count, lambda: _tried(item.work))
         _settle(item.future, outcome)
@@ -120,7 +120,7 @@ class Scheduler:
     async def _together(self) -> None:
         taken = [self._steps.popleft() for _ in range(len(self._steps) if self.together else 1)]
         for step in taken:
-            self._step_wait.add(_now_ms() - step.since_ms)
+            self._step_wait.add(loop_ms() - step.since_ms)
         count = sum(len(step.ids) for step in taken)
         self.steps, self.tokens = self.steps + 1, self.tokens + count
         self.widest = max(self.widest, len(taken))
@@ -157,7 +157,3 @@ def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
-
-
-def _now_ms() -> float:
-    return asyncio.get_running_loop().time() * 1e3

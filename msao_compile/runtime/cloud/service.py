@@ -24,7 +24,7 @@ from msao_compile.runtime.cloud.opening import prefilled, prepared
 from msao_compile.runtime.cloud.rows import rows_of
 from msao_compile.runtime.cloud.scheduler import Scheduler
 from msao_compile.runtime.cloud.sessions import Session, Sessions
-from msao_compile.runtime.device import Device
+from msao_compile.runtime.device import Device, loop_ms
 from msao_compile.runtime.rules import choose, rejection, same_token
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
@@ -135,7 +135,7 @@ class CloudService:
             raise Busy("this cloud is about to stop: use another, or try again later", 1000)
         self._same_build(fields)
         self._check_committed(fields)
-        clock, end, began_ms = Clock(), self._end(fields.deadline_ms), _now_ms()
+        clock, end, began_ms = Clock(), self._end(fields.deadline_ms), loop_ms()
         opening = asyncio.ensure_future(self._opened(fields, message, clock, self._openings.get(fields.session)))
         self._openings[fields.session] = opening
         session, first = await self._within(opening, end)
@@ -143,7 +143,7 @@ class CloudService:
         yield c.write(
             "ready",
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
-                    limit=session.limit, modules_ms=clock.modules_ms, spent_ms=_now_ms() - began_ms,
+                    limit=session.limit, modules_ms=clock.modules_ms, spent_ms=loop_ms() - began_ms,
                     queue_ms=self.scheduler.prompt_wait_ms, step_wait_ms=self.scheduler.step_wait_ms,
                     finish=_finish(session, told)),
             {c.TOKENS: np.asarray(first, np.int64)},
@@ -176,29 +176,29 @@ class CloudService:
         `earlier` is the same session's opening that is under way: this one takes its place.
         """
         sampling = SamplingParameters(**fields.sampling.model_dump())
-        began_ms = _now_ms()
+        began_ms = loop_ms()
         if earlier is not None:
             await asyncio.wait([earlier])
         await self._forget(fields.session)
         most = self.limits.picture_pixels
         request = await self.scheduler.alone("prepare", 1, lambda: prepared(self.session, fields, message, clock, most))
         session = Session(
-            fields.session, self.sessions.row(fields.session, _now_ms()), sampling, fields.rule, request.limit,
+            fields.session, self.sessions.row(fields.session, loop_ms()), sampling, fields.rule, request.limit,
             request.length, list(fields.committed), working=1,
         )  # fmt: skip
-        self.sessions.open(session, _now_ms())
+        self.sessions.open(session, loop_ms())
         async with session.turn:
             try:
                 for kind, count, work in prefilled(self.session, self.rows, session.row, request, clock):
                     logits = await self.scheduler.alone(kind, count, work)
-                clock.modules_ms["queue"] = max(_now_ms() - began_ms - sum(clock.modules_ms.values()), 0.0)
+                clock.modules_ms["queue"] = max(loop_ms() - began_ms - sum(clock.modules_ms.values()), 0.0)
                 return session, await self._begun(session, logits)
             except BaseException:
                 self.sessions.close(session.name)
                 raise
             finally:
                 session.working -= 1
-                session.used = _now_ms()
+                session.used = loop_ms()
 
     async def _begun(self, session: Session, logits: np.ndarray) -> list[int]:
         """The first token, or, where there are some, all but the last of them in the row; what is new."""
@@ -222,7 +222,7 @@ class CloudService:
             return False
 
     async def _verify(self, fields: c.Verify, message: Message) -> AsyncIterator[Message]:
-        began_ms = _now_ms()
+        began_ms = loop_ms()
         if c.DRAFTS not in message.tensors:
             raise InputError(f"verify: {c.DRAFTS} is missing: send the drafted tokens")
         drafts = message.tensors[c.DRAFTS].tolist()
@@ -234,7 +234,7 @@ class CloudService:
         if session.rule == "reject" and drafts:
             self._check_probabilities(probs, len(drafts))
         reply, tokens = await self._within(self._round(session, fields, drafts, probs), end)
-        yield c.write("verified", reply.model_copy(update={"verify_ms": _now_ms() - began_ms}), tokens)
+        yield c.write("verified", reply.model_copy(update={"verify_ms": loop_ms() - began_ms}), tokens)
 
     def _check_probabilities(self, probs: np.ndarray | None, drafts: int) -> None:
         if probs is None or probs.shape[0] != drafts or probs.shape[1] < self._vocabulary:
@@ -292,7 +292,7 @@ class CloudService:
             return await self.scheduler.step(session.row, ids, judge)
         finally:
             session.working -= 1
-            session.used = _now_ms()
+            session.used = loop_ms()
 
     async def _decode(self, fields: c.Decode, message: Message) -> AsyncIterator[Message]:
         end = self._end(fields.deadline_ms)
@@ -333,7 +333,7 @@ class CloudService:
         """The session, as soon as it is open, where it committed what the client thinks it did."""
         await self._until_open(name)
         session = self.sessions.find(name)
-        session.used = _now_ms()
+        session.used = loop_ms()
         if not session.agrees(base, prefix):
             raise SessionLost(
                 f"session {name!r}: its first {base} tokens here are others than the client's: open it again with what "
@@ -374,7 +374,3 @@ def _agreement(known: list[int], drafts: list[int]) -> int:
     """How many of the first tokens are the same in both."""
     pairs = enumerate(zip(known, drafts, strict=False))
     return next((index for index, (one, other) in pairs if one != other), min(len(known), len(drafts)))
-
-
-def _now_ms() -> float:
-    return asyncio.get_running_loop().time() * 1e3
