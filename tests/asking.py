@@ -120,9 +120,9 @@ class Asker:
 
 
 def plan_for(edge: ModelSession, drafts: int, limit: int, **more: object) -> Plan:
-    """A plan for quick drafts and slow rounds."""
+    """A plan for quick drafts and slow rounds; the cloud goes on by itself for half a round."""
     rule = more.pop("rule", "gumbel")
-    given: dict[str, object] = {"patience": QUICK, **more}
+    given: dict[str, object] = {"patience": QUICK, "rest": drafts // 2, **more}
     stops = frozenset(edge.tokenizer.eos_token_ids)
     return Plan(settings(drafts, rule), Pace(0.3, 0.1, 3.0), limit, stops, **given)  # type: ignore[arg-type]
 

@@ -68,13 +68,14 @@ def policies(deployment: Deployment | None, drafter: ModelSession | None = None)
 async def _stop_and_wait(edge: Edge, question: Question) -> Outcome:
     fixed = {"draft_tokens": STOP_AND_WAIT, "confidence": 0.0, "confidence_min": 0.0, "acceptance": SURE}
     settings = edge.adviser.settings.model_copy(update=fixed)
-    plan = replace(edge.plan(question, "speculate"), settings=settings, rounds=1, burst=0, goes_on=None)
+    plan = replace(edge.plan(question, "speculate"), settings=settings, rounds=1, burst=0, rest=0, goes_on=None)
     return await speculated(edge, question, plan)
 
 
 async def _covspec(edge: Edge, question: Question) -> Outcome:
     """Drafts of which the drafter is sure are not verified at all; its answer stands where every one is."""
-    plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, goes_on=None, alone=AtLeast(SKIPS, first=False))
+    plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, rest=0, goes_on=None)
+    plan = replace(plan, alone=AtLeast(SKIPS, first=False))
     return await speculated(edge, question, plan)
 
 
@@ -154,7 +155,9 @@ class Auto:
         route: Choice = decision.route if chooses else "speculate"
         plan = replace(edge.plan(question, route), alone=alone)
         if not chooses:
-            plan = replace(plan, goes_on=None, rounds=plan.rounds if self.schedules else 1)
+            plan = replace(plan, goes_on=None)
+        if not self.schedules:
+            plan = replace(plan, rounds=1, rest=0)
         found = await speculated(edge, question, plan)
         found.route, found.guarded = route, decision.guarded
         return found

@@ -85,7 +85,13 @@ class Adviser:
         """How drafts fare: by what was seen, or before that by what was fitted."""
         known = (self.accepted + PRIOR * self.settings.kept) / (self.judged + PRIOR)
         slower = (self.paid + PAID_PRIOR) / (self.paid_count + PAID_PRIOR)
-        return Drafting(self.settings.draft_tokens, known if kept is None else kept, UNDER_WAY, slower)
+        chance = known if kept is None else kept
+        return Drafting(self.settings.draft_tokens, chance, UNDER_WAY, slower, self._rest())
+
+    def _rest(self) -> int:
+        """How many tokens the cloud can decode until the next round comes, after one whose draft it refused."""
+        away_ms = self.link.rtt.mean + self.settings.draft_tokens * self.here.decode.at(1)
+        return min(round(away_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
         """How an answer is drafted, or streamed where `route` is `cloud`."""
@@ -95,7 +101,8 @@ class Adviser:
         pace = Pace(self.here.decode.at(1), self.there.verify.each_ms, rtt_ms + verify_ms)
         burst = min(round(rtt_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
         return Plan(
-            self.settings, pace, limit, stops, rounds=UNDER_WAY, burst=burst, stream=route == "cloud",
+            self.settings, pace, limit, stops, rounds=UNDER_WAY, burst=burst, rest=self._rest(),
+            stream=route == "cloud",
             goes_on=lambda accepted, judged: self._goes_on(estimate, accepted, judged), patience=patience,
         )  # fmt: skip
 

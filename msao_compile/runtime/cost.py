@@ -15,6 +15,7 @@ from msao_compile.runtime.link_state import LinkEstimate
 
 Payload = Literal["drop", "thumbnail", "regions", "full"]
 MOST_BUSY = 0.95
+TINY_MS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,15 @@ class Work:
 class Drafting:
     """How drafts fare: at most `tokens` a round, each kept with `chance`; `rounds` under way at once.
 
-    `slower`: so many times the time per token as reckoned, by what answers took before.
+    `slower`: so many times the time per token as reckoned, by what answers took before. `rest`: so many tokens the
+    verifier decodes by itself where a draft was refused.
     """
 
     tokens: int
     chance: float
     rounds: int = 1
     slower: float = 1.0
+    rest: int = 0
 
 
 def edge_ms(edge: Host, work: Work, probe_ms: float = 0.0) -> float:
@@ -111,8 +114,8 @@ def token_ms(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) ->
 
     Stop-and-wait: a round's drafts, round trip and verification over the tokens it adds. With rounds under way at once
     the drafter does not wait: a token takes as long as the slower side needs for it, and a rejection, one in
-    1 / (1 - a) tokens, costs a round trip and a verification in which nothing was gained, after the drafts that filled
-    the rejected one's round: half a round's on average.
+    1 / (1 - a) tokens, costs a round trip and a verification after the drafts that filled the rejected one's round,
+    half a round's on average, in which nothing is gained but what the verifier decodes by itself.
     """
     draft_ms = edge.decode_ms
     verify_ms = cloud.verify_ms(drafting.tokens + 1)
@@ -120,8 +123,9 @@ def token_ms(edge: Host, cloud: Host, link: LinkEstimate, drafting: Drafting) ->
         return drafting.slower * (drafting.tokens * draft_ms + link.rtt_ms + verify_ms) / kept_tokens(drafting)
     window_ms = (link.rtt_ms + verify_ms) / drafting.rounds / max(drafting.tokens, 1)
     pace_ms = max(draft_ms, verify_ms / max(drafting.tokens, 1), window_ms)
-    filled_ms = (drafting.tokens - 1) / 2 * draft_ms
-    return drafting.slower * (pace_ms + (1 - drafting.chance) * (filled_ms + link.rtt_ms + verify_ms))
+    away_ms = (drafting.tokens - 1) / 2 * draft_ms + link.rtt_ms + verify_ms
+    gained = min(drafting.rest, away_ms / max(cloud.decode_ms, TINY_MS))
+    return drafting.slower * (pace_ms + (1 - drafting.chance) * max(away_ms - gained * pace_ms, 0.0))
 
 
 def speculate_ms(
@@ -130,7 +134,8 @@ def speculate_ms(
     """T_SPEC: both sides begin at once, then rounds.
 
     With rounds under way at once the first token comes with the news that the prompt is known, as on the cloud's own
-    route, and from there on tokens come at the pace of rounds. Stop-and-wait verifies its first round before any.
+    route; the cloud decodes by itself until drafts come, and from there on tokens come at the pace of rounds.
+    Stop-and-wait verifies its first round before any.
     """
     here_ms = edge.begin_ms(work.prompt_tokens, work.pictures)
     there_ms = link.up_ms(work.payload_bytes[payload]) + cloud.begin_ms(
@@ -138,7 +143,11 @@ def speculate_ms(
     )
     if drafting.rounds > 1:
         pace_ms = token_ms(edge, cloud, link, drafting)
-        return max(here_ms, there_ms) + link.rtt_ms / 2 + work.answer_tokens * pace_ms
+        late_ms = max(here_ms - there_ms, 0.0)
+        decode_ms = max(cloud.decode_ms, TINY_MS)
+        own = min(late_ms / decode_ms, work.answer_tokens) if drafting.rest else 0.0
+        late_ms = own * decode_ms if drafting.rest else late_ms
+        return there_ms + late_ms + link.rtt_ms / 2 + (work.answer_tokens - own) * pace_ms
     here_ms += drafting.tokens * edge.decode_ms
     first_ms = max(here_ms, there_ms) + cloud.verify_ms(drafting.tokens + 1) + link.rtt_ms / 2
     left = max(work.answer_tokens - kept_tokens(drafting), 0.0)

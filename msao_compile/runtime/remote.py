@@ -80,10 +80,10 @@ class RemoteSession:
         self.reopened = 0
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def open(self, stream: int | None = 0) -> AsyncIterator[None]:
+    async def open(self, stream: int | None = 0, until_asked: bool = False) -> AsyncIterator[None]:
         """Open the session with what is committed; yields whenever more is, and ends where the stream does.
 
-        `stream` None: the whole answer; 0: only the session.
+        `stream` None: the whole answer; 0: only the session. `until_asked`: no further than the first round.
 
         Raises:
             RemoteError, InputError: as `Link.call`.
@@ -91,7 +91,8 @@ class RemoteSession:
         self.leave()  # the one that was lost would keep its room until the cloud finds it silent
         self._open = False
         self.name = secrets.token_hex(8)
-        fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream}
+        fields = {**self.opening.fields, "session": self.name, "committed": self.committed, "stream": stream,
+                  "until_asked": until_asked}  # fmt: skip
         began_ms, before, whole = loop_ms(), self.traffic.up, False
         async for message in self._heard(Message("prefill", fields, self.opening.tensors)):
             reply = c.read(message, c.REPLIES)
@@ -104,11 +105,8 @@ class RemoteSession:
                 if self.clock.first is None:
                     self.clock.modules_ms |= {f"cloud/{name}": ms for name, ms in reply.modules_ms.items()}
                 self.take(reply.base, _tokens(message), reply.finish)
-            elif isinstance(reply, c.TokenIs):
-                self.take(reply.position, [reply.id], None)
-            elif isinstance(reply, c.Done):
-                self.finish = reply.finish or self.finish
-                self.grown.set()
+            else:
+                self._goes_on(reply)
             yield
         if not whole:
             raise LinkDown("the cloud ended an answer in the middle: it is opened again")
@@ -132,9 +130,11 @@ class RemoteSession:
                 self.reopened += 1
 
     def verify(
-        self, drafts: Sequence[int], probs: np.ndarray | None = None, burst: int = 0
+        self, drafts: Sequence[int], probs: np.ndarray | None = None, burst: int = 0, rest: int = 0
     ) -> Coroutine[Any, Any, c.Verified]:
         """Have drafts verified that follow what is committed at this call; what comes back is committed.
+
+        It takes until the cloud does not go on by itself any more, which it does for `rest` tokens at most.
 
         Raises:
             RemoteError, InputError: as `Link.call`.
@@ -147,6 +147,7 @@ class RemoteSession:
             base=base,
             prefix=prefix,
             burst=burst,
+            rest=rest,
             deadline_ms=self.patience.stall_ms,
         )
         tensors = {c.DRAFTS: np.asarray(drafts, np.int64)}
@@ -164,13 +165,7 @@ class RemoteSession:
         asked = c.write("decode", c.Decode(session=self.name, base=base, prefix=prefix, count=count))
         whole = False
         async for message in self._heard(asked):
-            reply = c.read(message, c.REPLIES)
-            whole = isinstance(reply, c.Done)
-            if isinstance(reply, c.TokenIs):
-                self.take(reply.position, [reply.id], None)
-            elif isinstance(reply, c.Done):
-                self.finish = reply.finish or self.finish
-                self.grown.set()
+            whole = self._goes_on(c.read(message, c.REPLIES))
         if not whole:
             raise LinkDown("the cloud ended an answer in the middle: it is opened again")
 
@@ -204,15 +199,29 @@ class RemoteSession:
 
     async def _verified(self, asked: Message) -> c.Verified:
         began_ms, behind_prompt = loop_ms(), not self._open
+        verdict, whole = None, False
         async for message in self._heard(asked):
             reply = c.read(message, c.REPLIES)
             if isinstance(reply, c.Verified) and reply.session == self.name:
                 if not behind_prompt:  # else it waited for pictures that were still on their way
                     self.state.heard(loop_ms(), loop_ms() - began_ms - reply.verify_ms)
                 self.verify_ms += reply.verify_ms
+                verdict, whole = reply, message.kind == "verified"
                 self.take(reply.base, _tokens(message), reply.finish)
-                return reply
+            else:
+                whole = self._goes_on(reply)
+            if whole and verdict is not None:
+                return verdict
         raise LinkDown("the cloud ended a round without a verdict: it is tried again")
+
+    def _goes_on(self, reply: Any) -> bool:
+        """Commit what the cloud decodes by itself; whether that was all."""
+        if isinstance(reply, c.TokenIs):
+            self.take(reply.position, [reply.id], None)
+        elif isinstance(reply, c.Done):
+            self.finish = reply.finish or self.finish
+            self.grown.set()
+        return isinstance(reply, c.Done)
 
     def take(self, base: int, tokens: Sequence[int], finish: c.Finish | None) -> None:
         """Commit what the cloud says stands from `base` on; what is known already has to be the same.

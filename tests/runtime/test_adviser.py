@@ -133,10 +133,17 @@ def test_a_plan_bursts_as_long_as_a_round_trip_lasts_and_streams_where_that_was_
     assert unheard.goes_on is not None and unheard.goes_on(0, 100)  # nothing is known to judge by
 
 
+def test_a_plan_has_the_cloud_go_on_as_long_as_the_next_round_takes() -> None:
+    near, far = (heard(adviser(), rtt_ms).plan(16, frozenset({2}), 10.0, "speculate", Patience())
+                 for rtt_ms in (5.0, 65.0))  # fmt: skip
+    assert (near.rest, far.rest) == (1, 4)  # a round trip and 4 drafts of 2 ms, at 20 ms a token
+
+
 def test_free_work_makes_no_endless_burst() -> None:
     free: Primitives = pairs.times("cloud", 0.0, 0.0)
     found = heard(Adviser(pairs.SPECULATION, free, free), 1000.0)
-    assert found.plan(16, frozenset(), 10.0, "speculate", Patience()).burst == 8
+    plan = found.plan(16, frozenset(), 10.0, "speculate", Patience())
+    assert (plan.burst, plan.rest) == (8, 8)
 
 
 def test_what_speculation_really_took_corrects_what_was_reckoned_but_one_answer_alone_does_not() -> None:
@@ -157,7 +164,7 @@ def test_what_speculation_really_took_corrects_what_was_reckoned_but_one_answer_
 
 
 def test_speculation_that_is_a_little_slower_is_tried_now_and_then() -> None:
-    found = heard(adviser(draft_ms=18.0), 5.0)
+    found = heard(adviser(draft_ms=21.0), 5.0)
     routes = [found.decide([], 10.0, Limits(routes=BOTH)).route for _ in range(3 * TRY_AFTER)]
     assert set(routes[:TRY_AFTER]) == {"cloud"} and 1 <= routes.count("speculate") <= 3
     slow = heard(adviser(draft_ms=60.0), 5.0)

@@ -65,6 +65,26 @@ def test_speculation_begins_when_the_slower_side_is_ready() -> None:
     assert speculate_ms(slow, CLOUD_HOST, LINK, WORK, drafting) == pytest.approx(500 + here + 12 + 10 + left)
 
 
+def test_while_a_round_is_on_its_way_after_a_refused_draft_the_cloud_decodes_by_itself() -> None:
+    """Half a round of drafts, a round trip and a verification; at 10 ms a token, which would have cost 5 ms each."""
+    away_ms = (4 - 1) / 2 * 5 + 20 + CLOUD_HOST.verify_ms(5)
+    for rest, gained in ((0, 0), (2, 2), (9, away_ms / 10)):
+        drafting = Drafting(4, 0.8, rounds=6, rest=rest)
+        pace_ms = 5 + 0.2 * (away_ms - gained * 5)
+        assert token_ms(EDGE_HOST, CLOUD_HOST, LINK, drafting) == pytest.approx(pace_ms)
+
+
+def test_a_drafter_that_is_ready_late_finds_the_tokens_that_the_cloud_decoded_meanwhile() -> None:
+    there, pace_ms = 20 + 14, token_ms(EDGE_HOST, CLOUD_HOST, LINK, rests := Drafting(4, 0.8, rounds=6, rest=3))
+    late = Host(EDGE, queue_ms=there + 100 - 25)
+    assert speculate_ms(late, CLOUD_HOST, LINK, WORK, rests) == pytest.approx(there + 100 + 10 + 10 * pace_ms)
+    never = Host(EDGE, queue_ms=10_000)
+    assert speculate_ms(never, CLOUD_HOST, LINK, WORK, rests) == pytest.approx(cloud_ms(CLOUD_HOST, LINK, WORK))
+    waits = replace(rests, rest=0)
+    pace_ms = token_ms(EDGE_HOST, CLOUD_HOST, LINK, waits)
+    assert speculate_ms(late, CLOUD_HOST, LINK, WORK, waits) == pytest.approx(there + 100 + 10 + 20 * pace_ms)
+
+
 @pytest.mark.parametrize(("chance", "tokens", "wanted"), [(0.0, 4, 1.0), (1.0, 4, 5.0), (0.5, 0, 1.0)])
 def test_tokens_of_a_round_at_the_ends(chance: float, tokens: int, wanted: float) -> None:
     assert kept_tokens(Drafting(tokens, chance)) == pytest.approx(wanted)
@@ -77,9 +97,11 @@ RTT = st.floats(0, 500)
 LOAD = st.floats(0, 1.5)
 
 
-@given(tokens=TOKENS, rounds=ROUNDS, rtt=RTT, chances=st.tuples(SHARE, SHARE))
-def test_better_drafts_never_cost_more(tokens: int, rounds: int, rtt: float, chances: tuple[float, float]) -> None:
-    worse, better = (Drafting(tokens, chance, rounds) for chance in sorted(chances))
+@given(tokens=TOKENS, rounds=ROUNDS, rtt=RTT, chances=st.tuples(SHARE, SHARE), rest=st.integers(0, 8))
+def test_better_drafts_never_cost_more(
+    tokens: int, rounds: int, rtt: float, chances: tuple[float, float], rest: int
+) -> None:
+    worse, better = (Drafting(tokens, chance, rounds, rest=rest) for chance in sorted(chances))
     link = replace(LINK, rtt_ms=rtt)
     assert kept_tokens(better) >= kept_tokens(worse)
     assert kept_tokens(better) <= tokens + 1

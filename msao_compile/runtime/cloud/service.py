@@ -150,7 +150,8 @@ class CloudService:
         )  # fmt: skip
         stream = session.limit if fields.stream is None else fields.stream
         if stream:
-            async for reply in self._stream(session, told, len(fields.committed) + stream, end):
+            stop = len(fields.committed) + stream
+            async for reply in self._stream(session, told, stop, end, fields.until_asked):
                 yield reply
 
     def _same_build(self, fields: c.Prefill) -> None:
@@ -229,12 +230,19 @@ class CloudService:
         if len(drafts) > c.MOST_DRAFTS or any(not 0 <= draft < self._vocabulary for draft in drafts):
             raise InputError(f"verify: at most {c.MOST_DRAFTS} drafts, each a token below {self._vocabulary}")
         end = self._end(fields.deadline_ms)
-        session = await self._within(self._found(fields.session, fields.base, fields.prefix), end)
-        probs = message.tensors.get(c.DRAFT_PROBS)
-        if session.rule == "reject" and drafts:
-            self._check_probabilities(probs, len(drafts))
-        reply, tokens = await self._within(self._round(session, fields, drafts, probs), end)
-        yield c.write("verified", reply.model_copy(update={"verify_ms": loop_ms() - began_ms}), tokens)
+        with self.sessions.asking(fields.session):
+            session = await self._within(self._found(fields.session, fields.base, fields.prefix), end)
+            probs = message.tensors.get(c.DRAFT_PROBS)
+            if session.rule == "reject" and drafts:
+                self._check_probabilities(probs, len(drafts))
+            reply, tokens = await self._within(self._round(session, fields, drafts, probs), end)
+        rests = fields.rest and not reply.stale and reply.accepted < reply.drafted and reply.finish is None
+        reply = reply.model_copy(update={"verify_ms": loop_ms() - began_ms})
+        yield c.write("judged" if rests else "verified", reply, tokens)
+        if rests:
+            told = reply.base + len(tokens[c.TOKENS])
+            async for more in self._stream(session, told, told + fields.rest, end, until_asked=True):
+                yield more
 
     def _check_probabilities(self, probs: np.ndarray | None, drafts: int) -> None:
         if probs is None or probs.shape[0] != drafts or probs.shape[1] < self._vocabulary:
@@ -252,6 +260,7 @@ class CloudService:
             stale = agreed < min(len(known), len(drafts))
             accepted = agreed
             if not stale and len(drafts) >= len(known) and session.finish is None:
+                session.judged += 1
                 room = session.limit - len(session.committed)
                 new = drafts[len(known) :][:room]
                 tail = None if probs is None else probs[len(known) :]
@@ -300,14 +309,22 @@ class CloudService:
         async for reply in self._stream(session, fields.base, fields.base + fields.count, end):
             yield reply
 
-    async def _stream(self, session: Session, told: int, stop: int, end: float | None) -> AsyncIterator[Message]:
-        """The tokens from `told` up to `stop`: what is committed already, and what is decoded for it."""
+    async def _stream(
+        self, session: Session, told: int, stop: int, end: float | None, until_asked: bool = False
+    ) -> AsyncIterator[Message]:
+        """The tokens from `told` up to `stop`: what is committed already, and what is decoded for it.
+
+        `until_asked`: not beyond the next round whose drafts are judged.
+        """
+        judged = session.judged
         while told < stop:
             while told < min(len(session.committed), stop):
                 token = c.TokenIs(session=session.name, position=told, id=session.committed[told])
                 told += 1
                 yield c.write("token", token)
-            if session.finish is not None:
+            if until_asked:
+                await self.sessions.unasked(session.name)
+            if session.finish is not None or (until_asked and session.judged != judged):
                 break
             if told < stop:
                 await self._within(self._one(session, told), end)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from msao_compile.errors import Busy, SessionLost
@@ -19,7 +20,7 @@ RETRY_MS = 250
 class Session:
     """One answer. `committed` is all there is to know of it: the row holds the prompt and all of them but the last.
 
-    `turn` keeps the operations of a session in the order they came.
+    `turn` keeps the operations of a session in the order they came; `judged` counts the rounds that ran.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Session:
     finish: Finish | None = None
     used: float = 0.0
     working: int = 0
+    judged: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def commit(self, tokens: Sequence[int], stops: frozenset[int]) -> int:
@@ -59,6 +61,7 @@ class Sessions:
     def __init__(self, rows: Rows, idle_ms: float) -> None:
         self.rows, self.idle_ms = rows, idle_ms
         self._known: dict[str, Session] = {}
+        self._asked: dict[str, set[asyncio.Future[None]]] = {}
         self.evicted = 0
 
     def __len__(self) -> int:
@@ -115,3 +118,22 @@ class Sessions:
         if session is not None:
             self.rows.close(session.row)
         return session is not None
+
+    @contextmanager
+    def asking(self, name: str) -> Iterator[None]:
+        """While a round of a session is here, be it open by now or not."""
+        done = asyncio.get_running_loop().create_future()
+        rounds = self._asked.setdefault(name, set())
+        rounds.add(done)
+        try:
+            yield
+        finally:
+            done.set_result(None)
+            rounds.discard(done)
+            if not rounds:
+                del self._asked[name]
+
+    async def unasked(self, name: str) -> None:
+        """When no round of a session is here."""
+        while rounds := self._asked.get(name):
+            await asyncio.wait(rounds)

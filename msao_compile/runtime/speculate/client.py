@@ -45,9 +45,11 @@ class Plan:
     """How one answer is drafted: what was fitted, what is known of time, and what is allowed.
 
     `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
-    drafter is unsure. `unverified`: the drafter may finish alone where the cloud stays away. `alone` judges whether
-    its whole answer stands without the cloud, unverified; never in `strict`. `stream`: the cloud decodes by itself, and
-    drafts serve `alone` only. `goes_on`: whether drafting pays where so many drafts were kept of those judged.
+    drafter is unsure. `rest`: so many it decodes by itself, until it is asked again, where a draft was refused, and
+    behind the prompt; there as many as it can, unless the drafter may answer alone. `unverified`: the drafter may
+    finish alone where the cloud stays away. `alone` judges whether its whole answer stands without the cloud,
+    unverified; never in `strict`. `stream`: the cloud decodes by itself, and drafts serve `alone` only. `goes_on`:
+    whether drafting pays where so many drafts were kept of those judged.
     """
 
     settings: Speculation
@@ -56,6 +58,7 @@ class Plan:
     stops: frozenset[int]
     rounds: int = 4
     burst: int = 0
+    rest: int = 0
     unverified: bool = False
     alone: Alone | None = None
     stream: bool = False
@@ -279,7 +282,7 @@ class Speculator:
         base = len(self.remote.committed)
         probs = [draft.probs_V for draft in self.ahead if draft.probs_V is not None]
         stacked = np.stack(probs) if probs and len(probs) == len(self.ahead) else None
-        verify = self.remote.verify([draft.token for draft in self.ahead], stacked, burst)
+        verify = self.remote.verify([draft.token for draft in self.ahead], stacked, burst, self.plan.rest)
         self._launch(verify, _Round(base, len(self.ahead), self.sent))
         self.sent = len(self.ahead)
         self.account.rounds += 1
@@ -288,7 +291,8 @@ class Speculator:
         self._under_way[asyncio.ensure_future(work)] = around
 
     async def _open(self) -> None:
-        async for _ in self.remote.open(None if self._streaming else 0):
+        going_on = None if self.plan.alone is None and self.plan.rest else self.plan.rest
+        async for _ in self.remote.open(None if self._streaming else going_on, not self._streaming):
             continue
 
     def _settle(self) -> None:

@@ -6,6 +6,7 @@ tokens is always a beginning of the cloud's. Positions count tokens of the answe
     hello    -> welcome                         once a connection: contract, modules, tokenizer, limits
     prefill  -> ready [token... done]           opens a session, anew or with what was committed; may stream on
     verify   -> verified                        drafts from `base` on; what is committed from `base` on comes back
+             or judged token... done            the same, where drafts were refused and the cloud goes on meanwhile
     decode   -> token... done                   goes on without drafts
     close    -> closed                          forgets the session; of one that is not known as well
     anything -> error                           with a code of `msao_compile.errors.RemoteError`
@@ -106,7 +107,7 @@ class Prefill(Frozen):
 
     `prompt` is the user's words, or messages. `committed` is what an earlier session of this answer committed; `limit`
     counts it too, and None takes as many tokens as fit. `stream` > 0: after `ready`, so many tokens at most come as
-    `token`, each as soon as it is known; None stands for all.
+    `token`, each as soon as it is known; None stands for all. `until_asked` ends that at the first round to verify.
     """
 
     session: Session
@@ -118,6 +119,7 @@ class Prefill(Frozen):
     rule: Rule = "greedy"
     committed: tuple[Token, ...] = ()
     stream: Count | None = 0
+    until_asked: bool = False
     prompt: str | tuple[dict[str, Any], ...] = ""
     encoded: tuple[str, ...] = ()
     offset: tuple[float, ...] = ()
@@ -148,6 +150,9 @@ class Verify(Frozen):
     The verifier's own token follows the drafts it keeps, and `burst` more that it decodes. `drafts` from `base` on may
     begin with tokens that are committed by now, or that other rounds under way have too. Rule `reject` sends
     `draft_probs` [K, vocabulary] float32, the distribution each draft was drawn from.
+
+    `rest`: where drafts were refused, the cloud decodes so many tokens at most, and tells each as soon as it is known,
+    until the next round of this session comes.
     """
 
     session: Session
@@ -155,6 +160,7 @@ class Verify(Frozen):
     base: Count
     prefix: Sha256
     burst: Annotated[int, Field(ge=0, le=MOST_DRAFTS)] = 0
+    rest: Annotated[int, Field(ge=0, le=MOST_DRAFTS)] = 0
     deadline_ms: Deadline | None = None
 
 
@@ -244,6 +250,7 @@ REPLIES: dict[str, Operation] = {
     "welcome": Operation(Welcome),
     "ready": Operation(Ready, {TOKENS: ("int64", 1)}),
     "verified": Operation(Verified, {TOKENS: ("int64", 1)}),
+    "judged": Operation(Verified, {TOKENS: ("int64", 1)}),
     "token": Operation(TokenIs),
     "done": Operation(Done),
     "closed": Operation(Closed),

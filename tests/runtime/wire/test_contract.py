@@ -39,6 +39,7 @@ EVERY: dict[str, tuple[Any, dict[str, np.ndarray]]] = {
               {c.TOKENS: np.arange(1)}),
     "verified": (c.Verified(session="session-a", round=1, base=2, drafted=3, accepted=2, finish="stop"),
                  {c.TOKENS: np.arange(3)}),
+    "judged": (c.Verified(session="session-a", round=1, base=2, drafted=3, accepted=1), {c.TOKENS: np.arange(2)}),
     "token": (c.TokenIs(session="session-a", position=3, id=7), {}),
     "done": (c.Done(session="session-a", known=5, finish="length"), {}),
     "closed": (c.Closed(session="session-a", known=True), {}),
