@@ -91,7 +91,7 @@ class Adviser:
     def _rest(self) -> int:
         """How many tokens the cloud can decode until the next round comes, after one whose draft it refused."""
         away_ms = self.link.rtt.mean + self.settings.draft_tokens * self.here.decode.at(1)
-        return min(round(away_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
+        return min(int(away_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
         """How an answer is drafted, or streamed where `route` is `cloud`."""
