@@ -206,7 +206,8 @@ def fit(draft: Deployment, stock: Stock) -> Ask:
     """A task's speculation, sureness and MAS, from the recipe's samples; `draft` has what was measured."""
     chosen = stock.runner.recipe.mas
     assert chosen is not None  # whoever asks has seen it
-    own = {"epsilon": chosen.epsilon, "trials": chosen.trials, "seed": chosen.seed, "task": None, **LINK}
+    own = {"epsilon": chosen.epsilon, "trials": chosen.trials, "seed": chosen.seed, "task": None, **LINK,
+           "setting": None}  # fmt: skip
     paths = {"samples": chosen.samples, "held_out": chosen.held_out}
     fields = {
         "manifest": sha256_bytes(canonical_json(draft.model_dump(mode="json"))),

@@ -12,7 +12,7 @@ from msao_compile.cli.options import DeploymentFolder, Json, Quiet
 from msao_compile.cli.talk import Talk, talk_of
 
 if TYPE_CHECKING:
-    from msao_compile.manifest.fit_evidence import MasEvidence
+    from msao_compile.manifest.fit_evidence import Candidate, MasEvidence
     from msao_compile.manifest.mas import Mas
 
 TRIALS = 32
@@ -47,6 +47,14 @@ def fit(
         float, typer.Option(metavar="R", min=0.01, help="Rate of the link that times are reckoned with.")
     ] = 50.0,
     rtt_ms: Annotated[float, typer.Option(metavar="MS", min=0.0, help="Its round trip.")] = 20.0,
+    setting: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            show_default=False,
+            help="Devices to reckon with instead of this machine's times, as `bench --setting` declares them.",
+        ),
+    ] = None,
     task: Annotated[str | None, typer.Option(metavar="T", help="Only this task.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what was found and change nothing.")] = False,
     as_json: Json = False,
@@ -60,6 +68,7 @@ def fit(
     arguments = {
         "folder": str(deployment), "samples": str(samples), "held_out": None if held_out is None else str(held_out),
         "task": task, "epsilon": epsilon, "trials": trials, "seed": seed, "mbps": mbps, "rtt_ms": rtt_ms,
+        "setting": None if setting is None else str(setting),
     }  # fmt: skip
     _fitted(talk, deployment, arguments, dry_run)
 
@@ -104,7 +113,7 @@ def lines(mas: Mas, evidence: MasEvidence) -> list[str]:
     for one in evidence.sets:
         ways = ", ".join(f"{way.way} {way.right:.1%}" for way in one.answered[:4])
         found.append(f"right on those {'held out' if one.name == 'held out' else 'fitted on'}: {ways}")
-    taken = next((one for one in evidence.candidates if _is_taken(one.tau_alone, one.tau_drop, mas)), None)
+    taken = next((one for one in evidence.candidates if _is_taken(one, mas)), None)
     if mas.bound is None or taken is None or taken.share_alone is None or taken.share_dropped is None:
         least = evidence.candidates[0].upper if evidence.candidates else None
         told = "" if least is None else f" (the safest that was tried: {least:.2%})"
@@ -118,12 +127,18 @@ def lines(mas: Mas, evidence: MasEvidence) -> list[str]:
         )
     times = evidence.costs_ms
     found.append(
-        f"reckoned at {evidence.link.mbps:g} Mbit/s and {evidence.link.rtt_ms:g} ms, mean of an answer: "
-        + ", ".join(f"{name} {value:.1f} ms" for name, value in times.items())
+        f"reckoned{_devices(evidence)} at {evidence.link.mbps:g} Mbit/s and {evidence.link.rtt_ms:g} ms, "
+        "mean of an answer: " + ", ".join(f"{name} {value:.1f} ms" for name, value in times.items())
     )
     errors = ", ".join(f"{one.name} {one.ece:.3f}" for one in evidence.reliability)
     return [*found, f"calibration error on held-out samples: {errors}"]
 
 
-def _is_taken(tau_alone: float | None, tau_drop: float, mas: Mas) -> bool:
-    return (tau_alone, tau_drop) == (mas.thresholds.tau_alone, mas.thresholds.tau_drop)
+def _devices(evidence: MasEvidence) -> str:
+    return "" if evidence.link.devices is None else f" for {' and '.join(evidence.link.devices)}"
+
+
+def _is_taken(one: Candidate, mas: Mas) -> bool:
+    chosen = mas.thresholds
+    taken = (chosen.tau_alone, chosen.tau_drop, chosen.probe, mas.reduced)
+    return (one.tau_alone, one.tau_drop, one.probe, one.reduced) == taken

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from msao_compile.manifest.frozen import Frozen
-from msao_compile.manifest.mas import Level, LossBound, Rung, SampleSets, Share, Thresholds
+from msao_compile.manifest.mas import Level, LossBound, ProbeName, Rung, SampleSets, Share, Thresholds
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -79,6 +79,7 @@ class Candidate(Frozen):
 
     tau_alone: Share | None
     tau_drop: Share
+    probe: ProbeName = "words"
     reduced: tuple[Rung, ...]
     risk: Share
     mean_ms: Milliseconds
@@ -91,14 +92,16 @@ class Candidate(Frozen):
 
 
 class Reference(Frozen):
-    """The link that costs were reckoned with."""
+    """The link that costs were reckoned with, and the devices where they were declared and not measured."""
 
     mbps: Annotated[float, Field(gt=0)]
     rtt_ms: Milliseconds
+    devices: tuple[str, str] | None = None
 
 
 class MasEvidence(Frozen):
-    """The whole of it. `chosen` is what the manifest took; times are reckoned, with the manifest's primitives."""
+    """The whole of it. `chosen` is what the manifest took; times are reckoned, with the manifest's primitives
+    unless `link` names devices."""
 
     task: str
     epsilon: Annotated[float, Field(gt=0, lt=1)]

@@ -76,7 +76,7 @@ class Thresholds(Frozen):
     """What the search chose: share of importance kept, least share of cells, cosine of duplicate frames; the chance
     of being needed below which pictures are dropped (on both sides: text alone); the sureness from which the edge's
     answer stands, None where it never does; the confidence below which drafts are flushed, and the most drafts of a
-    round.
+    round. `probe` reads requests; where it takes too long `words` does, which was tested with it.
     """
 
     rho: Annotated[float, Field(gt=0, le=1)]
@@ -86,6 +86,7 @@ class Thresholds(Frozen):
     tau_alone: Share | None = None
     tau_confidence: Share
     gamma_max: Annotated[int, Field(ge=1, le=64)]
+    probe: ProbeName = "words"
 
 
 class Reduction(Frozen):

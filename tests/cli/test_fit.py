@@ -50,7 +50,7 @@ def test_what_was_shown_is_said_and_stands_in_the_manifest(cli: Cli, drafting: P
     assert ran.code == 0
     assert jobs[0].arguments == {
         "folder": str(drafting), "samples": "q.jsonl", "held_out": None, "task": None, "epsilon": 0.02, "trials": 5,
-        "seed": 3, "mbps": 5.0, "rtt_ms": 20.0,
+        "seed": 3, "mbps": 5.0, "rtt_ms": 20.0, "setting": None,
     }  # fmt: skip
     assert ran.err.splitlines()[0] == "fit: 0 of 300" and f"took 1 min 30 s; {drafting} has it" in ran.err
     assert (

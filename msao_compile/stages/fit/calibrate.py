@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from msao_compile.manifest.fit_evidence import Candidate, CurvePoint
-from msao_compile.manifest.mas import LossBound
+from msao_compile.manifest.mas import LossBound, ProbeName, Rung
 from msao_compile.runtime.bounds import CONFIDENCE, clopper_pearson
 from msao_compile.stages.fit.costs import Costs
 from msao_compile.stages.fit.learned import Guesses
@@ -50,8 +50,8 @@ def calibrate(best: Knobs, fit: Side, held_out: Side, epsilon: float) -> Tested:
     stopped = False
     for knobs, risk, mean_ms in candidates(best, fit):
         told = Candidate(
-            tau_alone=knobs.tau_alone, tau_drop=knobs.tau_drop, reduced=knobs.reduced, risk=risk, mean_ms=mean_ms,
-            verdict="not tested",
+            tau_alone=knobs.tau_alone, tau_drop=knobs.tau_drop, probe=knobs.probe, reduced=knobs.reduced, risk=risk,
+            mean_ms=mean_ms, verdict="not tested",
         )  # fmt: skip
         if not stopped:
             told, bound = _test(told, knobs, held_out, epsilon)
@@ -100,12 +100,12 @@ def candidates(best: Knobs, fit: Side) -> list[tuple[Knobs, float, float]]:
 
 
 def _around(best: Knobs) -> Iterator[Knobs]:
-    rungs = (None,) if best.rung is None else (None, best.rung)
+    ways: dict[tuple[Rung | None, ProbeName], None] = {(None, "words"): None, (best.rung, best.probe): None}
     drops = DROPS if best.tau_drop > 0 else (0.0,)
-    for rung in rungs:
+    for rung, probe in ways:
         for tau_drop in drops:
             for tau_alone in (None, *(1 - doubt for doubt in DOUBTS)):
-                yield replace(best, tau_alone=tau_alone, tau_drop=tau_drop, rung=rung)
+                yield replace(best, tau_alone=tau_alone, tau_drop=tau_drop, rung=rung, probe=probe)
 
 
 def _thinned(front: Sequence[tuple[Knobs, float, float]]) -> list[tuple[Knobs, float, float]]:

@@ -1,4 +1,4 @@
-"""What each sample would take each way, by the cost model and the manifest's primitives: arithmetic on records alone.
+"""What each sample would take each way, by the cost model and each side's primitives: arithmetic on records alone.
 
 The picture is on its way at once, while the edge drafts; where the edge's answer stands, it is the answer, else the
 cloud decodes or verifies, whichever is quicker. Shape suffix: N records.
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from msao_compile.runtime.adviser import OVERHEAD_BYTES, UNDER_WAY
-from msao_compile.runtime.cost import Host, Work, cloud_ms, edge_ms
+from msao_compile.manifest.mas import ProbeName
+from msao_compile.runtime.adviser import MOST_BURST, OVERHEAD_BYTES, UNDER_WAY
+from msao_compile.runtime.cost import TINY_MS, Host, Work, cloud_ms, edge_ms
 from msao_compile.runtime.link_state import LinkEstimate
 from msao_compile.runtime.mas.reading import FULL_SHARE
 from msao_compile.stages.fit.record import Level, Record
@@ -24,11 +25,12 @@ Bools = np.ndarray
 
 @dataclass(frozen=True)
 class Sides:
-    """Both hosts and what lies between them."""
+    """Both hosts and what lies between them; `picture_bytes` is what pictures weigh there, if not what they do here."""
 
     edge: Host
     cloud: Host
     link: LinkEstimate
+    picture_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ class Costs:
         """The cloud's answer with drafts of the edge."""
         return self._once(("speculate", sent, drafts), lambda record: self._speculated(record, sent, drafts))
 
+    def looking(self, probe: ProbeName) -> Floats:
+        """How long what is sent waits for a probe to look at it: at pictures, or at what the drafter's encoder makes of
+        them.
+        """
+        return self._once(("look", probe), lambda record: self._looking(record, probe))
+
+    @property
+    def cutter(self) -> ProbeName | None:
+        """The probe by which pictures were cut."""
+        return next((record.cut_by for record in self.records if record.cut_by is not None and record.reduced), None)
+
     def best(self, sent: Level | str, drafts: Drafts) -> Floats:
         """The cloud's answer the quicker way."""
         return np.minimum(self.cloud(sent), self.speculated(sent, drafts))
@@ -67,6 +80,12 @@ class Costs:
         if key not in self._known:
             self._known[key] = np.array([of(record) for record in self.records])  # type: ignore[operator]
         return self._known[key]
+
+    def _looking(self, record: Record, probe: ProbeName) -> float:
+        times, pictures = self.sides.edge.times, record.pictures
+        if not pictures or probe == "words":
+            return 0.0
+        return times.prepare.at(pictures) + (times.encode.at(pictures) if probe == "early" else 0.0)
 
     def _edge(self, record: Record, text: bool) -> float:
         said = record.edge_text if text else record.edge
@@ -80,6 +99,8 @@ class Costs:
             return Work(record.text_tokens, 0, {"full": OVERHEAD_BYTES}, len(said.confidences))
         if sent != "full":
             size = record.reduced[sent].size_bytes if sent in record.reduced else size  # type: ignore[index]
+        if self.sides.picture_bytes is not None and record.pictures:
+            size = round(size / record.picture_bytes * self.sides.picture_bytes * record.pictures)
         return Work(record.cloud_tokens, record.pictures, {"full": size + OVERHEAD_BYTES}, tokens)
 
     def _cloud(self, record: Record, sent: Level | str) -> float:
@@ -100,11 +121,13 @@ def rounds_ms(told: Sequence[float], kept: Sequence[bool], drafts: Drafts, sides
     """Until a cloud's answer is committed whole, from the first draft on.
 
     Drafting goes on while rounds are under way, so a run of kept drafts takes the slower side's pace; where the drafter
-    is unsure, or said another token, a round trip and a verification pass before it goes on behind the cloud's token.
+    is unsure, or said another token, a round trip and a verification pass before it goes on behind the cloud's token
+    and those that the cloud decodes meanwhile.
     """
     draft_ms = sides.edge.slower * sides.edge.times.decode.at(1)
     window_ms = (sides.link.rtt_ms + _verify_ms(sides, drafts.most)) / UNDER_WAY / drafts.most
     pace_ms = max(draft_ms, _verify_ms(sides, drafts.most) / drafts.most, window_ms)
+    gained = int(sides.link.rtt_ms / max(sides.cloud.decode_ms, TINY_MS))
     total, place = 0.0, 0
     while place < len(told):
         end = place
@@ -114,7 +137,7 @@ def rounds_ms(told: Sequence[float], kept: Sequence[bool], drafts: Drafts, sides
         if end < len(told) and told[end] >= drafts.confidence:  # the round of a draft that is refused is filled up
             drafted = math.ceil((drafted + 1) / drafts.most) * drafts.most
         total += drafted * pace_ms + sides.link.rtt_ms + _verify_ms(sides, min(drafted, drafts.most))
-        place = end + 1
+        place = end + 1 + min(gained, MOST_BURST)
     return total
 
 

@@ -7,7 +7,7 @@ not seen them (cross-fitting). Shape suffixes: N records, W words.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,11 +34,13 @@ LIKELY_USELESS = 0.5
 
 @dataclass(frozen=True)
 class Guesses:
-    """Chances, [N] each: the edge's answer is the cloud's, with the picture and without; the picture is needed."""
+    """Chances, [N] each: the edge's answer is the cloud's, with the picture and without; the picture is needed, by each
+    probe that can read it.
+    """
 
     sure_N: Floats
     sure_text_N: Floats
-    needed_N: Floats
+    needed: Mapping[ProbeName, Floats]
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,8 @@ def learn(records: Sequence[Record], seed: int, weights_by: WeightsBy = WEIGHTS)
 
     phi_N = _cross(parts, lambda rest, held: _phi(words_NW[held], needing(rest)))
     probes = _probes(records, weights_by, (shown_N, phi_N, flips_N))
-    needed_N = np.array([
-        needed(probes[-1].coefficients, 0.0, 0.0, float(phi)) if shown else 1.0
-        for phi, shown in zip(phi_N, shown_N, strict=True)
-    ])  # fmt: skip
-    useless_N = shown_N & (needed_N < LIKELY_USELESS)
+    chances_of = {probe.name: _needed(probe, records, phi_N) for probe in probes}
+    useless_N = shown_N & (chances_of["words"] < LIKELY_USELESS)
     full_NF, text_NF = (_features(_described(records, full), words_NW) for full in (True, False))
     same_N, same_text_N = alike(records), alike(records, text=True)
 
@@ -82,7 +81,7 @@ def learn(records: Sequence[Record], seed: int, weights_by: WeightsBy = WEIGHTS)
     guesses = Guesses(
         _cross(parts, lambda rest, held: chances(full_NF[held], fit(rest))),
         _cross(parts, lambda rest, held: chances(text_NF[held], fit(rest))),
-        needed_N,
+        chances_of,
     )
     all_N = np.ones(len(records), np.bool_)
     weights = needing(all_N)
@@ -106,19 +105,23 @@ def guess(learned: Learned, records: Sequence[Record]) -> Guesses:
         np.array([sureness(learned.sure, record.words, *_answer(record, full)) for record in records])
         for full in (True, False)
     )
-    return Guesses(full, text, needed_by(learned, "words", records))
+    return Guesses(full, text, {probe.name: needed_by(learned, probe.name, records) for probe in learned.probes})
 
 
 def needed_by(learned: Learned, probe: ProbeName, records: Sequence[Record]) -> Floats:
     """[N]: the chance that pictures are needed as a probe reads it; 1 where there is none."""
     fitted = next(one for one in learned.probes if one.name == probe)
     weights = dict(zip(learned.words.tokens, learned.words.weights, strict=True))
-    found = []
-    for record in records:
-        phi = prompt_score(np.array(sorted(record.words)), weights)
-        similar, sparse = record.read.get(probe, (0.0, 0.0))
-        found.append(needed(fitted.coefficients, similar, sparse, phi) if record.pictures else 1.0)
-    return np.array(found)
+    return _needed(fitted, records, [prompt_score(np.array(sorted(record.words)), weights) for record in records])
+
+
+def _needed(probe: ProbeFit, records: Sequence[Record], phi_N: Sequence[float] | Floats) -> Floats:
+    pairs = [(record, record.read.get(probe.name, (0.0, 0.0)), phi)
+             for record, phi in zip(records, phi_N, strict=True)]  # fmt: skip
+    return np.array([
+        needed(probe.coefficients, similar, sparse, float(phi)) if record.pictures else 1.0
+        for record, (similar, sparse), phi in pairs
+    ])  # fmt: skip
 
 
 def flips(records: Sequence[Record]) -> Floats:

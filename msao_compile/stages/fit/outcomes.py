@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from msao_compile.manifest.mas import Rung
+from msao_compile.manifest.mas import ProbeName, Rung
 from msao_compile.stages.fit.costs import Costs, Drafts, reduces
 from msao_compile.stages.fit.learned import Guesses
 from msao_compile.stages.fit.record import Level, Record
@@ -18,13 +18,16 @@ Bools = np.ndarray
 
 @dataclass(frozen=True)
 class Knobs:
-    """All that `calibrated` goes by. `rung` is what of a needed picture may cross, at `level` of the kept regions."""
+    """All that `calibrated` goes by. `rung` is what of a needed picture may cross, at `level` of the kept regions;
+    `probe` reads requests.
+    """
 
     tau_alone: float | None
     tau_drop: float
     rung: Rung | None
     level: Level
     drafts: Drafts
+    probe: ProbeName = "words"
 
     @property
     def reduced(self) -> tuple[Rung, ...]:
@@ -71,15 +74,26 @@ class Marks:
 
 
 def outcome(knobs: Knobs, costs: Costs, marks: Marks, guesses: Guesses) -> Outcome:
-    """What happens to every record."""
-    dropped_N = marks.shown_N & (guesses.needed_N < knobs.tau_drop)
+    """What happens to every record. Where the probe takes too long, `words` reads in its place and what is needed
+    crosses whole: what either would lose is lost.
+    """
+    found = _read_by(knobs, costs, marks, guesses)
+    if knobs.probe == "words":
+        return found
+    words = _read_by(replace(knobs, probe="words", rung=None), costs, marks, guesses)
+    return replace(found, lost_N=found.lost_N | words.lost_N, risk_N=np.maximum(found.risk_N, words.risk_N))
+
+
+def _read_by(knobs: Knobs, costs: Costs, marks: Marks, guesses: Guesses) -> Outcome:
+    needed_N = guesses.needed[knobs.probe]
+    dropped_N = marks.shown_N & (needed_N < knobs.tau_drop)
     sure_N = np.where(dropped_N, guesses.sure_text_N, guesses.sure_N)
     alone_N = np.zeros(len(sure_N), np.bool_) if knobs.tau_alone is None else sure_N >= knobs.tau_alone
     wrong_N = alone_N & ~np.where(dropped_N, marks.edge_text_N, marks.edge_N)
     wrong_N |= dropped_N & ~marks.cloud_text_N
     risk_N = np.where(alone_N, 1 - sure_N, 0.0)
-    risk_N = np.maximum(risk_N, np.where(dropped_N, guesses.needed_N, 0.0))
-    ms_N = costs.best("full", knobs.drafts)
+    risk_N = np.maximum(risk_N, np.where(dropped_N, needed_N, 0.0))
+    ms_N, late_N = costs.best("full", knobs.drafts), costs.looking(knobs.probe)
     ms_N = np.where(dropped_N, np.minimum(ms_N, costs.best("drop", knobs.drafts)), ms_N)
     if knobs.rung is not None:
         less_N, right_N, same_N = _reduced(costs.records, knobs.level)
@@ -89,7 +103,7 @@ def outcome(knobs: Knobs, costs: Costs, marks: Marks, guesses: Guesses) -> Outco
         risk_N = np.maximum(risk_N, np.where(less_N, differing, 0.0))
         ms_N = np.where(less_N, np.minimum(ms_N, costs.best(knobs.level, knobs.drafts)), ms_N)
     here_N = np.where(dropped_N, costs.edge(True), costs.edge(False))
-    ms_N = np.where(alone_N, np.minimum(here_N, ms_N), ms_N)
+    ms_N = np.where(alone_N, np.minimum(here_N, ms_N + late_N), ms_N + late_N)
     return Outcome(ms_N, alone_N, dropped_N, marks.cloud_N & wrong_N, risk_N)
 
 

@@ -72,7 +72,8 @@ class Reduced:
 class Record:
     """A sample and all that was said. `edge_text` and `cloud_text` are without the picture, and the same answers where
     there is none. `told` and `kept`: at each token of the cloud's answer, its end too, how sure the drafter was, and
-    whether it would have said the same. `read`: of each probe that looks at pictures, similarity and sparsity.
+    whether it would have said the same. `read`: of each probe that looks at pictures, similarity and sparsity; `cut_by`
+    is the one whose regions were kept where pictures were reduced.
     """
 
     sample: Sample
@@ -88,6 +89,7 @@ class Record:
     kept: tuple[bool, ...]
     reduced: Mapping[Level, Reduced] = field(default_factory=dict)
     read: Mapping[ProbeName, tuple[float, float]] = field(default_factory=dict)
+    cut_by: ProbeName | None = None
 
     @property
     def pictures(self) -> int:
@@ -145,6 +147,7 @@ class Recorder:
             _said(self.drafter, text, {})[0] if pictures else edge, cloud,
             _said(self.verifier, self.verifier.prepare(sample.question, ()), {})[0] if pictures else cloud, told, kept,
             self._reduced(look, sample, cloud), {name: _read(found) for name, found in readings.items() if found.of},
+            self.cutting,
         )  # fmt: skip
 
     def _forced(self, drafting: Drafter, cloud: Said) -> tuple[tuple[float, ...], tuple[bool, ...]]:

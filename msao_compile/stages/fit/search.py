@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msao_compile.errors import MissingTool
 from msao_compile.manifest.fit_evidence import Trial
-from msao_compile.manifest.mas import Rung
+from msao_compile.manifest.mas import ProbeName, Rung
 from msao_compile.runtime.bounds import clopper_pearson
 from msao_compile.stages.fit.costs import Costs, Drafts
 from msao_compile.stages.fit.learned import Guesses
@@ -66,7 +66,7 @@ def search(
 
     def objective(trial: optuna.Trial) -> float:
         tell(trial.number)
-        knobs = _knobs(trial, reducible, bool(marks.shown_N.any()))
+        knobs = _knobs(trial, costs.cutter if reducible else None, bool(marks.shown_N.any()))
         found = outcome(knobs, costs, marks, guesses)
         lost, count = int(found.lost_N.sum()), len(found.lost_N)
         upper = clopper_pearson(lost, count)
@@ -94,14 +94,19 @@ def _drafts_ms(costs: Costs, drafts: Drafts) -> float:
     return float(costs.best("full", drafts).mean() + HIDDEN * costs.speculated("full", drafts).mean())
 
 
-def _knobs(trial: optuna.Trial, reducible: bool, shown: bool) -> Knobs:
-    """One point. What the samples say nothing of is not searched: without pictures there is nothing to drop."""
+def _knobs(trial: optuna.Trial, cutter: ProbeName | None, shown: bool) -> Knobs:
+    """One point. What the samples say nothing of is not searched: without pictures there is nothing to drop, and only
+    a probe that looks at them can cut them.
+    """
     doubt = trial.suggest_float("doubt", *DOUBT, log=True)
     drafts = Drafts(trial.suggest_int("gamma_max", 1, MOST_DRAFTS), trial.suggest_float("tau_confidence", *CONFIDENCE))
     tau_drop = trial.suggest_float("tau_drop", *DOUBT, log=True) if shown else 0.0
     rung: Rung | None = None
+    probe: ProbeName = "words"
     level: Level = (RHOS[-1], KAPPAS[-1])
-    if reducible:
+    if cutter is not None:
         rung = RUNGS[trial.suggest_categorical("rung", tuple(RUNGS))]
         level = (trial.suggest_categorical("rho", RHOS), trial.suggest_categorical("kappa_min", KAPPAS))
-    return Knobs(1 - doubt, tau_drop, rung, None if rung == "thumbnail" else level, drafts)
+        looks = trial.suggest_categorical("looks", (False, True))
+        probe = cutter if looks or rung == "regions" else "words"
+    return Knobs(1 - doubt, tau_drop, rung, None if rung == "thumbnail" else level, drafts, probe)

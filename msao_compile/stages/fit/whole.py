@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from msao_compile.bench.setting import read_setting
 from msao_compile.errors import DeploymentError, InputError
 from msao_compile.manifest.fit_evidence import MasEvidence, Reference
 from msao_compile.manifest.mas import Mas, ProbeName, Reduction, SampleSets, Thresholds
@@ -40,6 +41,7 @@ class Asked:
     seed: int
     mbps: float
     rtt_ms: float
+    setting: str | None = None
 
 
 def fit(arguments: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
@@ -47,7 +49,8 @@ def fit(arguments: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]
 
     Args:
         arguments: folder, samples, held_out (None: a part of the samples), task (None: the first that speculates),
-            epsilon, trials, seed, mbps and rtt_ms of the link that costs are reckoned with.
+            epsilon, trials, seed; mbps and rtt_ms of the link that costs are reckoned with, and setting, a file that
+            declares both devices (None: as measured).
         on_progress: told what is done.
 
     Raises:
@@ -56,7 +59,7 @@ def fit(arguments: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]
     """
     optimiser()  # before minutes of answers
     folder, held_out = Path(arguments["folder"]), arguments["held_out"]
-    asked = Asked(**{name: arguments[name] for name in ("task", "epsilon", "trials", "seed", "mbps", "rtt_ms")})
+    asked = Asked(**{field.name: arguments[field.name] for field in fields(Asked)})
     started = time.perf_counter()
     sets = read_sets(Path(arguments["samples"]), None if held_out is None else Path(held_out), asked.seed)
     runtime = load(folder)
@@ -106,7 +109,7 @@ def entry_of(deployment: Deployment, task: str | None) -> Speculation:
 
 
 def sides_of(deployment: Deployment, entry: Speculation, asked: Asked) -> Sides:
-    """Both models as measured, and the link that was declared.
+    """Both models as measured or declared, and the link that was declared.
 
     Raises:
         DeploymentError: a model was not measured.
@@ -117,7 +120,13 @@ def sides_of(deployment: Deployment, entry: Speculation, asked: Asked) -> Sides:
             f"{deployment.name}: models {entry.drafter} and {entry.verifier} were not measured, so nothing tells what "
             "an answer takes: build it again with a target local-cpu"
         )
-    return Sides(Host(times[entry.drafter]), Host(times[entry.verifier]), LinkEstimate(asked.mbps * 1e3, asked.rtt_ms))
+    link = LinkEstimate(asked.mbps * 1e3, asked.rtt_ms)
+    here, there = times[entry.drafter], times[entry.verifier]
+    if asked.setting is None:
+        return Sides(Host(here), Host(there), link)
+    setting = read_setting(Path(asked.setting))
+    edge, cloud = Host(setting.edge.primitives(here)), Host(setting.cloud.primitives(there))
+    return Sides(edge, cloud, link, setting.picture_bytes)
 
 
 @dataclass(frozen=True)
@@ -153,12 +162,18 @@ def made_of(
     return Made(shown.with_errors(learned, held_side, wished), found, tested, knobs, fit_side, held_side)
 
 
+def _reference(asked: Asked) -> Reference:
+    setting = None if asked.setting is None else read_setting(Path(asked.setting))
+    devices = None if setting is None else (setting.edge.name, setting.cloud.name)
+    return Reference(mbps=asked.mbps, rtt_ms=asked.rtt_ms, devices=devices)
+
+
 def thresholds_of(knobs: Knobs) -> Thresholds:
     """As the manifest has them."""
     rho, kappa = knobs.level or (1.0, 0.0)
     return Thresholds(
         rho=rho, kappa_min=kappa, s_star=COSINE, tau_drop=knobs.tau_drop, tau_alone=knobs.tau_alone,
-        tau_confidence=knobs.drafts.confidence, gamma_max=knobs.drafts.most,
+        tau_confidence=knobs.drafts.confidence, gamma_max=knobs.drafts.most, probe=knobs.probe,
     )  # fmt: skip
 
 
@@ -192,7 +207,7 @@ def written(
     weights = zip(learned.words.tokens, learned.words.weights, strict=True)
     sets = (shown.summary("fit", made.fit.costs.records), shown.summary("held out", made.held_out.costs.records))
     evidence = MasEvidence(
-        task=entry.task, epsilon=asked.epsilon, link=Reference(mbps=asked.mbps, rtt_ms=asked.rtt_ms), samples=samples,
+        task=entry.task, epsilon=asked.epsilon, link=_reference(asked), samples=samples,
         seeds=seeds, sets=sets,
         words={f"{words[token]} ({token})": weight for token, weight in weights}, fill=fill,
         reliability=shown.reliabilities(learned, made.held_out, made.tested.knobs or made.found.knobs),

@@ -57,6 +57,7 @@ def record(
     return Record(
         sample, frozenset(words), 20, 20, 10, seen, blind if pictures else seen, said(RIGHT), blind if pictures else
         said(RIGHT), (sure, sure), (edge == RIGHT, True), reduced or {}, {"classical": (0.0, 0.5)} if pictures else {},
+        "classical",
     )  # fmt: skip
 
 

@@ -24,7 +24,11 @@ def side(sure: np.ndarray, wrong: np.ndarray, needed: float = 1.0, blind: float 
     `blind` is that chance without the picture, and `needed` the chance that it is needed.
     """
     records: list[Record] = [record(edge="no" if one else RIGHT) for one in wrong]
-    return Side(costs(records), Marks.of(records), Guesses(sure, np.full(len(sure), blind), np.full(len(sure), needed)))
+    return Side(
+        costs(records),
+        Marks.of(records),
+        Guesses(sure, np.full(len(sure), blind), {"words": np.full(len(sure), needed)}),
+    )
 
 
 def test_the_bound_is_of_the_loss_that_was_seen() -> None:

@@ -3,9 +3,11 @@ of n drafts 4 + n + 1; a kilobyte a millisecond, a round trip 20."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from msao_compile.stages.fit.costs import Drafts, reduces, rounds_ms
+from msao_compile.stages.fit.costs import Costs, Drafts, reduces, rounds_ms
 from msao_compile.stages.fit.record import Reduced
 from tests.stages.fit.made import RIGHT, SIDES, costs, record
 
@@ -32,10 +34,11 @@ def test_the_cloud_waits_for_what_is_sent_and_no_longer() -> None:
     ("told", "kept", "confidence", "wanted"),
     [
         ((0.9, 0.9), (True, True), 0.5, 2 * PACE + 20 + 7),
-        ((0.9, 0.9), (False, True), 0.5, (4 * PACE + 20 + 9) + (PACE + 20 + 6)),  # the round is filled up, then again
-        ((0.9, 0.9), (True, True), 0.95, 2 * (20 + 5)),  # the cloud's own token each time
-        ((0.4, 0.9, 0.9), (True, True, True), 0.5, (20 + 5) + (2 * PACE + 20 + 7)),
-        ((0.9, 0.9, 0.9), (True, False, True), 0.5, (4 * PACE + 20 + 9) + (PACE + 20 + 6)),
+        # The round is filled up, then five of the cloud's own while the next one is on its way.
+        ((0.9,) * 7, (False,) + (True,) * 6, 0.5, (4 * PACE + 20 + 9) + (PACE + 20 + 6)),
+        ((0.9,) * 12, (True,) * 12, 0.95, 2 * (20 + 5)),
+        ((0.4,) + (0.9,) * 7, (True,) * 8, 0.5, (20 + 5) + (2 * PACE + 20 + 7)),
+        ((0.9,) * 8, (True, False) + (True,) * 6, 0.5, (4 * PACE + 20 + 9) + (PACE + 20 + 6)),
         ((0.9,) * 6, (True,) * 6, 0.5, 6 * PACE + 20 + 9),
         ((), (), 0.5, 0.0),
     ],
@@ -61,3 +64,17 @@ def test_a_picture_is_reduced_where_that_spares_bytes_and_leaves_something_out(
     size: int, share: float, level: tuple[float, float] | None, less: bool
 ) -> None:
     assert reduces(record(picture=100, reduced={level: Reduced(RIGHT, size, share)}), level) is less
+
+
+def test_a_probe_that_looks_keeps_what_is_sent_waiting() -> None:
+    found = costs([record(), record(picture=None)])
+    for probe, wanted in (("words", [0, 0]), ("classical", [0, 0]), ("early", [2, 0])):  # prepared in no time
+        assert found.looking(probe).tolist() == pytest.approx(wanted)  # type: ignore[arg-type]
+
+
+def test_pictures_weigh_what_is_declared_and_reduced_ones_their_share_of_it() -> None:
+    less = Reduced(RIGHT, size_bytes=50, share=0.5)
+    found = Costs([record(picture=100, reduced={None: less})], replace(SIDES, picture_bytes=10_000))
+    begin_and_decode = 10 + 10 + 10 + 2 * 4
+    assert found.cloud("full")[0] == pytest.approx(10.7 + begin_and_decode + 10)
+    assert found.cloud(None)[0] == pytest.approx(5.7 + begin_and_decode + 10)

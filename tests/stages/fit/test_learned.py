@@ -82,7 +82,7 @@ def test_without_pictures_everything_that_comes_is_needed() -> None:
     found = learn(texts, 0)
     assert [probe.name for probe in found.probes] == ["words"]
     assert needed_by(found, "words", [record([SUM])])[0] > 0.99
-    assert found.guesses.needed_N.tolist() == [1.0] * 30
+    assert found.guesses.needed["words"].tolist() == [1.0] * 30
 
 
 def test_the_chance_that_a_draft_is_kept_is_that_of_the_samples(learned: Learned) -> None:

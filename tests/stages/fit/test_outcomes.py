@@ -16,10 +16,14 @@ LEVEL = (0.5, 0.1)
 WHOLE = Knobs(None, 0.0, None, None, DRAFTS)
 
 
-def came(knobs: Knobs, one: Record, sure: float = 0.9, blind: float = 0.9, needed: float = 0.5) -> Outcome:
+def came(
+    knobs: Knobs, one: Record, sure: float = 0.9, blind: float = 0.9, needed: float = 0.5, words: float | None = None
+) -> Outcome:
+    words = needed if words is None else words
     return outcome(
-        knobs, costs([one]), Marks.of([one]), Guesses(np.array([sure]), np.array([blind]), np.array([needed]))
-    )
+        knobs, costs([one]), Marks.of([one]),
+        Guesses(np.array([sure]), np.array([blind]), {"early": np.array([needed]), "words": np.array([words])}),
+    )  # fmt: skip
 
 
 def test_nothing_is_lost_where_the_cloud_sees_everything() -> None:
@@ -66,6 +70,22 @@ def test_reduced_pictures_count_as_lost_where_the_cloud_is_wrong_about_them() ->
     assert not came(knobs, wrong, needed=0.1).lost_N[0]  # dropped, so that no part of it crosses
     whole = record(reduced={LEVEL: Reduced("no", 50, 0.9)})
     assert not came(knobs, whole).lost_N[0]
+
+
+@pytest.mark.parametrize(("needed", "words", "dropped", "lost"), [
+    (0.1, 0.9, True, True), (0.9, 0.1, False, True), (0.9, 0.9, False, False),
+])  # fmt: skip
+def test_what_the_probe_or_the_words_in_its_place_would_lose_is_lost(
+    needed: float, words: float, dropped: bool, lost: bool
+) -> None:
+    one = record(text="no")
+    found = came(Knobs(None, 0.3, None, None, DRAFTS, "early"), one, needed=needed, words=words)
+    assert (bool(found.dropped_N[0]), bool(found.lost_N[0])) == (dropped, lost)
+    waits_ms = costs([one]).looking("early")[0]
+    way = costs([one]).best("full", DRAFTS)[0]
+    assert found.ms_N[0] == pytest.approx(
+        (min(way, costs([one]).best("drop", DRAFTS)[0]) if dropped else way) + waits_ms
+    )
 
 
 def test_what_the_cloud_gets_wrong_itself_is_no_loss() -> None:

@@ -16,7 +16,8 @@ from msao_compile.stages.fit.search import Found, optimiser, search
 from tests.stages.fit.made import RIGHT, costs, record
 
 SURE = np.linspace(0.5, 1.0, 500)
-GUESSES = Guesses(SURE, SURE, np.linspace(1.0, 0.0, 500))
+NEEDED = np.linspace(1.0, 0.0, 500)
+GUESSES = Guesses(SURE, SURE, {"classical": NEEDED, "words": NEEDED})
 
 
 def found(some: list[Record], seed: int = 0, trials: int = 24) -> Found:
@@ -53,7 +54,8 @@ def test_what_the_samples_say_nothing_of_is_not_searched() -> None:
 def test_reduced_pictures_are_tried_where_they_were_asked_about() -> None:
     less = {level: Reduced("no" if level is None else RIGHT, 10, 0.5) for level in LEVELS}
     best = found([record(picture=200_000, text="no", reduced=less) for _ in SURE])
-    assert best.knobs.rung == "regions"  # the thumbnail is as fast, and loses everything
+    # The thumbnail is as fast, and loses everything; and what is cut was looked at.
+    assert (best.knobs.rung, best.knobs.probe) == ("regions", "classical")
     assert {one.parameters["rung"] for one in best.trials} == {"full", "regions", "thumbnail"}
 
 
