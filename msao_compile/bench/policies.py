@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from msao_compile.bench.sides import Edge, Outcome, from_cloud, from_edge, speculated
 from msao_compile.manifest.offload import Acceptance
 from msao_compile.manifest.schema import Deployment
+from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.calibrated import Calibration
+from msao_compile.runtime.mas.reader import Reader, Seen
 from msao_compile.runtime.policy import Choice, Limits
-from msao_compile.runtime.routes import Question
 from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.speculate.client import Alone
+from msao_compile.runtime.views import Question, View, calibrated, plain, strict
 
 Answer = Callable[[Edge, Question], Awaitable[Outcome]]
 STOP_AND_WAIT = 4
@@ -42,6 +44,7 @@ class Policy:
 def policies(deployment: Deployment | None, drafter: ModelSession | None = None) -> dict[str, Policy]:
     """Every policy by name, with fresh memories; without a deployment for their names only."""
     fit = deployment.mas if deployment is not None else None
+    reader = None if fit is None or drafter is None else Reader(fit, drafter)
     shown = None if fit is None or fit.bound is None or drafter is None else Calibration(fit, fit.bound.upper, drafter)
     found = [
         Policy("cloud-only", True, from_cloud, "the cloud decodes and streams"),
@@ -49,9 +52,10 @@ def policies(deployment: Deployment | None, drafter: ModelSession | None = None)
         Policy("stop-and-wait", True, _stop_and_wait, f"{STOP_AND_WAIT} drafts a round, one round at a time"),
         Policy("cs-ucb", False, Bandit().answer, "edge or cloud by an upper confidence bound, after PerLLM"),
         Policy("covspec", False, _covspec, "unsure drafts are verified only, after CoVSpec"),
-        Policy("auto", True, Auto().answer, "strict: cheapest of the lossless routes, with the guard"),
+        Policy("auto", True, Auto(reader=reader).answer, "strict: cheapest of the lossless routes, with the guard"),
+        Policy("auto, no MAS", True, Auto().answer, "strict, the drafter sees every picture whole"),
         Policy("auto, no speculation", True, Auto(speculation=False).answer, "strict, the cloud streams"),
-        Policy("auto, no guard", True, Auto(guard=False).answer, "strict, always speculating"),
+        Policy("auto, no guard", True, Auto(reader=reader, guard=False).answer, "strict, always speculating"),
     ]
     if deployment is None or shown is not None:
         found += [
@@ -69,14 +73,14 @@ async def _stop_and_wait(edge: Edge, question: Question) -> Outcome:
     fixed = {"draft_tokens": STOP_AND_WAIT, "confidence": 0.0, "confidence_min": 0.0, "acceptance": SURE}
     settings = edge.adviser.settings.model_copy(update=fixed)
     plan = replace(edge.plan(question, "speculate"), settings=settings, rounds=1, burst=0, rest=0, goes_on=None)
-    return await speculated(edge, question, plan)
+    return await speculated(edge, plain(question), plan)
 
 
 async def _covspec(edge: Edge, question: Question) -> Outcome:
     """Drafts of which the drafter is sure are not verified at all; its answer stands where every one is."""
     plan = replace(edge.plan(question, "speculate"), rounds=1, burst=0, rest=0, goes_on=None)
     plan = replace(plan, alone=AtLeast(SKIPS, first=False))
-    return await speculated(edge, question, plan)
+    return await speculated(edge, plain(question), plan)
 
 
 @dataclass(frozen=True)
@@ -133,22 +137,17 @@ class Auto:
     speculation: bool = True
     guard: bool = True
     calibration: Calibration | None = None
+    reader: Reader | None = None
     reduces: bool = True
     schedules: bool = True
 
     async def answer(self, edge: Edge, question: Question) -> Outcome:
         """Decide, answer, learn."""
-        alone: Alone | None = None
-        if self.calibration is not None:
-            left = edge.adviser.reading(self.calibration, question.prompt, len(question.pictures))
-            drop = left.drop and self.reduces
-            question = question.without_pictures() if drop else question
-            if left.judge is not None:
-                first = left.judge.first or not self.schedules
-                alone = replace(left.judge, picture_given=bool(question.pictures), first=first)
+        began = asyncio.get_running_loop().time()
+        view, alone = await self._viewed(edge, question)
         now_ms = asyncio.get_running_loop().time() * 1e3
         told = getattr(edge.link, "picture_bytes", None)
-        sizes = [told or len(picture) for picture in question.pictures if isinstance(picture, bytes)]
+        sizes = [told or len(picture) for picture in view.there.pictures if isinstance(picture, bytes)]
         routes: frozenset[Choice] = frozenset(("cloud", "speculate") if self.speculation else ("cloud",))
         decision = edge.adviser.decide(sizes, now_ms, Limits(routes=routes))
         chooses = self.guard and self.schedules
@@ -158,6 +157,24 @@ class Auto:
             plan = replace(plan, goes_on=None)
         if not self.schedules:
             plan = replace(plan, rounds=1, rest=0)
-        found = await speculated(edge, question, plan)
+        waited_ms = (asyncio.get_running_loop().time() - began) * 1e3
+        found = await speculated(edge, view, plan)
         found.route, found.guarded = route, decision.guarded
+        found.total_ms += waited_ms
+        found.first_ms = None if found.first_ms is None else found.first_ms + waited_ms
         return found
+
+    async def _viewed(self, edge: Edge, question: Question) -> tuple[View, Alone | None]:
+        """As `Runtime` does it: what each side sees, and who judges whether the edge may answer alone."""
+        if self.calibration is None:
+            return strict(question, self.reader), None
+        seen = Seen()
+        for kind, count, work in self.calibration.reader.pieces(question.prompt, question.pictures, seen, Clock()):
+            await edge.device.run(kind, count, work)
+        view, left = calibrated(question, self.calibration, edge.adviser.asking(len(question.pictures)), seen)
+        if not self.reduces:
+            view = plain(question)
+        if left.judge is None:
+            return view, None
+        first = left.judge.first or not self.schedules
+        return view, replace(left.judge, picture_given=bool(view.here.pictures), first=first)

@@ -23,9 +23,9 @@ from msao_compile.manifest.schema import Deployment, Route
 from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.api import Runtime
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
-from msao_compile.runtime.routes import Question
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.views import Question
 from msao_compile.runtime.wire import contract as c
 from msao_compile.runtime.wire.base import Handler, Traffic
 from msao_compile.runtime.wire.message import Message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from msao_compile.manifest.schema import Route
@@ -12,10 +11,11 @@ from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.policy import Choice
 from msao_compile.runtime.remote import Patience, RemoteSession
-from msao_compile.runtime.routes import Question, outgoing
-from msao_compile.runtime.session import ModelSession, Request
+from msao_compile.runtime.routes import outgoing
+from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.speculate.client import Plan, Speculator
-from msao_compile.runtime.speculate.drafter import Drafter, Piece
+from msao_compile.runtime.speculate.drafter import Drafter
+from msao_compile.runtime.views import Question, View, plain
 from msao_compile.runtime.wire.base import Link, Traffic
 
 
@@ -91,7 +91,7 @@ async def from_cloud(edge: Edge, question: Question) -> Outcome:
 async def from_edge(edge: Edge, question: Question) -> Outcome:
     """The drafter answers alone."""
     watch, drafter = Watch("edge"), Drafter(edge.drafter, "greedy", question.sampling)
-    for kind, count, work in _opening(edge, drafter, question):
+    for kind, count, work in plain(question).opening(drafter, Clock()):
         await edge.device.run(kind, count, work)
     answer: list[int] = []
     while question.limit is None or len(answer) < question.limit:
@@ -104,14 +104,14 @@ async def from_edge(edge: Edge, question: Question) -> Outcome:
     return watch.end(Traffic())
 
 
-async def speculated(edge: Edge, question: Question, plan: Plan) -> Outcome:
+async def speculated(edge: Edge, view: View, plan: Plan) -> Outcome:
     """The drafter drafts, the cloud verifies."""
-    watch, traffic = Watch("speculate"), Traffic()
+    watch, traffic, question = Watch("speculate"), Traffic(), view.there
     drafter = Drafter(edge.drafter, "greedy" if question.sampling.greedy else plan.settings.rule, question.sampling)
     remote = edge.remote(question, traffic)
     speculator = Speculator(drafter, edge.device, remote, plan)
     try:
-        async for token in speculator.tokens(_opening(edge, drafter, question)):
+        async for token in speculator.tokens(view.opening(drafter, Clock())):
             watch.token(token)
     finally:
         remote.leave()
@@ -121,13 +121,6 @@ async def speculated(edge: Edge, question: Question, plan: Plan) -> Outcome:
     found.verified = account.unverified == 0
     edge.learn(remote, found)
     return found
-
-
-def _opening(edge: Edge, drafter: Drafter, question: Question) -> Iterator[Piece]:
-    def prepare() -> Request:
-        return edge.drafter.prepare(question.prompt, question.pictures)
-
-    return drafter.opening(prepare, len(question.pictures), Clock())
 
 
 class Watch:

@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 3
+SCHEMA_MINOR = 4
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
 GROWS = "past_sequence_length"  # the dimension along which a state grows

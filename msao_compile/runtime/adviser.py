@@ -8,9 +8,8 @@ from math import inf
 
 from msao_compile.manifest.offload import Primitives, Speculation
 from msao_compile.runtime import cost
-from msao_compile.runtime.calibrated import Calibration, Reduced
-from msao_compile.runtime.conversation import Prompt
-from msao_compile.runtime.cost import Drafting, Host, Payload, Work
+from msao_compile.runtime.calibrated import Cost
+from msao_compile.runtime.cost import TINY_MS, Drafting, Host, Payload, Work
 from msao_compile.runtime.link_state import Average, LinkEstimate, LinkState
 from msao_compile.runtime.policy import Choice, Decision, Limits, Observed, decide, goes_on
 from msao_compile.runtime.remote import Patience
@@ -116,12 +115,12 @@ class Adviser:
     def _cloud(self) -> Host:
         return Host(self.there, self.queue_ms, step_wait_ms=self.step_wait_ms)
 
-    def reading(self, calibration: Calibration, prompt: Prompt, pictures: int) -> Reduced:
-        """What is left of a request in the mode `calibrated`."""
+    def asking(self, pictures: int) -> Cost:
+        """What it costs to ask the edge first, and what the cloud is spared where its answer stands."""
         work = self.observed([0] * pictures, 0.0).work
         edge_ms = Host(self.here).begin_ms(work.prompt_tokens, pictures) + self.here.decode.at(1)
         cloud_ms = Host(self.there).begin_ms(work.prompt_tokens, pictures)
-        return calibration.read(prompt, pictures, edge_ms, cloud_ms)
+        return Cost(edge_ms, cloud_ms, self.queue_ms / max(cloud_ms, TINY_MS))
 
     def learn(self, prompt_tokens: int, answer_tokens: int, accepted: int, rejected: int) -> None:
         """What an answer came to: lengths, and how many of its drafts were judged right and wrong.

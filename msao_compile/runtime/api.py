@@ -25,12 +25,15 @@ from msao_compile.runtime.device import Device
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward
 from msao_compile.runtime.loader import read_manifest, refuse_unsigned
+from msao_compile.runtime.mas.reader import Reader, Seen
 from msao_compile.runtime.policy import Choice, Limits
 from msao_compile.runtime.remote import Patience
-from msao_compile.runtime.routes import Pair, Question, RouteRun, edge, remote, speculative
+from msao_compile.runtime.routes import Pair, RouteRun, edge, remote, speculative
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.speculate.client import Alone
 from msao_compile.runtime.stops import TextUntil, read_stops
+from msao_compile.runtime.views import Question, View, calibrated, strict
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.loopback import Loopback
 from msao_compile.runtime.wire.message import Message
@@ -101,6 +104,7 @@ class Runtime:
         self.folder = folder
         self.clouds, self.calibrated = clouds, calibrated
         self._calibrations: dict[str, Calibration] = {}
+        self._readers: dict[str, Reader | None] = {}
         self.deployment = deployment
         self.engines = Engines(folder, deployment, verify)
         self._sessions: dict[str, ModelSession] = {}
@@ -266,12 +270,32 @@ class Runtime:
         allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
         plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, _patience(route))
         plan = replace(plan, unverified="edge" in route.fallback)
-        if self.calibrated is not None and free:
-            left = adviser.reading(self._calibration(entry, self.calibrated), question.prompt, len(question.pictures))
-            question = question.without_pictures() if left.drop else question
-            plan = replace(plan, alone=left.judge)
+        clock = Clock()
+        view, alone = self._viewed(entry, question, adviser, clock, free)
         link = self._loopback(verifier) if inside else self._way(entry.verifier)
-        return speculative(pair, question, link, route, plan, adviser)
+        return speculative(pair, view, link, route, replace(plan, alone=alone), adviser, clock)
+
+    def _viewed(
+        self, entry: Speculation, question: Question, adviser: Adviser, clock: Clock, free: bool
+    ) -> tuple[View, Alone | None]:
+        """What each side sees of a question, and who judges whether the edge may answer it alone."""
+        if self.calibrated is None or not free:
+            return strict(question, self._reader(entry)), None
+        calibration, seen = self._calibration(entry, self.calibrated), Seen()
+        for kind, count, work in calibration.reader.pieces(question.prompt, question.pictures, seen, clock):
+            bridge().run(self.device.run(kind, count, work))
+        link = adviser.link.estimate(bridge().loop.time() * 1e3)
+        up_ms = None if link is None else link.up_ms(sum(question.sizes)) - link.rtt_ms / 2
+        view, left = calibrated(question, calibration, adviser.asking(len(question.pictures)), seen, up_ms)
+        return view, left.judge
+
+    def _reader(self, entry: Speculation) -> Reader | None:
+        """The probe of a task, where one was fitted."""
+        if entry.task not in self._readers:
+            mas = self.deployment.mas
+            fitted = mas is not None and mas.task == entry.task
+            self._readers[entry.task] = Reader(mas, self.session(entry.drafter)) if mas and fitted else None
+        return self._readers[entry.task]
 
     def _calibration(self, entry: Speculation, epsilon: float) -> Calibration:
         if entry.task not in self._calibrations:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.mas import Mas, Sure
 from msao_compile.runtime.conversation import Prompt, without_pictures
-from msao_compile.runtime.mas.measures import needed
+from msao_compile.runtime.mas.payload import Rung
+from msao_compile.runtime.mas.reader import Reader, Seen
+from msao_compile.runtime.mas.reading import Action
 from msao_compile.runtime.mas.sure import hope, prior, sureness
-from msao_compile.runtime.mas.words import prompt_score
 from msao_compile.runtime.session import ModelSession
 
 CLOUD_PRICE = 0.25
-"""Milliseconds of waiting that a millisecond of the cloud is worth: whether a likely answer of the edge's own is waited
-for before the cloud is asked."""
+"""Milliseconds of waiting that a millisecond of an idle cloud is worth: whether a likely answer of the edge's own is
+waited for before the cloud is asked."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,30 @@ class Judge:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What is left of a request: whether its pictures are dropped, on both sides, and who judges the edge's answer."""
+    """What is left of a request: how much of its pictures crosses (`drop`: neither side sees them), who judges the
+    edge's answer, and the chances that this stands and that the pictures are needed.
+    """
 
-    drop: bool
+    rung: Rung
     judge: Judge | None
     chance: float
+    needed: float
+
+    @property
+    def drop(self) -> bool:
+        """Whether neither side sees the pictures."""
+        return self.rung == "drop"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Milliseconds: what asking the edge first costs where its answer does not stand, and what of the cloud's time is
+    spared where it does; `waiting` prompts wait there, each for as long.
+    """
+
+    edge_ms: float
+    cloud_ms: float
+    waiting: float = 0.0
 
 
 class Calibration:
@@ -64,24 +84,28 @@ class Calibration:
                 f"calibrated({epsilon:g}) is asked for and {mas.bound.upper:g} is what was shown: allow that much, or "
                 "fit with more samples"
             )
-        self.mas, self.session = mas, session
-        self._weights = dict(zip(mas.words.tokens, mas.words.weights, strict=True))
-        self._words = next((one.coefficients for one in mas.probes if one.name == "words"), None)
+        self.mas, self.session, self.reader = mas, session, Reader(mas, session)
 
-    def read(self, prompt: Prompt, pictures: int, edge_ms: float, cloud_ms: float) -> Reduced:
-        """One request. `edge_ms` is what asking the edge first would cost where its answer does not stand, `cloud_ms`
-        what of the cloud's time would be spared where it does.
-        """
+    def read(self, prompt: Prompt, pictures: int, cost: Cost, seen: Seen | None = None) -> Reduced:
+        """One request; `seen` is what the reader's `pieces` left."""
         mas = self.mas
         ids = self.session.prepare(without_pictures(prompt), ()).ids
         words = frozenset(ids.tolist())
-        drop = False
-        if pictures and self._words is not None and "drop" in mas.reduced:
-            chance = needed(self._words, 0.0, 0.0, prompt_score(ids, self._weights))
-            drop = chance < mas.thresholds.tau_drop
+        action, needed = self.reader.action(ids, pictures, seen or Seen())
+        rung = self._rung(action, pictures)
         likely = prior(mas.sure, words)
         threshold = mas.thresholds.tau_alone
         if threshold is None:
-            return Reduced(drop, None, likely)
-        first = likely * CLOUD_PRICE * cloud_ms >= (1 - likely) * edge_ms
-        return Reduced(drop, Judge(mas.sure, words, bool(pictures) and not drop, threshold, first), likely)
+            return Reduced(rung, None, likely, needed)
+        first = likely * (CLOUD_PRICE + cost.waiting) * cost.cloud_ms >= (1 - likely) * cost.edge_ms
+        judge = Judge(mas.sure, words, bool(pictures) and rung != "drop", threshold, first)
+        return Reduced(rung, judge, likely, needed)
+
+    def _rung(self, action: Action, pictures: int) -> Rung:
+        """Of what was shown to lose little, the least that the reading asks for."""
+        shown = self.mas.reduced
+        if action == "drop" and "drop" in shown:
+            return "drop"
+        if action == "reduce" and "regions" in shown:
+            return "regions"
+        return "thumbnail" if pictures and "thumbnail" in shown else "full"

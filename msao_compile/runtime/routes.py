@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Set
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,43 +13,17 @@ from msao_compile.manifest.schema import Route
 from msao_compile.runtime.adviser import LEAST, Adviser
 from msao_compile.runtime.answer import Clock, Extent
 from msao_compile.runtime.bridge import bridge
-from msao_compile.runtime.conversation import Prompt, without_pictures
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.generate import tokens
-from msao_compile.runtime.preprocess.decode import decode, read
 from msao_compile.runtime.remote import Patience, RemoteSession
-from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ROPE_INPUTS, ModelSession, Request
 from msao_compile.runtime.speculate.client import Account, Plan, Speculator
 from msao_compile.runtime.speculate.drafter import Drafter
 from msao_compile.runtime.tokens import Tokenizer
+from msao_compile.runtime.views import Question, View, as_file
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.contract import PICTURE
 from msao_compile.runtime.wire.message import Message
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    Picture = str | os.PathLike[str] | bytes | Image
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a user asked; `limit` None takes as many tokens as fit."""
-
-    prompt: Prompt
-    pictures: tuple[Picture, ...]
-    limit: int | None
-    sampling: SamplingParameters
-
-    def without_pictures(self) -> Question:
-        """The same words alone."""
-        return replace(self, prompt=without_pictures(self.prompt), pictures=())
-
-    @property
-    def sizes(self) -> list[int]:
-        """Bytes of each picture as it crosses, where that is known without encoding it."""
-        return [_size(picture) for picture in self.pictures]
 
 
 @dataclass(frozen=True)
@@ -120,23 +90,21 @@ class Pair:
     device: Device
 
 
-def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: Plan, adviser: Adviser) -> RouteRun:
+def speculative(
+    pair: Pair, view: View, link: Link, route: Route, plan: Plan, adviser: Adviser, clock: Clock
+) -> RouteRun:
     """The drafter's tokens here, verified there: what comes out is the verifier's answer.
 
     Pixels and prompt are on their way before the drafter looks at them.
     """
-    clock = Clock()
+    question = view.there
     message = outgoing(pair.verifier, question, clock, route)
     rule = "greedy" if question.sampling.greedy else plan.settings.rule
     message.fields["rule"] = rule
     traffic, drafter = Traffic(), Drafter(pair.drafter, rule, question.sampling)
     there = RemoteSession(link, message, clock, traffic, plan.patience, adviser.link)
     speculator = Speculator(drafter, pair.device, there, plan)
-
-    def prepare() -> Request:
-        return pair.drafter.prepare(question.prompt, question.pictures)
-
-    opening = drafter.opening(prepare, len(question.pictures), clock)
+    opening = view.opening(drafter, clock)
 
     async def run() -> AsyncIterator[int]:
         try:
@@ -145,6 +113,8 @@ def speculative(pair: Pair, question: Question, link: Link, route: Route, plan: 
                 yield token
         finally:
             there.leave()
+            if view.reader is not None:
+                view.reader.learn(clock)
             account = speculator.account
             prompt_tokens = there.extent.prompt_tokens or 0
             adviser.learn(prompt_tokens, clock.tokens, account.accepted, account.rejected)
@@ -166,10 +136,11 @@ def outgoing(session: ModelSession, question: Question, clock: Clock, route: Rou
     with clock.module("preprocess"):
         if not here:
             files = {
-                f"{PICTURE}{index:03}": np.frombuffer(_bytes(picture), np.uint8)
+                f"{PICTURE}{index:03}": np.frombuffer(as_file(picture), np.uint8)
                 for index, picture in enumerate(question.pictures)
             }
-            message = Message("prefill", {"form": "prompt", "prompt": question.prompt}, files)
+            shown = {"shown": question.shown} if question.shown else {}
+            message = Message("prefill", {"form": "prompt", "prompt": question.prompt, **shown}, files)
         else:
             request = session.prepare(question.prompt, question.pictures)
             session.room(len(request.ids), question.limit)
@@ -202,22 +173,3 @@ def crossing(session: ModelSession, request: Request, here: Set[str], clock: Clo
     read = {name: value for name, value in request.tensors.items() if name in (*ROPE_INPUTS, "input_ids")}
     tensors = {session.facts.tokens: request.ids, **held, **read, **encoded}
     return Message("prefill", {"form": "features", "encoded": list(encoded)}, tensors)
-
-
-def _size(picture: Picture) -> int:
-    if isinstance(picture, bytes):
-        return len(picture)
-    if isinstance(picture, str | os.PathLike):
-        return Path(picture).stat().st_size if Path(picture).is_file() else 0
-    return picture.width * picture.height  # as PNG makes it, about a byte for each pixel
-
-
-def _bytes(picture: Picture) -> bytes:
-    """The compressed picture as it is; one without a file upright and in RGB, as every route sees it, and lossless."""
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, str | os.PathLike):
-        return read(picture)
-    buffer = io.BytesIO()
-    decode(picture).save(buffer, "PNG")
-    return buffer.getvalue()

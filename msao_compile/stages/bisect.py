@@ -40,9 +40,10 @@ from msao_compile.runtime.backends.base import Engine as OpenEngine
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.forward import forward, rows
 from msao_compile.runtime.loader import locate, read_manifest
-from msao_compile.runtime.routes import Question, edge
+from msao_compile.runtime.routes import edge
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession, Request
+from msao_compile.runtime.views import Question
 
 QUESTIONS = ("What is in this picture?", "How many things are there, and of what color?")
 NEW_TOKENS = 4

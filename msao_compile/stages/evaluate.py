@@ -22,9 +22,10 @@ from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import fault
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.loader import read_manifest
-from msao_compile.runtime.routes import Question, edge
+from msao_compile.runtime.routes import edge
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.views import Question
 
 MAX_NEW_TOKENS = 64
 TOLD_EVERY = 20

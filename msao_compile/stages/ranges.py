@@ -23,9 +23,10 @@ from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays, EngineFile, open_engine
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.loader import read_manifest
-from msao_compile.runtime.routes import Question, edge
+from msao_compile.runtime.routes import edge
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.views import Question
 
 NEW_TOKENS = 8
 """Decoded for each sample, so that steps are observed as prompts are."""

@@ -15,8 +15,8 @@ from msao_compile.bench.run import Asked, Pair, Seen, point, summary
 from msao_compile.bench.setting import Setting, Side, Sweep
 from msao_compile.bench.shape import Shape
 from msao_compile.bench.sides import Outcome
-from msao_compile.runtime.routes import Question
 from msao_compile.runtime.sampling import SamplingParameters
+from msao_compile.runtime.views import Question
 
 SETTING = Setting(
     name="tiny", why="as measured", edge=Side(name="edge"), cloud=Side(name="cloud"),

@@ -71,7 +71,7 @@ def evidence(folder: Path, manifest: Deployment) -> MasEvidence:
 
 def test_a_build_fits_what_its_recipe_has_samples_for(built: Path) -> None:
     manifest = read_manifest(built)
-    assert manifest.mas is not None and manifest.mas.bound is not None and manifest.schema_version == "2.3"
+    assert manifest.mas is not None and manifest.mas.bound is not None and manifest.schema_version == "2.4"
     assert manifest.mas.samples.fit + manifest.mas.samples.held_out == SAMPLES
     assert manifest.mas.bound.upper <= 0.3 and manifest.mas.calibrated(0.3)
     weights = {probe.name: probe.weights for probe in manifest.mas.probes}

@@ -15,9 +15,10 @@ from msao_compile.manifest.mas import Mas
 from msao_compile.runtime import load
 from msao_compile.runtime.answer import Answer
 from msao_compile.runtime.api import Runtime
-from msao_compile.runtime.calibrated import CLOUD_PRICE, Calibration, Judge
+from msao_compile.runtime.calibrated import CLOUD_PRICE, Calibration, Cost, Judge
 from msao_compile.runtime.session import ModelSession
 
+EVEN = Cost(10.0, 10.0)
 W1, W2 = 1, 2
 """Tokens of the words w1 and w2."""
 BOUND = {
@@ -85,27 +86,27 @@ def test_less_loss_than_was_shown_cannot_be_asked_for(session: ModelSession) -> 
 def test_pictures_go_where_the_words_do_not_need_them(
     session: ModelSession, words: str, pictures: int, drop: bool
 ) -> None:
-    found = Calibration(fitted(), 0.01, session).read(words, pictures, 10.0, 10.0)
+    found = Calibration(fitted(), 0.01, session).read(words, pictures, EVEN)
     assert found.drop is drop
     assert found.judge is not None and found.judge.picture_given is (bool(pictures) and not drop)
 
 
 def test_pictures_stay_where_dropping_them_was_not_shown(session: ModelSession) -> None:
-    assert not Calibration(fitted(reduced=[]), 0.01, session).read("w1", 1, 10.0, 10.0).drop
+    assert not Calibration(fitted(reduced=[]), 0.01, session).read("w1", 1, EVEN).drop
     other = [{**mas()["probes"][0], "name": "early"}]
-    assert not Calibration(fitted(probes=other), 0.01, session).read("w1", 1, 10.0, 10.0).drop
+    assert not Calibration(fitted(probes=other), 0.01, session).read("w1", 1, EVEN).drop
 
 
 @pytest.mark.parametrize(("words", "enough"), [("w1", True), ("w5", True), ("w2", False), ("w1 w2", True)])
 def test_an_answer_stands_by_its_words_and_threshold(session: ModelSession, words: str, enough: bool) -> None:
-    judge = Calibration(fitted(), 0.01, session).read(words, 0, 10.0, 10.0).judge
+    judge = Calibration(fitted(), 0.01, session).read(words, 0, EVEN).judge
     assert judge is not None
     assert judge.enough([0.9, 0.8]) is enough
     assert judge.hopeless([0.9]) is not enough
 
 
 def test_no_threshold_is_no_judge(session: ModelSession) -> None:
-    assert Calibration(fitted(alone=None), 0.01, session).read("w1", 0, 10.0, 10.0).judge is None
+    assert Calibration(fitted(alone=None), 0.01, session).read("w1", 0, EVEN).judge is None
 
 
 @pytest.mark.parametrize(("share", "first"), [(0.99, True), (1.01, False)])
@@ -113,9 +114,17 @@ def test_the_edge_is_asked_first_where_the_clouds_time_that_is_spared_is_worth_t
     session: ModelSession, share: float, first: bool
 ) -> None:
     """At even chances: the edge's time against the cloud's at its price."""
-    found = Calibration(fitted(), 0.01, session).read("w5", 0, share * CLOUD_PRICE * 100.0, 100.0)
+    found = Calibration(fitted(), 0.01, session).read("w5", 0, Cost(share * CLOUD_PRICE * 100.0, 100.0))
     assert found.chance == 0.5
     assert isinstance(found.judge, Judge) and found.judge.first is first
+
+
+def test_the_more_prompts_wait_at_the_cloud_the_sooner_the_edge_is_asked_first(session: ModelSession) -> None:
+    """Each millisecond of a cloud at which three prompts wait is a millisecond for each of them."""
+    for waiting, share, first in ((0.0, 1.5, False), (3.0, 1.5, True), (3.0, 13.5, False)):
+        cost = Cost(share * CLOUD_PRICE * 100.0, 100.0, waiting)
+        judge = Calibration(fitted(), 0.01, session).read("w5", 0, cost).judge
+        assert judge is not None and judge.first is first
 
 
 def test_a_runtime_that_may_not_lose_anything_is_strict_and_one_that_may_needs_the_bound(folder: Path) -> None:

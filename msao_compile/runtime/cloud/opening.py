@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,10 +13,14 @@ from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays
 from msao_compile.runtime.cloud.rows import Apart, Row, Rows
 from msao_compile.runtime.device import Work
+from msao_compile.runtime.mas.payload import grown
 from msao_compile.runtime.preprocess.decode import MAX_PIXELS, decode
 from msao_compile.runtime.session import Conversation, ModelSession, Request
 from msao_compile.runtime.wire.contract import PICTURE, Prefill
 from msao_compile.runtime.wire.message import Message
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MOST_AXES = 4
 
@@ -57,6 +61,8 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
         with clock.module("preprocess"):
             files = [np.asarray(value, np.uint8).tobytes() for _, value in sorted(tensors.items())]
             pictures = [decode(file, most_pixels) for file in files]
+            if fields.shown:
+                pictures = _shown(pictures, fields.shown, most_pixels)
             request = session.prepare(fields.prompt, pictures)
         return Opening(len(request.ids), pictures=len(pictures), request=request)
     if fields.form == "embeds":
@@ -84,6 +90,17 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
         raise InputError(f"prefill: {session.facts.tokens} has a token that is not below {session.facts.vocab_size}")
     encoded = {name: tensors.pop(name) for name in fields.encoded}
     return Opening(len(ids), request=Request(ids, tensors), encoded=encoded)
+
+
+def _shown(pictures: Sequence[Image], sides: Sequence[int], most_pixels: int) -> list[Image]:
+    """Pictures in the sizes in which they are to be seen."""
+    if len(sides) != 2 * len(pictures):
+        raise InputError(f"prefill: shown has {len(sides)} sides for {len(pictures)} pictures: send two for each")
+    sizes = list(zip(sides[::2], sides[1::2], strict=True))
+    wrong = next((size for size in sizes if bool(size[0]) != bool(size[1]) or size[0] * size[1] > most_pixels), None)
+    if wrong is not None:
+        raise InputError(f"prefill: a picture to be seen as {wrong[0]} x {wrong[1]}: send 1 to {most_pixels} pixels")
+    return [grown(one, size) if all(size) else one for one, size in zip(pictures, sizes, strict=True)]
 
 
 def prefilled(

@@ -70,7 +70,7 @@ def pack(picture: Image, original: bytes, boxes: Sequence[Box], rung: Rung, form
         return Sent("drop", b"", *picture.size)
     if rung != "full":
         small = _thumbnail(picture, form.shrink)
-        reduced = small if rung == "thumbnail" else _composed(picture, _grown(small, picture.size), boxes)
+        reduced = small if rung == "thumbnail" else _composed(picture, grown(small, picture.size), boxes)
         data = _file(reduced, form.quality)
         if len(data) < len(original):
             return Sent(rung, data, *picture.size)
@@ -94,7 +94,7 @@ def seen(sent: Sent, form: Form) -> Image:
         return pil.new("RGB", size, form.fill)
     picture = decode(sent.data)
     if sent.rung == "thumbnail":
-        return _grown(picture, size)
+        return grown(picture, size)
     if picture.size != size:
         raise PictureError(
             f"a picture that came as {sent.rung} is {picture.width} x {picture.height} where {sent.width} x "
@@ -125,7 +125,8 @@ def _thumbnail(picture: Image, shrink: int) -> Image:
     return picture.resize(size, Resampling.BOX)
 
 
-def _grown(small: Image, size: tuple[int, int]) -> Image:
+def grown(small: Image, size: tuple[int, int]) -> Image:
+    """A thumbnail in the size [pixels] in which it is to be seen."""
     from PIL.Image import Resampling
 
     return small.resize(size, Resampling.BICUBIC)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from msao_compile.errors import InputError
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.backends.base import Arrays
 from msao_compile.runtime.device import Work
+from msao_compile.runtime.mas.probes import prefill
+from msao_compile.runtime.mas.reader import Seen
 from msao_compile.runtime.rules import DRAFT, chance, choose
 from msao_compile.runtime.sampling import SamplingParameters, mask_vocabulary, pick, probabilities
 from msao_compile.runtime.session import Conversation, ModelSession, Request
@@ -45,11 +47,17 @@ class Drafter:
         self._logits = self._first = np.zeros(0)
         self._talk: Conversation | None = None
 
-    def prefill(self, request: Request, encoded: Arrays, clock: Clock) -> None:
-        """Run the prompt."""
-        logits, self._talk = self.session.prefill(request, encoded, clock)
+    def prefill(
+        self, request: Request, encoded: Arrays, clock: Clock, seen: Seen | None = None, prunes: bool = False
+    ) -> None:
+        """Run the prompt, from what a reading of it made where there is one; `prunes` leaves out what that drops."""
+        if seen is not None and seen.request is not None:
+            readings = seen.readings if seen.readings.encoded else replace(seen.readings, encoded=encoded)
+            logits, self._talk = prefill(self.session, request, readings, clock, prunes)
+        else:
+            logits, self._talk = self.session.prefill(request, encoded, clock)
         self._logits = self._first = logits[-1]
-        self._prompt = len(request.ids)
+        self._prompt = self._talk.cache.length
 
     @property
     def began(self) -> bool:
@@ -61,9 +69,17 @@ class Drafter:
         """How many tokens of an answer its KV cache has room for."""
         return self.session.facts.kv_capacity - self._prompt
 
-    def opening(self, prepare: Callable[[], Request], pictures: int, clock: Clock) -> Iterator[Piece]:
-        """The work before the first draft, piece by piece."""
+    def opening(
+        self,
+        prepare: Callable[[], Request],
+        pictures: int,
+        clock: Clock,
+        seen: Seen | None = None,
+        prunes: bool = False,
+    ) -> Iterator[Piece]:
+        """The work before the first draft, piece by piece; what `seen` has by then is not done again."""
         request, encoded = Request(np.zeros(0, np.int64), {}), Arrays()
+        seen = seen or Seen()
 
         def prepared() -> None:
             nonlocal request
@@ -71,10 +87,14 @@ class Drafter:
                 request = prepare()
             self.session.check_capacity(len(request.ids), 1)
 
-        yield "prepare", 1, prepared
-        if pictures:
+        if seen.request is None:
+            yield "prepare", 1, prepared
+        else:
+            request = seen.request
+            self.session.check_capacity(len(request.ids), 1)
+        if pictures and not seen.readings.encoded:
             yield "encode", pictures, lambda: encoded.update(self.session.encode(request.tensors, clock))
-        yield "prefill", len(request.ids), lambda: self.prefill(request, encoded, clock)
+        yield "prefill", len(request.ids), lambda: self.prefill(request, encoded, clock, seen, prunes)
 
     def draft(self, answer: Sequence[int]) -> Draft:
         """What comes after `answer`, of which only what is new is run."""

@@ -59,6 +59,7 @@ Token = Annotated[int, Field(ge=0, lt=2**31)]
 Deadline = Annotated[int, Field(ge=1, le=86_400_000)]
 Wait = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Components = dict[str, Sha256]
+Pixels = Annotated[int, Field(ge=0, le=1 << 16)]
 
 
 class Sampling(Frozen):
@@ -105,9 +106,11 @@ class Prefill(Frozen):
     """Opens a session by one `form`: `prompt` (text and compressed pictures), `features` (ids and what encoders made),
     or `embeds` (merged embeddings and positions), the latter two of one model that is split.
 
-    `prompt` is the user's words, or messages. `committed` is what an earlier session of this answer committed; `limit`
-    counts it too, and None takes as many tokens as fit. `stream` > 0: after `ready`, so many tokens at most come as
-    `token`, each as soon as it is known; None stands for all. `until_asked` ends that at the first round to verify.
+    `prompt` is the user's words, or messages; `shown` the width and height in which each picture is to be seen, one
+    after the other, where some came as thumbnails: 0 and 0 for one that came whole. `committed` is what an earlier
+    session of this answer committed; `limit` counts it too, and None takes as many tokens as fit. `stream` > 0: after
+    `ready`, so many tokens at most come as `token`, each as soon as it is known; None stands for all. `until_asked`
+    ends that at the first round to verify.
     """
 
     session: Session
@@ -121,6 +124,7 @@ class Prefill(Frozen):
     stream: Count | None = 0
     until_asked: bool = False
     prompt: str | tuple[dict[str, Any], ...] = ""
+    shown: tuple[Pixels, ...] = ()
     encoded: tuple[str, ...] = ()
     offset: tuple[float, ...] = ()
     deadline_ms: Deadline | None = None

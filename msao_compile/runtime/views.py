@@ -1,0 +1,134 @@
+"""What each side sees of a question: in `strict` the cloud sees all, in `calibrated` what was shown to be enough."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.calibrated import Calibration, Cost, Reduced
+from msao_compile.runtime.conversation import Prompt, without_pictures
+from msao_compile.runtime.mas.payload import Form, Rung, pack
+from msao_compile.runtime.mas.reader import Reader, Seen
+from msao_compile.runtime.preprocess.decode import decode, read
+from msao_compile.runtime.sampling import SamplingParameters
+from msao_compile.runtime.session import Request
+from msao_compile.runtime.speculate.drafter import Drafter, Piece
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = str | os.PathLike[str] | bytes | Image
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a user asked; `limit` None takes as many tokens as fit. `shown`: the width and height in which the cloud is
+    to see each picture, one after the other, where some cross as thumbnails; 0 and 0 for one that crosses whole.
+    """
+
+    prompt: Prompt
+    pictures: tuple[Picture, ...]
+    limit: int | None
+    sampling: SamplingParameters
+    shown: tuple[int, ...] = ()
+
+    def without_pictures(self) -> Question:
+        """The same words alone."""
+        return replace(self, prompt=without_pictures(self.prompt), pictures=(), shown=())
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each picture as it crosses, where that is known without encoding it."""
+        return [_size(picture) for picture in self.pictures]
+
+
+@dataclass(frozen=True)
+class View:
+    """A question as the drafter (`here`) and the cloud (`there`) see it. `seen` is what was made of it already; where
+    `reader` is given it looks while the drafter begins, and `prunes` leaves what it drops out of the drafter's prompt.
+    """
+
+    here: Question
+    there: Question
+    seen: Seen = field(default_factory=Seen)
+    reader: Reader | None = None
+    prunes: bool = False
+
+    def opening(self, drafter: Drafter, clock: Clock) -> Iterator[Piece]:
+        """The drafter's work before its first draft."""
+        if self.reader is not None and self.prunes:
+            yield from self.reader.pieces(self.here.prompt, self.here.pictures, self.seen, clock)
+
+        def prepare() -> Request:
+            return drafter.session.prepare(self.here.prompt, self.here.pictures)
+
+        yield from drafter.opening(prepare, len(self.here.pictures), clock, self.seen, self.prunes)
+
+
+def plain(question: Question) -> View:
+    """Both sides see everything."""
+    return View(question, question)
+
+
+def strict(question: Question, reader: Reader | None) -> View:
+    """The cloud sees everything, the drafter what it needs: a wrong guess of that costs drafts, and no answer."""
+    if reader is None or not question.pictures:
+        return plain(question)
+    text = question.without_pictures()
+    action, _ = reader.action(reader.session.prepare(text.prompt, ()).ids, len(question.pictures), Seen())
+    return View(text if action == "drop" else question, question, reader=reader, prunes=action != "drop")
+
+
+def calibrated(
+    question: Question, calibration: Calibration, cost: Cost, seen: Seen, up_ms: float | None = None
+) -> tuple[View, Reduced]:
+    """Both sides see what is needed of a question that was looked at; the drafter more than that where it has more.
+
+    `up_ms`: so long its pictures take on their way as they are. Where half of that is less than it takes to reduce
+    them, they cross whole.
+    """
+    left, reader = calibration.read(question.prompt, len(question.pictures), cost, seen), calibration.reader
+    if left.drop:
+        text = question.without_pictures()
+        return View(text, text, reader=reader), left
+    there = question
+    if left.rung != "full" and (up_ms is None or up_ms / 2 >= reader.pack_ms):
+        began_s = time.perf_counter()
+        there = reduced(question, left.rung, seen, reader.form)
+        reader.pack_ms = (time.perf_counter() - began_s) * 1e3
+    return View(question, there, seen, reader), left
+
+
+def reduced(question: Question, rung: Rung, seen: Seen, form: Form) -> Question:
+    """A question with its pictures on a rung of the ladder, each in full where that is no larger."""
+    packed = []
+    for place, picture in enumerate(question.pictures):
+        boxes = seen.readings.kept_boxes(place) if rung == "regions" else []
+        packed.append(pack(decode(picture), as_file(picture), boxes, rung, form))
+    shown = tuple(side * (one.rung == "thumbnail") for one in packed for side in (one.width, one.height))
+    return replace(question, pictures=tuple(one.data for one in packed), shown=shown if any(shown) else ())
+
+
+def as_file(picture: Picture) -> bytes:
+    """The compressed picture as it is; one without a file upright and in RGB, as every route sees it, and lossless."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, str | os.PathLike):
+        return read(picture)
+    buffer = io.BytesIO()
+    decode(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _size(picture: Picture) -> int:
+    if isinstance(picture, bytes):
+        return len(picture)
+    if isinstance(picture, str | os.PathLike):
+        return Path(picture).stat().st_size if Path(picture).is_file() else 0
+    return picture.width * picture.height  # as PNG makes it, about a byte for each pixel
