@@ -126,5 +126,16 @@ def decode(session: str, count: int, **more: object) -> Message:
     return Message("decode", {"session": session, "base": 0, "prefix": HASH, "count": count, **more})
 
 
+async def begun(link: Link, message: Message) -> asyncio.Task[list[Message]]:
+    """A request whose first reply is here; the task gives all of them."""
+    replies = link.call(message, Traffic())
+    first = await anext(replies)
+
+    async def whole() -> list[Message]:
+        return [first, *[reply async for reply in replies]]
+
+    return asyncio.create_task(whole())
+
+
 async def said(link: Link, message: Message, traffic: Traffic | None = None) -> list[Message]:
     return [reply async for reply in link.call(message, traffic or Traffic())]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
-from msao_compile.manifest.offload import Acceptance, Rule, Speculation
+from msao_compile.bench import virtual
+from msao_compile.bench.paced import PacedDevice
+from msao_compile.manifest.offload import Acceptance, Line, Primitives, Rule, Speculation
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.device import Device
@@ -24,11 +27,27 @@ from msao_compile.runtime.wire.faulty import Faults, FaultyLink
 from msao_compile.runtime.wire.loopback import Loopback
 from msao_compile.runtime.wire.message import Message
 
+T = TypeVar("T")
 QUICK = Patience(tries=25, wait_ms=1.0, silence_ms=2000.0)
 EVERYTHING = Faults(
     late_ms=2.0, lost_before=0.04, lost_after=0.04, sent_twice=0.05, told_twice=0.1, forgotten=0.04, stalled=0.01,
     stall_ms=20.0, restarted=0.01,
 )  # fmt: skip
+
+_SOON = Line(fixed_ms=1.0, each_ms=0.0)
+TIMES = Primitives(model="any", prepare=_SOON, encode=_SOON, prefill=_SOON, decode=_SOON, verify=_SOON)
+"""Each piece of work takes a millisecond of virtual time."""
+
+
+def in_virtual_time(work: Coroutine[Any, Any, T], limit_s: float = 600.0) -> T:
+    """What a coroutine gives, the same on any machine; one that goes on for `limit_s` of virtual time does not end."""
+    return virtual.run(asyncio.wait_for(work, limit_s))
+
+
+def device(name: str) -> Device:
+    """A device of the time that passes here: in virtual time an emulated one."""
+    emulated = isinstance(asyncio.get_running_loop(), virtual.VirtualLoop)
+    return PacedDevice(name, TIMES) if emulated else Device(name)
 
 
 def settings(drafts: int, rule: Rule = "gumbel") -> Speculation:
@@ -84,7 +103,7 @@ class Asker:
     edge: ModelSession
     link: Link
     patience: Patience = QUICK
-    device: Device = field(default_factory=lambda: Device("edge"))
+    device: Device = field(default_factory=lambda: device("edge"))
     pause_s: float = 0.0
 
     async def drafted(
@@ -129,7 +148,7 @@ def plan_for(edge: ModelSession, drafts: int, limit: int, **more: object) -> Pla
 
 def cloud(verifier: ModelSession, sessions: int = 8, idle_ms: float = 200.0) -> CloudService:
     """A cloud whose sessions make room soon."""
-    return CloudService(verifier, CloudLimits(sessions=sessions, idle_ms=idle_ms))
+    return CloudService(verifier, CloudLimits(sessions=sessions, idle_ms=idle_ms), device("cloud"))
 
 
 def faulty(verifier: ModelSession, faults: Faults, seed: int, **limits: float) -> tuple[FaultyLink, list[CloudService]]:

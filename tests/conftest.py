@@ -12,7 +12,9 @@ import building
 import checkpoints
 import numpy as np
 import pytest
+import torch
 from building import Workshop, write_recipe
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 Checkpoint = Callable[..., Path]
@@ -21,8 +23,13 @@ CODE = "import logging, sys, building; logging.disable(logging.WARNING); buildin
 
 
 def pytest_configure() -> None:
-    """Ctrl-C reaches the tests of it even where this shell started us with SIGINT ignored, as `nohup ... &` does."""
+    """Ctrl-C reaches the tests of it even where this shell started us with SIGINT ignored, as `nohup ... &` does; and
+    no example fails because the machine is slow. Several threads would wait for each other longer than they work on
+    tiny models, many times as long where the processors have other work as well."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -87,11 +87,12 @@ def test_a_run_that_this_machine_cannot_finish_is_not_started(
 def test_runs_that_do_not_fit_the_memory_together_go_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running, most = [0], [0]
+    running, most, others = [0], [0], [threading.Barrier(1)]
 
     def run_job(job: Job, on_progress: OnProgress, stop: object) -> Result:
         running[0] += 1
         most[0] = max(most[0], running[0])
+        others[0].wait(60)  # for those that run at once, however late they begin
         time.sleep(0.05)
         running[0] -= 1
         return DONE
@@ -101,7 +102,7 @@ def test_runs_that_do_not_fit_the_memory_together_go_one_after_another(
     for peak, together in ((4 << 30, 2), (6 << 30, 1)):
         options = Options(tmp_path / "out", tmp_path / f"store{peak}", jobs=2)
         asks = [dataclasses.replace(ASK, fields={"which": which}, peak_bytes=peak) for which in range(4)]
-        most[0] = 0
+        most[0], others[0] = 0, threading.Barrier(together)
         Runner(read_recipe(SHAPES), options, lambda event: None).ask(asks)
         assert most[0] == together
 

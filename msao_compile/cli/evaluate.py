@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msao_compile.cli import draw
-from msao_compile.cli.options import DeploymentFolder, Json, Quiet
+from msao_compile.cli.options import DeploymentFolder, Json, Quiet, unset
 from msao_compile.cli.talk import Talk, talk_of
 from msao_compile.errors import GateError
 
@@ -21,16 +21,9 @@ HEADERS = ("targets", "model", "dialect", "precision", "right", "of", "accuracy"
 def eval(
     context: typer.Context,
     deployment: DeploymentFolder,
-    samples: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE.jsonl", help="Lines with question, answer and image, a file beside it.", show_default=False
-        ),
-    ],
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", metavar="T", help="Only this target.", show_default=False)
-    ] = None,
-    model: Annotated[str | None, typer.Option(metavar="M", help="Only this model.", show_default=False)] = None,
+    samples: Annotated[Path, unset("FILE.jsonl", "Lines with question, answer and image, a file beside it.")],
+    target: Annotated[str | None, unset("T", "Only this target.", "--target", "-t")] = None,
+    model: Annotated[str | None, unset("M", "Only this model.")] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only the first so many samples.", show_default=False)
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msao_compile.cli import draw, units
-from msao_compile.cli.options import DeploymentFolder, Json, Quiet
+from msao_compile.cli.options import DeploymentFolder, Json, Quiet, unset
 from msao_compile.cli.talk import Talk, talk_of
 from msao_compile.errors import DeploymentError, GateError, MissingTool, MsaoError, StageError
 
@@ -23,6 +23,11 @@ PLACE = "~/msao-kits/"
 RECEIPTS = Path("artifacts/receipts")
 HEADERS = ("module", "precision", "dialect", "graph and weights", "memory", "disk", "checks")
 PROVEN = ("status", "module", "build", "peak memory", "parity", "reason")
+Output = Annotated[
+    Path | None,
+    unset("FILE", "A .tar.zst, .tar.gz or .tar, or a folder; with --ssh the folder for the receipt and the engines.",
+          "--output", "-o"),
+]  # fmt: skip
 ERRORS: dict[int, type[MsaoError]] = {2: DeploymentError, 3: StageError, 4: MissingTool, 5: GateError}
 
 
@@ -30,20 +35,8 @@ def kit(
     context: typer.Context,
     deployment: DeploymentFolder,
     target: Annotated[str, typer.Option("--target", "-t", metavar="T", help="The target that builds its own engines.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            show_default=False,
-            help="A .tar.zst, .tar.gz or .tar, or a folder; with --ssh the folder for the receipt and the engines.",
-        ),
-    ] = None,
-    ssh: Annotated[
-        str | None,
-        typer.Option(metavar="USER@HOST[:PORT]", help="Send it there, run it, fetch the receipt.", show_default=False),
-    ] = None,
+    output: Output = None,
+    ssh: Annotated[str | None, unset("USER@HOST[:PORT]", "Send it there, run it, fetch the receipt.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be packed, and write nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -28,28 +28,24 @@ Jobs = Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Sta
 Frozen = Annotated[
     bool, typer.Option("--frozen", help="Hub checkpoints only as the lock file pins them; refuse to resolve others.")
 ]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option("--target", "-t", metavar="T", help="Only this target; may be repeated.", show_default=False),
-]
-Modules = Annotated[
-    list[str] | None,
-    typer.Option("--module", "-m", metavar="M", help="Only this component; may be repeated.", show_default=False),
-]
+
+
+def unset(metavar: str, words: str, *names: str) -> typer.models.OptionInfo:
+    """An option without a value of its own; it is named as its parameter where `names` are not given."""
+    found: typer.models.OptionInfo = typer.Option(*names, metavar=metavar, help=words, show_default=False)
+    return found
+
+
+Targets = Annotated[list[str] | None, unset("T", "Only this target; may be repeated.", "--target", "-t")]
+Modules = Annotated[list[str] | None, unset("M", "Only this component; may be repeated.", "--module", "-m")]
 Receipts = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--accept-receipt", metavar="FILE", show_default=False,
-        help="Take in what a device proved: a receipt.json with its engines/ beside it; may be repeated.",
-    ),
+    unset("FILE", "Take in what a device proved: a receipt.json with its engines/ beside it; may be repeated.",
+          "--accept-receipt"),
 ]  # fmt: skip
 TrustedKeys = Annotated[
-    Path | None,
-    typer.Option(
-        "--trusted-keys", metavar="PATH", help="Refuse receipts that no key in this file or folder signed.",
-        show_default=False,
-    ),
-]  # fmt: skip
+    Path | None, unset("PATH", "Refuse receipts that no key in this file or folder signed.", "--trusted-keys")
+]
 CloudAddress = Annotated[
     str | None,
     typer.Option(

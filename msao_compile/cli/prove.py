@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msao_compile.cli import draw, units
-from msao_compile.cli.options import DEPLOYMENTS, STORE, Jobs, Json, Out, Quiet, StoreFolder
+from msao_compile.cli.options import DEPLOYMENTS, STORE, Jobs, Json, Out, Quiet, StoreFolder, unset
 from msao_compile.cli.talk import Talk, talk_of
 from msao_compile.errors import GateError, InputError
 
@@ -47,26 +47,15 @@ Subject = Annotated[
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE.npz",
-        help="Recorded in.<name>, logits and, if wanted, generate; without it the build's own proof is read.",
-        show_default=False,
-    ),
+    unset("FILE.npz", "Recorded in.<name>, logits and, if wanted, generate; without it the build's own proof is read."),
 ]
-OneModel = Annotated[str | None, typer.Option(metavar="M", help="Only this model.", show_default=False)]
+OneModel = Annotated[str | None, unset("M", "Only this model.")]
 Bisect = Annotated[
     bool, typer.Option("--bisect", help="Compare modules of less than fp32 with their fp32 graphs block by block.")
 ]
-OneTarget = Annotated[
-    str | None, typer.Option("--target", "-t", metavar="T", help="Bisect this target only.", show_default=False)
-]
-OneComponent = Annotated[str | None, typer.Option(metavar="C", help="Bisect this component only.", show_default=False)]
-Apply = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="RECIPE", help="Write the fp32 islands that help into this recipe and build it.", show_default=False
-    ),
-]
+OneTarget = Annotated[str | None, unset("T", "Bisect this target only.", "--target", "-t")]
+OneComponent = Annotated[str | None, unset("C", "Bisect this component only.")]
+Apply = Annotated[Path | None, unset("RECIPE", "Write the fp32 islands that help into this recipe and build it.")]
 
 
 def parity(

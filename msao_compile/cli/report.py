@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msao_compile.cli import draw, units
-from msao_compile.cli.options import DeploymentFolder, Json, Quiet
+from msao_compile.cli.options import DeploymentFolder, Json, Quiet, unset
 from msao_compile.cli.talk import talk_of
 from msao_compile.errors import InputError
 
@@ -17,14 +17,7 @@ def report(
     context: typer.Context,
     deployment: DeploymentFolder,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The page to write; default: report.html in DEPLOYMENT.",
-            show_default=False,
-        ),
+        Path | None, unset("FILE", "The page to write; default: report.html in DEPLOYMENT.", "--output", "-o")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -20,6 +20,7 @@ from msao_compile.cli.options import (
     Json,
     Quiet,
     link_options,
+    unset,
 )
 from msao_compile.cli.serve_cloud import CloudAsked, serve_cloud
 from msao_compile.cli.talk import talk_of
@@ -33,11 +34,6 @@ class Role(StrEnum):
 
     EDGE = "edge"
     CLOUD = "cloud"
-
-
-def _file(name: str, words: str) -> typer.models.OptionInfo:
-    found: typer.models.OptionInfo = typer.Option(name, metavar="FILE", help=words, show_default=False)
-    return found
 
 
 def _count(metavar: str, words: str, least: int = 1) -> typer.models.OptionInfo:
@@ -59,15 +55,11 @@ Port = Annotated[
 ]  # fmt: skip
 HttpPort = Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="Cloud: port of HTTP and /metrics.")]
 Anonymous = Annotated[bool, typer.Option("--allow-anonymous", help="Edge: answer other machines without a token.")]
-Folder = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Edge: read pictures as file: URLs below DIR.", show_default=False)
-]
-ModelName = Annotated[
-    str | None, typer.Option(metavar="M", help="Cloud: the model to serve, where it is not clear.", show_default=False)
-]
-TokenFile = Annotated[Path | None, _file("--token-file", "Ask for the bearer token in this file.")]
-Certificate = Annotated[Path | None, _file("--tls-cert", "Serve TLS with this PEM certificate.")]
-Key = Annotated[Path | None, _file("--tls-key", "The certificate's PEM key, without a passphrase.")]
+Folder = Annotated[Path | None, unset("DIR", "Edge: read pictures as file: URLs below DIR.")]
+ModelName = Annotated[str | None, unset("M", "Cloud: the model to serve, where it is not clear.")]
+TokenFile = Annotated[Path | None, unset("FILE", "Ask for the bearer token in this file.", "--token-file")]
+Certificate = Annotated[Path | None, unset("FILE", "Serve TLS with this PEM certificate.", "--tls-cert")]
+Key = Annotated[Path | None, unset("FILE", "The certificate's PEM key, without a passphrase.", "--tls-key")]
 
 
 def serve(

@@ -15,7 +15,7 @@ from pathlib import Path
 from msao_compile.manifest.schema import MANIFEST_NAME, Deployment
 from msao_compile.manifest.signature import ENDING
 from msao_compile.store import locks
-from msao_compile.store.files import sync_folder, translated
+from msao_compile.store.files import sync, translated
 from msao_compile.store.record import Blob
 from msao_compile.store.store import Store
 
@@ -118,11 +118,9 @@ def _link(source: str, destination: str) -> None:
 
 
 def _write_last(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    path.write_text(text, encoding="utf-8")
+    sync(path)
+    sync(path.parent)
 
 
 def _take_the_place(fresh: Path, folder: Path, old: Path) -> None:
@@ -134,7 +132,7 @@ def _take_the_place(fresh: Path, folder: Path, old: Path) -> None:
         folder.rename(old)
         fresh.rename(folder)
         shutil.rmtree(old)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def _exchanged(one: Path, other: Path) -> bool:

@@ -53,9 +53,9 @@ def free_bytes(place: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, last through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -68,20 +68,16 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def place(source: Path, destination: Path) -> None:
     """Move a finished file to its name on the same file system, read-only: first contents last, then the name."""
     make_folder(destination.parent)
     os.chmod(source, READ_ONLY)
-    handle = os.open(source, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(source)
     os.replace(source, destination)
-    sync_folder(destination.parent)
+    sync(destination.parent)
 
 
 def movable(path: Path, folder: Path) -> bool:
@@ -104,7 +100,7 @@ def link_or_copy(source: Path, destination: Path) -> None:
     try:
         _link(source, partial)
         os.replace(partial, destination)
-        sync_folder(destination.parent)
+        sync(destination.parent)
     finally:
         with suppress(
             FileNotFoundError
@@ -120,8 +116,4 @@ def _link(source: Path, partial: Path) -> None:
             raise
         shutil.copyfile(source, partial)
         os.chmod(partial, READ_ONLY)
-        handle = os.open(partial, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(partial)

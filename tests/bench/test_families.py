@@ -55,14 +55,14 @@ def test_what_a_command_leaves_is_read_back() -> None:
 
 def test_a_sleeper_is_stopped_at_its_time_with_all_that_it_started() -> None:
     # As the product's stages do, its child has a process group of its own.
-    code = "import subprocess, sys, time; subprocess.Popen(['sleep', '60'], process_group=0); time.sleep(60)"
+    code = "import subprocess, sys, time; subprocess.Popen(['sleep', '600'], process_group=0); time.sleep(600)"
     ended = command(code, Limits(1.0, size_of("2G")))
     assert ended.stopped == "ran longer than 1 s"
-    assert ended.seconds < 10
+    assert ended.seconds < 60
 
 
 def test_a_child_that_outlives_its_command_is_ended() -> None:
-    code = "import os, subprocess; print(os.getpid()); subprocess.Popen(['sleep', '60'], process_group=0)"
+    code = "import os, subprocess; print(os.getpid()); subprocess.Popen(['sleep', '600'], process_group=0)"
     ended = command(code)
     assert ended.stopped == ""
     assert [member for member in members(int(ended.stdout)) if member.alive] == []
@@ -229,13 +229,13 @@ def test_a_second_run_runs_nothing_and_again_runs_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, how: int) -> None:
     checkpoint(tmp_path / "zoo", "a")
-    slow = checkpoint(tmp_path / "zoo", "b", sleep=5)
+    slow = checkpoint(tmp_path / "zoo", "b", sleep=60)
     first = bench(tmp_path, "--jobs", "1")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (slow / "visits").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     first.send_signal(how)
-    first.wait(30)
+    first.wait(300)
     assert list(Sheet.read(tmp_path / "t.json").families) == ["a"]
     assert (visits(tmp_path, "a"), visits(tmp_path, "b")) == (1, 1)
     (slow / "plan.json").write_text("{}")

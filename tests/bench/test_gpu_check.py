@@ -134,11 +134,11 @@ def python(name: str, code: str) -> Step:
 def test_a_child_that_hangs_is_ended_and_what_it_wrote_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     code = (
-        f"import time; open({str(out)!r}, 'w').write('{{\"rows\": []}}'); print('so far', flush=True); time.sleep(60)"
+        f"import time; open({str(out)!r}, 'w').write('{{\"rows\": []}}'); print('so far', flush=True); time.sleep(600)"
     )
     found = child.run(python("hang", code), 3, out)
     assert (found["status"], found["signal"], found["result"]) == ("timed out", "SIGKILL", {"rows": []})
-    assert found["last_lines"] == ["so far"] and found["seconds"] < 20
+    assert found["last_lines"] == ["so far"] and found["seconds"] < 60
 
 
 def test_a_child_that_dies_of_a_signal_is_told_by_its_name() -> None:

@@ -35,12 +35,25 @@ def through(shape: Shape, talk: Callable[[Proxy], Awaitable[object]], cuts: bool
         proxy = Proxy(("127.0.0.1", server.sockets[0].getsockname()[1]), shape, cuts=cuts)
         await proxy.start()
         try:
-            return await asyncio.wait_for(talk(proxy), 20)
+            return await asyncio.wait_for(talk(proxy), 120)
         finally:
             await proxy.close()
             server.close()
 
     return asyncio.run(whole())
+
+
+def soonest(shape: Shape, talk: Callable[[Proxy], Awaitable[object]], at_least_s: float, below_s: float) -> object:
+    """What the first talk gave that took no longer than its link explains; a busy machine may spoil some of them.
+
+    `talk` gives what it got and how many seconds that took.
+    """
+    for _ in range(5):
+        found, passed_s = through(shape, talk)  # type: ignore[misc]
+        assert passed_s >= at_least_s
+        if passed_s < below_s:
+            return found
+    raise AssertionError(f"{passed_s:.2f} s at the end, where the link explains {at_least_s} s")
 
 
 async def said_back(proxy: Proxy, content: bytes) -> tuple[bytes, float]:
@@ -69,22 +82,21 @@ def test_every_byte_comes_back_and_the_end_too() -> None:
 
 def test_bytes_are_as_late_as_the_link_is_slow() -> None:
     shape = Shape(mbps=1.0, rtt_ms=200.0)
-    _, passed_s = through(shape, lambda proxy: said_back(proxy, bytes(25_000)))  # type: ignore[misc]
-    assert 0.4 <= passed_s < 1.2  # 200 ms each for the bytes up, the way, and the last packet down
+    # 200 ms each for the bytes up, the way, and the last packet down
+    soonest(shape, lambda proxy: said_back(proxy, bytes(25_000)), at_least_s=0.4, below_s=1.2)
 
 
 def test_connections_share_the_link() -> None:
-    async def talk(proxy: Proxy) -> list[tuple[bytes, float]]:
-        return await asyncio.gather(*(said_back(proxy, bytes(12_500)) for _ in range(4)))
+    async def talk(proxy: Proxy) -> tuple[bytes, float]:
+        all_of_them = await asyncio.gather(*(said_back(proxy, bytes(12_500)) for _ in range(4)))
+        return max(all_of_them, key=lambda one: one[1])
 
-    both = through(Shape(mbps=1.0, rtt_ms=0.0), talk)
-    assert 0.4 <= max(passed_s for _, passed_s in both) < 1.2  # type: ignore[attr-defined]
+    soonest(Shape(mbps=1.0, rtt_ms=0.0), talk, at_least_s=0.4, below_s=1.2)
 
 
 def test_an_outage_stalls_what_is_under_way_and_loses_nothing() -> None:
     shape = Shape(mbps=1000.0, rtt_ms=0.0, outages=(Outage(from_ms=0.0, for_ms=500.0),))
-    found, passed_s = through(shape, lambda proxy: said_back(proxy, b"still here"))  # type: ignore[misc]
-    assert found == b"still here" and 0.45 <= passed_s < 1.5
+    assert soonest(shape, lambda proxy: said_back(proxy, b"still here"), 0.45, 1.5) == b"still here"
 
 
 def test_an_outage_that_cuts_ends_the_connections_and_lets_new_ones_in() -> None:
@@ -96,7 +108,7 @@ def test_an_outage_that_cuts_ends_the_connections_and_lets_new_ones_in() -> None
         after, _ = await said_back(proxy, b"after")
         return before, after, proxy.connections
 
-    shape = Shape(mbps=1000.0, rtt_ms=0.0, outages=(Outage(from_ms=300.0, for_ms=10.0),))
+    shape = Shape(mbps=1000.0, rtt_ms=0.0, outages=(Outage(from_ms=1000.0, for_ms=10.0),))
     assert through(shape, talk, cuts=True) == (b"before", b"after", 2)
 
 

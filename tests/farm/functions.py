@@ -37,6 +37,10 @@ def spin(arguments: Arguments, on_progress: OnProgress) -> None:
         pass
 
 
+def rest(arguments: Arguments, on_progress: OnProgress) -> None:
+    time.sleep(arguments["seconds"])
+
+
 def specialise(arguments: Arguments, on_progress: OnProgress) -> None:
     raise ShapeSpecialised("decoder froze batch_size at 1: mark it dynamic")
 

@@ -42,7 +42,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def all_gone(pids: list[int], seconds: float = 5.0) -> bool:
+def all_gone(pids: list[int], seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -69,9 +69,9 @@ def test_peak_memory_leaves_out_what_the_parent_holds() -> None:
 
 
 def test_processor_time_is_measured_apart_from_wall_time() -> None:
-    result = run(job("spin", seconds=0.3))
-    assert 0.3 <= result.cpu_seconds < 1.5
-    assert result.seconds >= 0.3
+    works, rests = run(job("spin", seconds=0.5)), run(job("rest", seconds=0.5))
+    assert works.cpu_seconds >= 0.5
+    assert rests.seconds - rests.cpu_seconds >= 0.4  # however long its start takes
 
 
 def test_an_error_of_the_tree_keeps_its_class_and_message(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_an_observer_that_fails_ends_the_child(tmp_path: Path) -> None:
 def test_a_signal_to_the_parent_ends_child_and_grandchild(tmp_path: Path, number: int, manners: str) -> None:
     parent, pids = parent_of_a_hanging_job(tmp_path, manners)
     parent.send_signal(number)
-    _, said = parent.communicate(timeout=20)
+    _, said = parent.communicate(timeout=120)
     assert b"interrupted in the wait; what was finished is kept" in said and b"Traceback" not in said
     assert all_gone(pids)
 
@@ -181,7 +181,7 @@ def test_a_signal_to_the_parent_ends_child_and_grandchild(tmp_path: Path, number
 def test_a_parent_that_is_killed_takes_child_and_grandchild_along(tmp_path: Path) -> None:
     parent, pids = parent_of_a_hanging_job(tmp_path, "polite")
     parent.kill()
-    parent.communicate(timeout=20)
+    parent.communicate(timeout=120)
     assert all_gone(pids)
 
 
@@ -190,7 +190,7 @@ def parent_of_a_hanging_job(tmp_path: Path, manners: str) -> tuple[subprocess.Po
     command = [sys.executable, "-c", PARENT, function, str(pids), manners]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not pids.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -3,14 +3,13 @@ answer is the cloud model's own, token for token, on every held-out question."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from asking import EVERYTHING, Asker, alone, at_once, faulty, plan_for
+from asking import EVERYTHING, Asker, alone, at_once, faulty, in_virtual_time, plan_for
 
 from calibration.shapes.dataset import Sample, samples
 from calibration.shapes.questions import KINDS
@@ -100,7 +99,7 @@ def test_greedy_answers_are_the_clouds_own_under_faults(
         assert [prepared[index].sample.id for index in range(QUESTIONS) if not same[index]] == []
         assert sum(link.seen.values()) > 300
 
-    asyncio.run(run())
+    in_virtual_time(run())
 
 
 def test_drawn_answers_are_the_clouds_own_under_faults(
@@ -116,4 +115,4 @@ def test_drawn_answers_are_the_clouds_own_under_faults(
             asker, cloud, prepared[index], drawing(index), LENGTHS[index % 3]))  # fmt: skip
         assert [prepared[index].sample.id for index in range(QUESTIONS) if not same[index]] == []
 
-    asyncio.run(run())
+    in_virtual_time(run())

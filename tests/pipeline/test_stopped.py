@@ -70,7 +70,7 @@ def ended(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([handle], [], [], 20)[0])
+        return bool(select.select([handle], [], [], LIMIT_S)[0])
     finally:
         os.close(handle)
 

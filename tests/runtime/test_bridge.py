@@ -26,7 +26,7 @@ async def count(to: int, ended: threading.Event, fails: bool = False) -> AsyncIt
 def test_items_come_one_by_one_and_end() -> None:
     ended = threading.Event()
     assert list(bridge().iterate(count(5, ended))) == list(range(5))
-    assert ended.wait(5)
+    assert ended.wait(60)
 
 
 def test_what_is_raised_there_is_raised_here_behind_what_came_before() -> None:
@@ -42,7 +42,7 @@ def test_leaving_early_ends_the_work_there() -> None:
     items = bridge().iterate(count(10**6, ended))
     assert next(items) == 0
     items.close()  # type: ignore[attr-defined]
-    assert ended.wait(5)
+    assert ended.wait(60)
 
 
 def test_nothing_runs_before_the_first_item_is_drawn() -> None:
@@ -61,7 +61,7 @@ def test_many_callers_share_one_loop() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert found == {which: list(range(20)) for which in range(8)}
     assert bridge() is bridge()
 

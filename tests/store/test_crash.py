@@ -133,7 +133,7 @@ def test_two_builds_of_one_key_do_the_work_once(tmp_path: Path) -> None:
     for builder in builders:
         builder.start()
     for builder in builders:
-        builder.join(20)
+        builder.join(300)
     assert [builder.exitcode for builder in builders] == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "built\n"
 

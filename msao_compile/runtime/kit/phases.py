@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,7 @@ def climb(bench: Bench, module: Module) -> dict[str, Entry]:
         StageError: the disk is full.
     """
     found: dict[str, Entry] = {}
-    for phase in PHASES:
-        before = next((name for name, entry in found.items() if entry.verdict != DONE), None)
-        if before is not None:
-            found[phase] = _stopped(before, found[before])
-            continue
+    for phase in _reached(found):
         key = key_of(bench, module, phase, found)
         entry = bench.journal.find(module.name, phase, key)
         if entry is not None and (phase != "build" or _is_whole(bench.folder, entry)):
@@ -60,11 +56,7 @@ def climb(bench: Bench, module: Module) -> dict[str, Entry]:
 def recall(bench: Bench, module: Module) -> dict[str, Entry]:
     """What earlier runs found out about a module on these grounds, without doing anything; empty where nothing."""
     found: dict[str, Entry] = {}
-    for phase in PHASES:
-        before = next((name for name, entry in found.items() if entry.verdict != DONE), None)
-        if before is not None:
-            found[phase] = _stopped(before, found[before])
-            continue
+    for phase in _reached(found):
         entry = bench.journal.recall(module.name, phase, key_of(bench, module, phase, found))
         if phase == "build" and (entry is None or (entry.verdict == DONE and not _is_whole(bench.folder, entry))):
             return {}
@@ -72,8 +64,14 @@ def recall(bench: Bench, module: Module) -> dict[str, Entry]:
     return found
 
 
-def _stopped(before: str, entry: Entry) -> Entry:
-    return Entry("not run", f"{before} was not done: {entry.reason}")
+def _reached(found: dict[str, Entry]) -> Iterator[str]:
+    """The phases in turn; those behind one that was not done are told so in `found` instead."""
+    for phase in PHASES:
+        before = next((name for name, entry in found.items() if entry.verdict != DONE), None)
+        if before is None:
+            yield phase
+        else:
+            found[phase] = Entry("not run", f"{before} was not done: {found[before].reason}")
 
 
 def key_of(bench: Bench, module: Module, phase: str, found: Mapping[str, Entry]) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+from asking import TIMES, cloud, in_virtual_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msao_compile.bench.paced import PacedDevice
 from msao_compile.errors import ContractMismatch, LinkDown, SessionLost
+from msao_compile.manifest.offload import Line
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
@@ -272,18 +274,25 @@ def test_an_end_is_told_with_the_last_token_and_not_before(
     serve(work)
 
 
-def test_a_deadline_leaves_the_session_whole(serve: Run, verifier: ModelSession, answer: list[int]) -> None:
-    async def work(service: CloudService) -> None:
+def test_a_deadline_leaves_the_session_whole(verifier: ModelSession, answer: list[int]) -> None:
+    async def work() -> None:
+        long = {"encode": Line(fixed_ms=200.0, each_ms=0.0)}
+        device = PacedDevice("cloud", TIMES.model_copy(update=long))
+        service = CloudService(verifier, CloudLimits(sessions=3), device)
         await ask(service, prefill(verifier, A, PROMPT))
-        service.device._thread.submit(lambda: time.sleep(0.2))  # the device is busy with something else
+        busy = asyncio.ensure_future(device.run("encode", 1, lambda: None))  # with something else
+        await asyncio.sleep(0)
         assert code(await only(service, verify(A, answer[:1], answer[1:4], deadline_ms=20))) == "deadline"
         assert said([await only(service, verify(A, answer[:1], answer[1:4]))]) == answer[1:5]
-        service.device._thread.submit(lambda: time.sleep(0.2))
+        await busy
+        busy = asyncio.ensure_future(device.run("encode", 1, lambda: None))
+        await asyncio.sleep(0)
         replies = await ask(service, prefill(verifier, B, PROMPT, deadline_ms=20, stream=3))
         assert code(replies[-1]) == "deadline"
         assert said([await only(service, verify(B, answer[:1], answer[1:4]))]) == answer[1:5]
+        await busy
 
-    serve(work)
+    in_virtual_time(work())
 
 
 def test_a_client_that_leaves_in_the_middle_leaves_the_session_whole(
@@ -306,7 +315,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_the_session_whole(
 
 def test_no_room_is_told_with_a_time_and_a_silent_session_makes_room(verifier: ModelSession, answer: list[int]) -> None:
     async def work() -> None:
-        service = CloudService(verifier, CloudLimits(sessions=2, idle_ms=150))
+        service = cloud(verifier, sessions=2, idle_ms=150)
         for name in (A, B):
             await ask(service, prefill(verifier, name, PROMPT))
         told = await only(service, prefill(verifier, C, PROMPT))
@@ -318,7 +327,7 @@ def test_no_room_is_told_with_a_time_and_a_silent_session_makes_room(verifier: M
         assert again[-1].fields.get("code") == "busy" or answer[:1] + said(again) == answer
         assert service.gauges()["sessions_evicted"] >= 1
 
-    asyncio.run(work())
+    in_virtual_time(work())
 
 
 def test_reject_needs_the_probabilities_its_drafts_were_drawn_from(

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 import tiny
-from asking import QUICK, cloud, opening, plan_for
+from asking import QUICK, opening, plan_for
 
 from msao_compile.runtime.answer import Clock
+from msao_compile.runtime.cloud.service import CloudService
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.remote import RemoteSession
 from msao_compile.runtime.sampling import SamplingParameters
@@ -50,7 +51,7 @@ def test_only_a_whole_answer_of_the_drafters_own_is_given_alone(
     pair: tuple[ModelSession, ModelSession], committed: tuple[int, ...], given: list[int] | None
 ) -> None:
     message, heard = opening(pair[1], tiny.prompt(1), LIMIT, SamplingParameters(), "greedy"), Heard()
-    remote = RemoteSession(Loopback(cloud(pair[1]).handle), message, Clock(), Traffic(), QUICK)
+    remote = RemoteSession(Loopback(CloudService(pair[1]).handle), message, Clock(), Traffic(), QUICK)
     drafter = Drafter(pair[0], "greedy", SamplingParameters())
     speculator = Speculator(drafter, Device("edge"), remote, plan_for(pair[0], 4, LIMIT, alone=heard))
     speculator.ahead = [Draft(5, 0.5), Draft(6, 0.6)]

@@ -93,7 +93,7 @@ class Cloud:
         await self.stream.write(request)
         replies = []
         while not replies or not replies[-1].last:
-            response = (await asyncio.wait_for(self.stream.read(), 10)).infer_response
+            response = (await asyncio.wait_for(self.stream.read(), 60)).infer_response
             assert response.id == request.id
             replies.append(decode_reply(response))
         return replies
@@ -135,7 +135,7 @@ def test_whatever_is_sent_is_answered_and_others_go_on(cloud: Cloud, request: An
 @settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=st.binary(max_size=200), port=st.sampled_from(["port", "http_port"]))
 def test_raw_bytes_at_a_port_harm_nobody(cloud: Cloud, content: bytes, port: str) -> None:
-    with socket.create_connection(("127.0.0.1", getattr(cloud.server, port)), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", getattr(cloud.server, port)), timeout=60) as connection:
         connection.sendall(content)
     if len(cloud.committed) < 800:
         cloud.bridge.run(cloud.beside())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,17 +12,20 @@ from msao_compile.runtime.serve.edge.lane import Drawn, Lane
 
 
 class Counting:
-    """A generator that tells what became of it."""
+    """A generator that tells what became of it; without `go` it stays at its next item, which is `begun`."""
 
-    def __init__(self, pause_s: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.given, self.ended, self.threads = 0, False, set[int]()
-        self.pause_s = pause_s
+        self.begun, self.go = asyncio.Event(), threading.Event()
+        self.go.set()
+        self.loop = asyncio.get_running_loop()
 
     def items(self) -> Iterator[int]:
         try:
             while True:
                 self.threads.add(threading.get_ident())
-                time.sleep(self.pause_s)
+                self.loop.call_soon_threadsafe(self.begun.set)
+                assert self.go.wait(60)
                 self.given += 1
                 yield self.given
         finally:
@@ -77,12 +79,16 @@ def test_the_end_is_none_and_an_error_is_the_readers() -> None:
 
 def test_a_reader_that_is_cancelled_ends_the_generator_at_its_next_item() -> None:
     async def read() -> None:
-        lane, source = Lane(), Counting(0.05)
+        lane, source = Lane(), Counting()
         drawn = await start(lane, source)
+        source.go.clear()
         reader = asyncio.create_task(drawn.draw())
-        await asyncio.sleep(0.01)
+        await source.begun.wait()
         reader.cancel()
-        await drawn.close()
+        closer = asyncio.create_task(drawn.close())
+        await asyncio.sleep(0)
+        source.go.set()
+        await closer
         assert (source.given, source.ended, lane.turn.locked()) == (1, True, False)
 
     asyncio.run(read())
@@ -112,15 +118,17 @@ def test_requests_take_turns_in_their_order_even_if_one_gives_up() -> None:
 
 def test_a_close_that_is_cancelled_itself_still_gives_the_turn_away() -> None:
     async def read() -> None:
-        lane, source = Lane(), Counting(0.05)
+        lane, source = Lane(), Counting()
         drawn = await start(lane, source)
+        source.go.clear()
         reader = asyncio.create_task(drawn.draw())
-        await asyncio.sleep(0.01)
+        await source.begun.wait()
         closer = asyncio.create_task(drawn.close())
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         closer.cancel()
         reader.cancel()
-        async with asyncio.timeout(1):
+        source.go.set()
+        async with asyncio.timeout(60):
             async with lane.turn:
                 assert source.ended
 

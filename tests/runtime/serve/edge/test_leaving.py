@@ -110,7 +110,7 @@ def test_who_stops_reading_is_cut_off(runtime: Runtime, monkeypatch: pytest.Monk
         came.append(message["type"])
         await asyncio.Event().wait()
 
-    asyncio.run(asyncio.wait_for(app({**SCOPE, "state": {}}, receive, send), 5))
+    asyncio.run(asyncio.wait_for(app({**SCOPE, "state": {}}, receive, send), 60))
     assert came == ["asked", "http.response.start"]
     assert free(app)
 
