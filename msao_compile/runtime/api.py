@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 LAST_HOPE = 8
 """Tries of a route without a fallback: more than six seconds, as each waits twice as long as the one before."""
+HOPE = 3.0
+"""So many times as long an answer waits for its next token where its route has no fallback."""
 
 
 def load(
@@ -253,7 +255,7 @@ class Runtime:
         if route.name == "split" or entry is None:
             here = [component for component, host in route.hosts.items() if host == "edge"]
             shell = self.engines.shell(self._model(route.model), here)
-            return remote(shell, question, clock, self._way(route.model), route, _patience(route))
+            return remote(shell, question, clock, self._way(route.model), route, self._patience(route))
         return self._speculative(route, entry, question, free)
 
     def _speculative(self, route: Route, entry: Speculation, question: Question, free: bool) -> RouteRun:
@@ -264,7 +266,7 @@ class Runtime:
         stops = frozenset() if question.sampling.ignore_eos else frozenset(verifier.tokenizer.eos_token_ids)
         adviser = self._inside(entry) if self.clouds is None else self.clouds.adviser(entry)
         allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
-        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, _patience(route))
+        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, self._patience(route))
         plan = replace(plan, unverified="edge" in route.fallback)
         if self.calibrated is not None and free:
             left = adviser.reading(self._calibration(entry, self.calibrated), question.prompt, len(question.pictures))
@@ -272,6 +274,14 @@ class Runtime:
             plan = replace(plan, alone=left.judge)
         link = self._loopback(verifier) if inside else self._way(entry.verifier)
         return speculative(pair, question, link, route, plan, adviser)
+
+    def _patience(self, route: Route) -> Patience:
+        """Where nobody else can finish an answer, a cloud is given the time that it takes to start again."""
+        options = None if self.clouds is None else self.clouds.options
+        quiet_ms = Patience.quiet_ms if options is None else options.patience_s * 1e3
+        if "edge" in route.fallback:
+            return Patience(quiet_ms=quiet_ms)
+        return Patience(tries=LAST_HOPE, quiet_ms=HOPE * quiet_ms)
 
     def _calibration(self, entry: Speculation, epsilon: float) -> Calibration:
         if entry.task not in self._calibrations:
@@ -308,11 +318,6 @@ class Runtime:
             service = CloudService(session, CloudLimits(sessions=1))
             self._links[name] = Loopback(service.handle)
         return self._links[name]
-
-
-def _patience(route: Route) -> Patience:
-    """Where nobody else can finish an answer, a cloud is given the seconds that it takes to start again."""
-    return Patience() if "edge" in route.fallback else Patience(tries=LAST_HOPE)
 
 
 class Absent:
