@@ -50,11 +50,11 @@ class Proxy:
 
     async def close(self) -> None:
         """Let nobody in any more, and end what there is."""
-        for one in self._cuts:
-            one.cancel()
+        for cut in self._cuts:
+            cut.cancel()
         self._server.close()
-        for one in self._serving:  # also those that are not connected to the other end yet
-            one.cancel()
+        for serving in self._serving:  # also those that are not connected to the other end yet
+            serving.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _let_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

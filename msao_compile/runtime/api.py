@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | bytes | Image
 
 
-LAST_HOPE = 8
-"""Tries of a route without a fallback: more than six seconds, as each waits twice as long as the one before."""
+LAST_HOPE = 1000
+"""Tries of a route without a fallback: its patience ends before."""
 HOPE = 3.0
 """So many times as long an answer waits for its next token where its route has no fallback."""
 
@@ -255,7 +255,8 @@ class Runtime:
         if route.name == "split" or entry is None:
             here = [component for component, host in route.hosts.items() if host == "edge"]
             shell = self.engines.shell(self._model(route.model), here)
-            return remote(shell, question, clock, self._way(route.model), route, self._patience(route))
+            link = self._way(route.model)
+            return remote(shell, question, clock, link, route, self._patience(route, link))
         return self._speculative(route, entry, question, free)
 
     def _speculative(self, route: Route, entry: Speculation, question: Question, free: bool) -> RouteRun:
@@ -266,17 +267,19 @@ class Runtime:
         stops = frozenset() if question.sampling.ignore_eos else frozenset(verifier.tokenizer.eos_token_ids)
         adviser = self._inside(entry) if self.clouds is None else self.clouds.adviser(entry)
         allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
-        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, self._patience(route))
+        link = self._loopback(verifier) if inside else self._way(entry.verifier)
+        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, self._patience(route, link))
         plan = replace(plan, unverified="edge" in route.fallback)
         if self.calibrated is not None and free:
             left = adviser.reading(self._calibration(entry, self.calibrated), question.prompt, len(question.pictures))
             question = question.without_pictures() if left.drop else question
             plan = replace(plan, alone=left.judge)
-        link = self._loopback(verifier) if inside else self._way(entry.verifier)
         return speculative(pair, question, link, route, plan, adviser)
 
-    def _patience(self, route: Route) -> Patience:
+    def _patience(self, route: Route, link: Link) -> Patience:
         """Where nobody else can finish an answer, a cloud is given the time that it takes to start again."""
+        if isinstance(link, Absent):
+            return Patience(tries=1)  # it was just tried
         options = None if self.clouds is None else self.clouds.options
         quiet_ms = Patience.quiet_ms if options is None else options.patience_s * 1e3
         if "edge" in route.fallback:

@@ -29,19 +29,20 @@ SMALL_BYTES = 4096
 class Patience:
     """How often a lost cloud is tried again without a token in between, and how long each wait is at least.
 
-    A round is given `stall_ms` in the cloud; a cloud that says nothing to a request for `silence_ms` counts as lost,
-    and no wait is longer than that. An answer waits for its cloud for `quiet_ms` without a token at most, all tries
-    together.
+    The first wait is `wait_ms`, each next one twice as long, up to `longest_ms`. A round is given `stall_ms` in the
+    cloud; a cloud that says nothing to a request for `silence_ms` counts as lost, and no wait is longer than that. An
+    answer waits for its cloud for `quiet_ms` without a token at most, all tries together.
     """
 
     tries: int = 4
     wait_ms: float = 50.0
+    longest_ms: float = 2000.0
     stall_ms: int = 10_000
     silence_ms: float = 30_000.0
     quiet_ms: float = 30_000.0
 
     async def again(self, error: RemoteError, tried: int, quiet: Quiet) -> None:
-        """Wait before try number `tried` + 1, each time twice as long, or as long as the cloud said.
+        """Wait before try number `tried` + 1, as long as the cloud said where it did.
 
         Raises:
             RemoteError: it was the last try, or the cloud said longer than is left of this answer's patience.
@@ -50,8 +51,9 @@ class Patience:
         left_ms = self.quiet_ms - quiet.spent_ms
         if tried >= self.tries or told_ms > self.silence_ms or told_ms >= left_ms:
             raise error
+        own_ms = min(self.wait_ms * 2 ** min(tried - 1, 30), self.longest_ms, self.silence_ms)
         with quiet:
-            await asyncio.sleep(min(max(told_ms, min(self.wait_ms * 2 ** (tried - 1), self.silence_ms)), left_ms) / 1e3)
+            await asyncio.sleep(min(max(told_ms, own_ms), left_ms) / 1e3)
 
 
 class Quiet:

@@ -137,11 +137,8 @@ def test_a_killed_cloud_that_stays_away_leaves_the_rest_to_the_edge_which_says_s
 
 
 @ROUTES
-def test_without_a_fallback_a_cloud_that_stays_away_is_an_error(
-    alone: Path, route: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("msao_compile.runtime.api.LAST_HOPE", 3)
-    with meeting(alone) as (cloud, proxy, runtime):
+def test_without_a_fallback_a_cloud_that_stays_away_is_an_error(alone: Path, route: str) -> None:
+    with meeting(alone, cloud_options=LinkOptions(patience_s=0.5)) as (cloud, proxy, runtime):
         answering = pieces(runtime, route)
         some(answering)
         kill(cloud, proxy)
@@ -165,11 +162,10 @@ def test_without_a_fallback_a_cloud_has_time_to_start_again(
 @ROUTES
 @pytest.mark.parametrize("fallback", [True, False])
 def test_a_stalled_cloud_is_waited_for_as_long_as_the_link_may_be_silent(
-    request: pytest.FixtureRequest, own: tuple[int, ...], route: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, own: tuple[int, ...], route: str, fallback: bool
 ) -> None:
-    monkeypatch.setattr("msao_compile.runtime.api.LAST_HOPE", 3)
     folder = request.getfixturevalue("words" if fallback else "alone")
-    options = LinkOptions(silence_s=0.5, connect_s=1.0)
+    options = LinkOptions(silence_s=0.5, connect_s=1.0, patience_s=2.0)
     with meeting(folder, cloud_options=options) as (cloud, _, runtime):
         answering = pieces(runtime, route)
         if route == "cloud":  # that was written long before its tokens are here: the next one stalls
