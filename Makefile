@@ -12,7 +12,7 @@ ZOO ?=
 
 FUZZ ?= 10000
 
-.PHONY: demo test check fast fuzz bench gpu-check offloading soak together scale targets accuracy families zoo-is-given calibrate clean
+.PHONY: demo test check fast fuzz bench gpu-check offloading soak soak-processes together scale targets accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -75,6 +75,10 @@ together: $(STAMP)
 # At least ten minutes of answers under random faults.
 soak: $(STAMP)
 	$(BIN)/python -m tests.soak --seconds 610 --clients 8 --deployment $(DEPLOYMENT) --json docs/soak.json
+
+# The same against a real server process that is killed, started again and stopped meanwhile.
+soak-processes: $(STAMP)
+	$(BIN)/python -m tests.soak_processes --seconds 610 --clients 8 --deployment $(DEPLOYMENT) --json docs/soak-processes.json
 
 scale: $(STAMP)
 	$(BIN)/python -m tests.bench.scale --json docs/scale.json --markdown docs/scale.md

@@ -39,7 +39,7 @@ class Answering:
     sessions: dict[str, Held] = field(default_factory=dict)
     cancelled: int = 0
 
-    async def handle(self, message: Message) -> AsyncIterator[Message]:
+    async def handle(self, message: Message, client: str = "") -> AsyncIterator[Message]:
         ended = False
         try:
             fields = read(message, REQUESTS)

@@ -47,9 +47,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def cloud(folder: Path, *options: object, port: int = 0) -> Iterator[Cloud]:
+def cloud(folder: Path, *options: object, port: int = 0, http_port: int = 0) -> Iterator[Cloud]:
     """A cloud that serves a deployment until the block ends."""
-    words = command("serve", folder, "--role", "cloud", "--port", port, "--http-port", 0, "--json", *options)
+    words = command("serve", folder, "--role", "cloud", "--port", port, "--http-port", http_port, "--json", *options)
     pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, stdout=pipe, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment)
     try:

@@ -50,10 +50,11 @@ class Proxy:
 
     async def close(self) -> None:
         """Let nobody in any more, and end what there is."""
-        for one in self._cuts:
-            one.cancel()
+        for cut in self._cuts:
+            cut.cancel()
         self._server.close()
-        self.cut()
+        for serving in self._serving:  # also those that are not connected to the other end yet
+            serving.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _let_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,6 +69,9 @@ class Proxy:
         except OSError:  # nobody is there: the client sees its connection end, as it would without a proxy
             writer.transport.abort()
             return
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
         ways = ((reader, far_writer, self._up), (far_reader, writer, self._down))
         pumps = {asyncio.ensure_future(self._pump(*way)) for way in ways}
         self._pumps |= pumps

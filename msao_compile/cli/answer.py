@@ -12,6 +12,7 @@ from msao_compile.cli import draw, units
 from msao_compile.cli.options import (
     Calibrated,
     CloudAddress,
+    CloudPatience,
     CloudRoots,
     CloudToken,
     DeploymentFolder,
@@ -52,6 +53,7 @@ def run(
     cloud: CloudAddress = None,
     cloud_token_file: CloudToken = None,
     cloud_roots: CloudRoots = None,
+    cloud_patience: CloudPatience = None,
     calibrated: Calibrated = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the draw where the temperature is above 0.")] = 0,
     as_json: Json = False,
@@ -69,7 +71,7 @@ def run(
         "temperature": temperature,
         "seed": seed,
     }
-    asked = link_options(cloud, cloud_token_file, cloud_roots)
+    asked = link_options(cloud, cloud_token_file, cloud_roots, cloud_patience)
     with load(deployment, cloud=cloud, cloud_options=asked, calibrated=calibrated) as runtime:
         if as_json:
             found = runtime.generate(prompt, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +66,15 @@ CloudRoots = Annotated[
     ),
 ]  # fmt: skip
 
+CloudPatience = Annotated[
+    float | None,
+    typer.Option(
+        "--cloud-patience", metavar="S", min=0.1, show_default="30",
+        help="Seconds that an answer waits for its next token, before the edge finishes it unverified where the route "
+        "allows that; three times so long where not.",
+    ),
+]  # fmt: skip
+
 Calibrated = Annotated[
     float | None,
     typer.Option(
@@ -74,15 +84,18 @@ Calibrated = Annotated[
 ]  # fmt: skip
 
 
-def link_options(cloud: str | None, token_file: Path | None, roots: Path | None) -> LinkOptions | None:
+def link_options(
+    cloud: str | None, token_file: Path | None, roots: Path | None, patience_s: float | None
+) -> LinkOptions | None:
     """What the options say of the link to a cloud; None without one.
 
     Raises:
-        InputError: the token cannot be read, or is given without a cloud.
+        InputError: the token cannot be read, or something is given without a cloud.
     """
+    given = {"--cloud-token-file": token_file, "--cloud-roots": roots, "--cloud-patience": patience_s}
     if cloud is None:
-        if token_file is not None or roots is not None:
-            raise InputError("--cloud-token-file and --cloud-roots belong to a cloud: give --cloud as well")
+        if any(value is not None for value in given.values()):
+            raise InputError(f"{', '.join(given)} belong to a cloud: give --cloud as well")
         return None
     from msao_compile.runtime.wire.kserve.options import LinkOptions
 
@@ -90,4 +103,5 @@ def link_options(cloud: str | None, token_file: Path | None, roots: Path | None)
         token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise InputError(f"--cloud-token-file: {token_file} cannot be read as text ({error})") from error
-    return LinkOptions(token=token or None, roots=roots)
+    options = LinkOptions(token=token or None, roots=roots)
+    return options if patience_s is None else replace(options, patience_s=patience_s)

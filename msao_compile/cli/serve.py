@@ -14,6 +14,7 @@ from msao_compile.cli import draw
 from msao_compile.cli.options import (
     Calibrated,
     CloudAddress,
+    CloudPatience,
     CloudRoots,
     CloudToken,
     DeploymentFolder,
@@ -72,6 +73,7 @@ def serve(
     cloud: CloudAddress = None,
     cloud_token_file: CloudToken = None,
     cloud_roots: CloudRoots = None,
+    cloud_patience: CloudPatience = None,
     calibrated: Calibrated = None,
     model: ModelName = None,
     token_file: TokenFile = None,
@@ -119,5 +121,5 @@ def serve(
 
     limits = Limits(max_body, max_pixels, max_pictures, max_requests, max(deadline, 0.01), drain)
     where = Listening(host, chosen, token_file, allow_anonymous, tls_cert, tls_key, allow_files, limits)
-    options = link_options(cloud, cloud_token_file, cloud_roots)
+    options = link_options(cloud, cloud_token_file, cloud_roots, cloud_patience)
     serve_edge(load(deployment, cloud=cloud, cloud_options=options, calibrated=calibrated), where, announce)

@@ -46,8 +46,10 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | bytes | Image
 
 
-LAST_HOPE = 8
-"""Tries of a route without a fallback: more than six seconds, as each waits twice as long as the one before."""
+LAST_HOPE = 1000
+"""Tries of a route without a fallback: its patience ends before."""
+HOPE = 3.0
+"""So many times as long an answer waits for its next token where its route has no fallback."""
 
 
 def load(
@@ -257,7 +259,8 @@ class Runtime:
         if route.name == "split" or entry is None:
             here = [component for component, host in route.hosts.items() if host == "edge"]
             shell = self.engines.shell(self._model(route.model), here)
-            return remote(shell, question, clock, self._way(route.model), route, _patience(route))
+            link = self._way(route.model)
+            return remote(shell, question, clock, link, route, self._patience(route, link))
         return self._speculative(route, entry, question, free)
 
     def _speculative(self, route: Route, entry: Speculation, question: Question, free: bool) -> RouteRun:
@@ -268,11 +271,11 @@ class Runtime:
         stops = frozenset() if question.sampling.ignore_eos else frozenset(verifier.tokenizer.eos_token_ids)
         adviser = self._inside(entry) if self.clouds is None else self.clouds.adviser(entry)
         allowed: Choice = "cloud" if route.name == "cloud" else "speculate"
-        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, _patience(route))
+        link = self._loopback(verifier) if inside else self._way(entry.verifier)
+        plan = adviser.plan(question.limit, stops, bridge().loop.time() * 1e3, allowed, self._patience(route, link))
         plan = replace(plan, unverified="edge" in route.fallback)
         clock = Clock()
         view, alone = self._viewed(entry, question, adviser, clock, free)
-        link = self._loopback(verifier) if inside else self._way(entry.verifier)
         return speculative(pair, view, link, route, replace(plan, alone=alone), adviser, clock)
 
     def _viewed(
@@ -296,6 +299,16 @@ class Runtime:
             fitted = mas is not None and mas.task == entry.task
             self._readers[entry.task] = Reader(mas, self.session(entry.drafter)) if mas and fitted else None
         return self._readers[entry.task]
+
+    def _patience(self, route: Route, link: Link) -> Patience:
+        """Where nobody else can finish an answer, a cloud is given the time that it takes to start again."""
+        if isinstance(link, Absent):
+            return Patience(tries=1)  # it was just tried
+        options = None if self.clouds is None else self.clouds.options
+        quiet_ms = Patience.quiet_ms if options is None else options.patience_s * 1e3
+        if "edge" in route.fallback:
+            return Patience(quiet_ms=quiet_ms)
+        return Patience(tries=LAST_HOPE, quiet_ms=HOPE * quiet_ms)
 
     def _calibration(self, entry: Speculation, epsilon: float) -> Calibration:
         if entry.task not in self._calibrations:
@@ -332,11 +345,6 @@ class Runtime:
             service = CloudService(session, CloudLimits(sessions=1))
             self._links[name] = Loopback(service.handle)
         return self._links[name]
-
-
-def _patience(route: Route) -> Patience:
-    """Where nobody else can finish an answer, a cloud is given the seconds that it takes to start again."""
-    return Patience() if "edge" in route.fallback else Patience(tries=LAST_HOPE)
 
 
 class Absent:

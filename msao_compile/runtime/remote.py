@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,25 +29,62 @@ SMALL_BYTES = 4096
 class Patience:
     """How often a lost cloud is tried again without a token in between, and how long each wait is at least.
 
-    A round is given `stall_ms` in the cloud; a cloud that says nothing to a request for `silence_ms` counts as lost,
-    and no wait is longer than that.
+    The first wait is `wait_ms`, each next one twice as long, up to `longest_ms`. A round is given `stall_ms` in the
+    cloud; a cloud that says nothing to a request for `silence_ms` counts as lost, and no wait is longer than that. An
+    answer waits for its cloud for `quiet_ms` without a token at most, all tries together.
     """
 
     tries: int = 4
     wait_ms: float = 50.0
+    longest_ms: float = 2000.0
     stall_ms: int = 10_000
     silence_ms: float = 30_000.0
+    quiet_ms: float = 30_000.0
 
-    async def again(self, error: RemoteError, tried: int) -> None:
-        """Wait before try number `tried` + 1, each time twice as long, or as long as the cloud said.
+    async def again(self, error: RemoteError, tried: int, quiet: Quiet) -> None:
+        """Wait before try number `tried` + 1, as long as the cloud said where it did.
 
         Raises:
-            RemoteError: it was the last try, or the cloud said longer than anybody waits.
+            RemoteError: it was the last try, or the cloud said longer than is left of this answer's patience.
         """
         told_ms = error.retry_after_ms if isinstance(error, Busy) else 0
-        if tried >= self.tries or told_ms > self.silence_ms:
+        left_ms = self.quiet_ms - quiet.spent_ms
+        if tried >= self.tries or told_ms > self.silence_ms or told_ms >= left_ms:
             raise error
-        await asyncio.sleep(max(told_ms, min(self.wait_ms * 2 ** (tried - 1), self.silence_ms)) / 1e3)
+        own_ms = min(self.wait_ms * 2 ** min(tried - 1, 30), self.longest_ms, self.silence_ms)
+        with quiet:
+            await asyncio.sleep(min(max(told_ms, own_ms), left_ms) / 1e3)
+
+
+class Quiet:
+    """How long an answer has waited for its cloud since its last token: `with` it around each wait, also several.
+
+    What passes while nothing is asked of the cloud does not count, such as a slow drafter's time, or a reader's.
+    """
+
+    def __init__(self) -> None:
+        self._before_ms = self._since_ms = 0.0
+        self._waits = 0
+
+    @property
+    def spent_ms(self) -> float:
+        """Milliseconds so far."""
+        return self._before_ms + (loop_ms() - self._since_ms if self._waits else 0.0)
+
+    def broken(self) -> None:
+        """A token came."""
+        self._before_ms = 0.0
+        if self._waits:
+            self._since_ms = loop_ms()
+
+    def __enter__(self) -> None:
+        if not self._waits:
+            self._since_ms = loop_ms()
+        self._waits += 1
+
+    def __exit__(self, *raised: object) -> None:
+        self._before_ms = self.spent_ms if self._waits == 1 else self._before_ms
+        self._waits -= 1
 
 
 class RemoteSession:
@@ -68,6 +105,7 @@ class RemoteSession:
     ) -> None:
         self.link, self.opening, self.clock, self.traffic, self.patience = link, opening, clock, traffic, patience
         self.state = state or LinkState()
+        self.quiet = Quiet()
         self.committed: list[int] = []
         self.finish: c.Finish | None = None
         self.name = ""
@@ -126,7 +164,7 @@ class RemoteSession:
                         told, tried = told + 1, 0
             except AGAIN as error:
                 tried += 1
-                await self.patience.again(error, tried)
+                await self.patience.again(error, tried, self.quiet)
                 self.reopened += 1
 
     def verify(
@@ -169,26 +207,36 @@ class RemoteSession:
         if not whole:
             raise LinkDown("the cloud ended an answer in the middle: it is opened again")
 
-    async def _heard(self, asked: Message) -> AsyncIterator[Message]:
-        """Replies as they come, none of which is waited for for ever; a link that fails is remembered."""
-        silence_ms = self.patience.silence_ms
+    async def _heard(self, asked: Message, counts: bool = True) -> AsyncIterator[Message]:
+        """Replies as they come, none of which is waited for for ever; a link that fails is remembered.
+
+        `counts`: what this takes is a part of the answer's patience.
+        """
         replies = self.link.call(asked, self.traffic)
         try:
             while True:
-                async with asyncio.timeout(silence_ms / 1e3):
-                    reply = await anext(replies, None)
+                with self.quiet if counts else nullcontext():
+                    async with asyncio.timeout(self._silence_ms(counts) / 1e3):
+                        reply = await anext(replies, None)
                 if reply is None:
                     return
                 yield reply
         except TimeoutError as error:
             self.state.failed(loop_ms())
-            raise LinkDown(f"the cloud said nothing to a {asked.kind} for {silence_ms:.0f} ms: try again") from error
+            raise LinkDown(f"the cloud said nothing to a {asked.kind} for too long: try again later") from error
         except LinkDown:
             self.state.failed(loop_ms())
             raise
         finally:
             if isinstance(replies, AsyncGenerator):  # whoever leaves early cancels the request
                 await replies.aclose()
+
+    def _silence_ms(self, counts: bool) -> float:
+        """How long the next reply is waited for."""
+        patience = self.patience
+        if not counts:
+            return patience.silence_ms
+        return min(patience.silence_ms, max(patience.quiet_ms - self.quiet.spent_ms, 0.0))
 
     def _learn(self, passed_ms: float, size_bytes: int) -> None:
         """What opening a session tells: a small message of the round trip, a large one of the rate."""
@@ -232,6 +280,8 @@ class RemoteSession:
         known = self.committed[base : base + len(tokens)]
         if base > len(self.committed) or list(tokens[: len(known)]) != known:
             raise RemoteError(f"the cloud changed its mind about what it had committed from token {base} on")
+        if len(tokens) > len(known):
+            self.quiet.broken()
         self.committed.extend(tokens[len(known) :])
         self.grown.set()
         if base + len(tokens) == len(self.committed):  # else it is older than what is known
@@ -246,7 +296,7 @@ class RemoteSession:
 
     async def _close(self, name: str) -> None:
         with suppress(RemoteError):
-            async for _ in self._heard(c.write("close", c.Close(session=name))):
+            async for _ in self._heard(c.write("close", c.Close(session=name)), counts=False):
                 continue
 
 

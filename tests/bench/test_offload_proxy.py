@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -119,6 +120,22 @@ def test_nobody_behind_it_ends_the_connection() -> None:
         return await ended(reader)
 
     assert through(FAST, talk)
+
+
+def test_closing_it_ends_a_connection_that_is_just_being_made() -> None:
+    """Its server takes connections and says nothing, as one that is stopped does."""
+
+    async def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            proxy = Proxy(silent.getsockname(), FAST)
+            await proxy.start()
+            reader, _ = await asyncio.open_connection("127.0.0.1", proxy.port)
+            while not proxy.connections:
+                await asyncio.sleep(0)
+            await asyncio.wait_for(proxy.close(), 5)
+            assert await ended(reader)
+
+    asyncio.run(asyncio.wait_for(work(), 20))
 
 
 @pytest.mark.whole

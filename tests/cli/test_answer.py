@@ -144,15 +144,18 @@ def test_a_cloud_its_token_and_the_loss_allowed_are_handed_on(cli: Cli, runtime:
     cli(*asked, tmp_path / "token")
     options = runtime.loaded["cloud_options"]
     assert (runtime.loaded["cloud"], runtime.loaded["calibrated"]) == ("grpc://c:1", 0.01)
-    assert (options.token, options.roots) == ("secret", None)
+    assert (options.token, options.roots, options.patience_s) == ("secret", None, 30.0)
     cli(*asked, tmp_path / "empty")
     assert runtime.loaded["cloud_options"].token is None
+    cli("run", "d", "--prompt", "x", "--cloud", "grpc://c:1", "--cloud-patience", 2.5)
+    assert runtime.loaded["cloud_options"].patience_s == 2.5
 
 
 def test_what_belongs_to_a_cloud_is_refused_without_one(cli: Cli, runtime: Spoken, tmp_path: Path) -> None:
     for option in ("--cloud-token-file", "--cloud-roots"):
         ran = cli("run", "d", "--prompt", "x", option, tmp_path / "file")
         assert ran.code == 2 and "give --cloud as well" in ran.err
+    assert cli("run", "d", "--prompt", "x", "--cloud-patience", 5).code == 2
     ran = cli("run", "d", "--prompt", "x", "--cloud", "grpc://c:1", "--cloud-token-file", tmp_path / "none")
     assert ran.code == 2 and "cannot be read as text" in ran.err
 

@@ -46,6 +46,15 @@ class CloudLimits:
     idle_ms: float = 10_000.0
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A prefill message, its fields, and who sent it."""
+
+    fields: c.Prefill
+    message: Message
+    client: str
+
+
 class CloudService:
     """Serves one model to many clients. `handle` is what every transport calls."""
 
@@ -65,18 +74,21 @@ class CloudService:
         self._work: set[asyncio.Future[Any]] = set()
         self._serve: Mapping[str, Callable[[Any, Message], AsyncIterator[Message]]] = {
             "hello": self._hello,
-            "prefill": self._prefill,
             "verify": self._verify,
             "decode": self._decode,
             "close": self._close,
         }
 
-    async def handle(self, message: Message) -> AsyncIterator[Message]:
-        """The replies to one request; every fault is a reply of its own, `error`, and the last."""
+    async def handle(self, message: Message, client: str = "") -> AsyncIterator[Message]:
+        """The replies to one request; every fault is a reply of its own, `error`, and the last.
+
+        `client` is who asks, as the server knows it: prompts and rows are shared fairly between clients.
+        """
         self._active += 1
         try:
             fields = c.read(message, c.REQUESTS)
-            async for reply in self._serve[message.kind](fields, message):
+            serve = self._prefill(fields, message, client) if message.kind == "prefill" else None
+            async for reply in serve or self._serve[message.kind](fields, message):
                 yield reply
         except TimeoutError:
             yield c.fault(DeadlineExceeded(f"{message.kind} took longer than its deadline_ms: allow more"))
@@ -90,15 +102,10 @@ class CloudService:
 
     def gauges(self) -> dict[str, float]:
         """How full it is now, and what it did so far."""
-        scheduler = self.scheduler
         return {
-            "sessions": len(self.sessions),
-            "sessions_evicted": self.sessions.evicted,
+            **self.sessions.gauges(),
+            **self.scheduler.gauges(),
             "requests_active": self._active,
-            "work_waiting": scheduler.waiting,
-            "steps": scheduler.steps,
-            "step_tokens": scheduler.tokens,
-            "rows_widest": scheduler.widest,
             **{f"busy_ms_{kind}": ms for kind, ms in self.device.busy_ms.items()},
         }
 
@@ -130,13 +137,14 @@ class CloudService:
             rules=("greedy", "gumbel", "reject"), limits=limits,
         ))  # fmt: skip
 
-    async def _prefill(self, fields: c.Prefill, message: Message) -> AsyncIterator[Message]:
+    async def _prefill(self, fields: c.Prefill, message: Message, client: str) -> AsyncIterator[Message]:
         if self._draining:
             raise Busy("this cloud is about to stop: use another, or try again later", 1000)
         self._same_build(fields)
         self._check_committed(fields)
         clock, end, began_ms = Clock(), self._end(fields.deadline_ms), loop_ms()
-        opening = asyncio.ensure_future(self._opened(fields, message, clock, self._openings.get(fields.session)))
+        asked, earlier = _Asked(fields, message, client), self._openings.get(fields.session)
+        opening = asyncio.ensure_future(self._opened(asked, clock, earlier))
         self._openings[fields.session] = opening
         session, first = await self._within(opening, end)
         told = len(fields.committed) + len(first)
@@ -170,28 +178,30 @@ class CloudService:
             raise InputError(f"prefill: committed has a token that is not below {self._vocabulary}")
 
     async def _opened(
-        self, fields: c.Prefill, message: Message, clock: Clock, earlier: asyncio.Future[Any] | None
+        self, asked: _Asked, clock: Clock, earlier: asyncio.Future[Any] | None
     ) -> tuple[Session, list[int]]:
         """A session whose row holds the prompt and what was committed; and the tokens that are new.
 
         `earlier` is the same session's opening that is under way: this one takes its place.
         """
+        fields, client, began_ms = asked.fields, asked.client, loop_ms()
         sampling = SamplingParameters(**fields.sampling.model_dump())
-        began_ms = loop_ms()
         if earlier is not None:
             await asyncio.wait([earlier])
         await self._forget(fields.session)
         most = self.limits.picture_pixels
-        request = await self.scheduler.alone("prepare", 1, lambda: prepared(self.session, fields, message, clock, most))
+        request = await self.scheduler.alone(
+            "prepare", 1, lambda: prepared(self.session, fields, asked.message, clock, most), client
+        )
         session = Session(
-            fields.session, self.sessions.row(fields.session, loop_ms()), sampling, fields.rule, request.limit,
-            request.length, list(fields.committed), working=1,
+            fields.session, self.sessions.row(fields.session, loop_ms(), client), sampling, fields.rule, request.limit,
+            request.length, list(fields.committed), working=1, client=client,
         )  # fmt: skip
         self.sessions.open(session, loop_ms())
         async with session.turn:
             try:
                 for kind, count, work in prefilled(self.session, self.rows, session.row, request, clock):
-                    logits = await self.scheduler.alone(kind, count, work)
+                    logits = await self.scheduler.alone(kind, count, work, client)
                 clock.modules_ms["queue"] = max(loop_ms() - began_ms - sum(clock.modules_ms.values()), 0.0)
                 return session, await self._begun(session, logits)
             except BaseException:

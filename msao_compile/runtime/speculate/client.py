@@ -368,7 +368,7 @@ class Speculator:
         self.sent, self.unsure = 0, False
         self._tried += 1
         try:
-            await self.remote.patience.again(error, self._tried)
+            await self.remote.patience.again(error, self._tried, self.remote.quiet)
         except RemoteError:
             if self.plan.unverified and not isinstance(error, Busy):
                 return False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
+import tiny
 
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.cloud.service import CloudService
@@ -15,6 +16,11 @@ from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.wire import contract as c
 from msao_compile.runtime.wire.message import Message, pack, unpack
+
+A, B, C = "session-a", "session-b", "session-c"
+PROMPT, OTHER = tiny.prompt(4), tiny.prompt(5)
+LIMIT = 12
+Run = Callable[[Callable[[CloudService], Coroutine[Any, Any, Any]]], Any]
 
 
 def prefill(session: ModelSession, name: str, prompt: str, **fields: Any) -> Message:
@@ -89,3 +95,13 @@ def alone(session: ModelSession, prompt: str, limit: int, parameters: SamplingPa
         found.append(token)
         row = session.extend(np.asarray([token]), talk, Clock())[-1]
     return found
+
+
+def free(service: CloudService) -> int:
+    """Rows that nobody has."""
+    rows = []
+    while (row := service.rows.open()) is not None:
+        rows.append(row)
+    for row in rows:
+        service.rows.close(row)
+    return len(rows)

@@ -14,7 +14,7 @@ from msao_compile.errors import Busy, MsaoError
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.cloud.rows import Apart, Row, Rows, SideBySide
 from msao_compile.runtime.cloud.scheduler import Scheduler
-from msao_compile.runtime.device import Device
+from msao_compile.runtime.device import Device, Work
 from msao_compile.runtime.session import ModelSession, Request
 
 
@@ -75,7 +75,7 @@ def test_a_flood_of_tokens_lets_a_prompt_in_at_once(verifier: ModelSession, toge
     assert scheduler.tokens == 36
 
 
-def test_prompts_are_served_in_the_order_they_came(verifier: ModelSession) -> None:
+def test_a_clients_prompts_are_served_in_the_order_they_came(verifier: ModelSession) -> None:
     scheduler = Scheduler(rows_of(verifier), Device("cloud"), most_waiting=100)
     served: list[int] = []
 
@@ -100,6 +100,39 @@ def test_too_many_prompts_are_told_when_to_come_back_but_those_that_began_go_on(
     for error in found[2:5]:
         assert isinstance(error, Busy)
         assert error.retry_after_ms > 0
+
+
+def test_one_prompt_of_a_client_does_not_wait_behind_fifty_of_another(verifier: ModelSession) -> None:
+    scheduler = Scheduler(rows_of(verifier), Device("cloud"), most_waiting=100)
+    served: list[str] = []
+
+    async def run() -> None:
+        many = [scheduler.alone("prefill", 9, lambda: served.append("many"), "many") for _ in range(50)]
+        await asyncio.gather(*many, scheduler.alone("prefill", 9, lambda: served.append("one"), "one"))
+
+    asyncio.run(run())
+    assert served.index("one") == 1
+    assert len(served) == 51
+
+
+def test_a_full_queue_puts_out_the_newest_of_whoever_has_most_and_nothing_that_began(verifier: ModelSession) -> None:
+    scheduler = Scheduler(rows_of(verifier), Device("cloud"), most_waiting=4)
+    served: list[str] = []
+
+    async def run() -> list[object]:
+        async def ask(kind: Work, name: str, client: str) -> None:
+            await scheduler.alone(kind, 1, lambda: served.append(name), client)
+
+        work = [ask("prepare", f"many {index}", "many") for index in range(3)]
+        work += [ask("prefill", "many began", "many"), ask("prepare", "one", "one"), ask("prepare", "many 3", "many")]
+        work += [ask("prepare", "one again", "one"), ask("prepare", "other", "other")]
+        return list(await asyncio.gather(*work, return_exceptions=True))
+
+    found = asyncio.run(run())
+    assert [isinstance(one, Busy) for one in found] == [False, True, True, False, False, True, True, False]
+    assert all(one.retry_after_ms > 0 for one in found if isinstance(one, Busy))
+    assert served == ["many 0", "one", "other", "many began"]
+    assert scheduler.gauges()["prompts_put_out"] == 2
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.whole
 SLOW = Shape(mbps=0.05, rtt_ms=20.0)
 """So that a token is 30 ms on its way, and an answer more than a second."""
 LIMIT, SEED = 40, 0
+KINDS = pytest.mark.parametrize("kind", ["grpc", "http"])
 ROUTES = pytest.mark.parametrize("route", ["cloud", "speculate"])
 
 
@@ -58,12 +59,12 @@ def standby(words: Path) -> Iterator[served.Cloud]:
 
 
 @contextmanager
-def meeting(folder: Path, **options: Any) -> Iterator[tuple[served.Cloud, Proxy, Runtime]]:
+def meeting(folder: Path, kind: str = "grpc", **options: Any) -> Iterator[tuple[served.Cloud, Proxy, Runtime]]:
     """A cloud, a slow link to it, and an edge at its other end."""
     with (
         served.cloud(folder) as cloud,
-        served.shaped(cloud.port, SLOW) as proxy,
-        load(folder, cloud=f"grpc://127.0.0.1:{proxy.port}", **options) as runtime,
+        served.shaped(cloud.port if kind == "grpc" else cloud.http_port, SLOW) as proxy,
+        load(folder, cloud=f"{kind}://127.0.0.1:{proxy.port}", **options) as runtime,
     ):
         yield cloud, proxy, runtime
 
@@ -105,6 +106,22 @@ def test_a_killed_cloud_that_is_there_again_changes_nothing_of_an_answer(
 
 
 @ROUTES
+@KINDS
+def test_a_killed_cloud_that_starts_again_on_its_port_changes_nothing_of_an_answer(
+    alone: Path, own: tuple[int, ...], route: str, kind: str
+) -> None:
+    """Nobody else could finish it: its routes have no fallback."""
+    with meeting(alone, kind) as (cloud, proxy, runtime):
+        answering = pieces(runtime, route)
+        some(answering)
+        kill(cloud, proxy)
+        with served.cloud(alone, port=cloud.port, http_port=cloud.http_port) as again:
+            assert again.process.pid != cloud.process.pid
+            found = rest(answering)
+    assert (found.token_ids, found.verified) == (own, True)
+
+
+@ROUTES
 def test_a_killed_cloud_that_stays_away_leaves_the_rest_to_the_edge_which_says_so(
     words: Path, own: tuple[int, ...], route: str
 ) -> None:
@@ -120,11 +137,8 @@ def test_a_killed_cloud_that_stays_away_leaves_the_rest_to_the_edge_which_says_s
 
 
 @ROUTES
-def test_without_a_fallback_a_cloud_that_stays_away_is_an_error(
-    alone: Path, route: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("msao_compile.runtime.api.LAST_HOPE", 3)
-    with meeting(alone) as (cloud, proxy, runtime):
+def test_without_a_fallback_a_cloud_that_stays_away_is_an_error(alone: Path, route: str) -> None:
+    with meeting(alone, cloud_options=LinkOptions(patience_s=0.5)) as (cloud, proxy, runtime):
         answering = pieces(runtime, route)
         some(answering)
         kill(cloud, proxy)
@@ -148,11 +162,10 @@ def test_without_a_fallback_a_cloud_has_time_to_start_again(
 @ROUTES
 @pytest.mark.parametrize("fallback", [True, False])
 def test_a_stalled_cloud_is_waited_for_as_long_as_the_link_may_be_silent(
-    request: pytest.FixtureRequest, own: tuple[int, ...], route: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, own: tuple[int, ...], route: str, fallback: bool
 ) -> None:
-    monkeypatch.setattr("msao_compile.runtime.api.LAST_HOPE", 3)
     folder = request.getfixturevalue("words" if fallback else "alone")
-    options = LinkOptions(silence_s=0.5, connect_s=1.0)
+    options = LinkOptions(silence_s=0.5, connect_s=1.0, patience_s=2.0)
     with meeting(folder, cloud_options=options) as (cloud, _, runtime):
         answering = pieces(runtime, route)
         if route == "cloud":  # that was written long before its tokens are here: the next one stalls
@@ -169,6 +182,32 @@ def test_a_stalled_cloud_is_waited_for_as_long_as_the_link_may_be_silent(
             with pytest.raises((LinkDown, DeadlineExceeded)):
                 rest(answering)
         assert time.perf_counter() - began_s < 60
+
+
+@ROUTES
+@KINDS
+@pytest.mark.parametrize("fallback", [True, False])
+def test_a_cloud_that_stalls_on_an_open_connection_costs_an_answer_its_patience_and_no_more(
+    request: pytest.FixtureRequest, own: tuple[int, ...], route: str, kind: str, fallback: bool
+) -> None:
+    """Stopped in the middle for good; without a fallback it is waited for three times so long."""
+    folder = request.getfixturevalue("words" if fallback else "alone")
+    with meeting(folder, kind, cloud_options=LinkOptions(patience_s=1.5)) as (cloud, proxy, runtime):
+        answering = pieces(runtime, route)
+        some(answering)
+        cloud.process.send_signal(signal.SIGSTOP)
+        if route == "cloud":  # all of that was written long ago, and is on its way
+            served.later(0.0, proxy.cut)
+        began_s = time.perf_counter()
+        if fallback:
+            found = rest(answering)
+            assert len(found.token_ids) == LIMIT and found.token_ids[:5] == own[:5]
+            assert not found.verified
+        else:
+            with pytest.raises((LinkDown, DeadlineExceeded)):
+                rest(answering)
+        took_s = time.perf_counter() - began_s
+    assert (1.0 if fallback else 4.0) < took_s < 12
 
 
 def test_a_cloud_that_goes_on_after_a_stall_finishes_its_answer(words: Path, own: tuple[int, ...]) -> None:

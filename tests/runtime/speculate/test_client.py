@@ -20,7 +20,7 @@ from msao_compile.errors import Busy, ContractMismatch, InputError, LinkDown, Re
 from msao_compile.manifest.offload import Rule
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.device import loop_ms
-from msao_compile.runtime.remote import Patience, RemoteSession
+from msao_compile.runtime.remote import Patience, Quiet, RemoteSession
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.speculate.drafter import Drafter
@@ -170,6 +170,16 @@ def test_where_it_is_allowed_the_drafter_ends_the_answer_and_says_so(pair: Pair)
         assert alone.remote.committed == []
 
     in_virtual_time(run())
+
+
+def test_silence_is_bounded_as_a_whole_before_the_drafter_ends_the_answer(pair: Pair) -> None:
+    async def run() -> float:
+        patience = Patience(tries=99, wait_ms=1.0, silence_ms=60_000.0, quiet_ms=300.0)
+        alone = await drafted(pair, Silent(), 1, 0.0, 4, unverified=True, patience=patience)  # type: ignore[arg-type]
+        assert alone.account.unverified == len(alone.tokens) > 0
+        return loop_ms()
+
+    assert in_virtual_time(run()) < 1000
 
 
 class Breaking:
@@ -403,8 +413,8 @@ def test_no_wait_is_longer_than_a_cloud_may_be_silent() -> None:
 
     async def run() -> float:
         with pytest.raises(Busy, match="tomorrow"):
-            await patience.again(Busy("tomorrow", 86_400_000), 1)
-        await patience.again(LinkDown("down"), 60)
+            await patience.again(Busy("tomorrow", 86_400_000), 1, Quiet())
+        await patience.again(LinkDown("down"), 60, Quiet())
         return loop_ms()
 
     assert in_virtual_time(run()) == pytest.approx(patience.silence_ms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Protocol
@@ -41,28 +42,29 @@ class Uncounted:
 
 
 class Desk:
-    """Takes requests for one served model; `active` counts those that run."""
+    """Takes requests for one served model; `active` counts those that run, of all clients and of each."""
 
     def __init__(self, served: Served, bounds: Bounds, metrics: Counts) -> None:
         self.served = served
         self.bounds = bounds
         self.metrics = metrics
         self.active = 0
+        self._of: Counter[str] = Counter()
         self.open = False
         """Whether requests are taken; what readiness tells."""
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def answers(
-        self, request_id: str, size_bytes: int, arrive: Callable[[], Message]
+        self, request_id: str, size_bytes: int, arrive: Callable[[], Message], client: str = ""
     ) -> AsyncGenerator[Message, None]:
         """The replies to one request, whatever happens; `arrive` reads it. Closing the iterator cancels the request."""
-        started, about, outcome = time.perf_counter(), {"request": request_id}, "cancelled"
-        self._enter(size_bytes)
+        started, about, outcome = time.perf_counter(), {"request": request_id, "client": client}, "cancelled"
+        self._enter(size_bytes, client)
         try:
             try:
                 message = self._admit(size_bytes, arrive, about)
-                async with aclosing(self._within(message)) as replies:
+                async with aclosing(self._within(message, client)) as replies:
                     async for reply in replies:
                         check_arrays(reply)
                         outcome = str(reply.fields.get("code")) if reply.kind == "error" else "ok"
@@ -77,7 +79,8 @@ class Desk:
                 yield write("error", Fault(code="internal", message="the cloud failed; its log tells of this request"))
         finally:
             seconds = time.perf_counter() - started
-            self._leave(about.get("operation", "unknown"), outcome, seconds)
+            self._leave(client)
+            self.metrics.ended(about.get("operation", "unknown"), outcome, seconds)
             log.info("%s", outcome, extra={ABOUT: {**about, "outcome": outcome, "ms": round(seconds * 1e3, 3)}})
 
     async def drained(self, within_s: float) -> bool:
@@ -90,14 +93,17 @@ class Desk:
             return False
         return True
 
-    def _enter(self, size_bytes: int) -> None:
+    def _enter(self, size_bytes: int, client: str) -> None:
         self.active += 1
+        self._of[client] += 1
         self._idle.clear()
         self.metrics.arrived(size_bytes)
 
-    def _leave(self, operation: str, outcome: str, seconds: float) -> None:
+    def _leave(self, client: str) -> None:
         self.active -= 1
-        self.metrics.ended(operation, outcome, seconds)
+        self._of[client] -= 1
+        if not self._of[client]:
+            del self._of[client]
         if self.active == 0:
             self._idle.set()
 
@@ -106,6 +112,8 @@ class Desk:
             raise LinkDown("the server is starting or stopping: try another, or this one later")
         if self.active > self.bounds.requests:
             raise Busy(f"{self.bounds.requests} requests run already", self.bounds.retry_after_ms)
+        if self._of[about["client"]] > self.bounds.client_requests:
+            raise Busy(f"{self.bounds.client_requests} requests of this client run", self.bounds.retry_after_ms)
         if size_bytes > self.bounds.request_bytes:
             raise InputError(f"the request has {size_bytes} bytes where {self.bounds.request_bytes} are taken")
         message = arrive()
@@ -115,12 +123,12 @@ class Desk:
             about["session"] = session
         return message
 
-    async def _within(self, message: Message) -> AsyncGenerator[Message, None]:
+    async def _within(self, message: Message, client: str) -> AsyncGenerator[Message, None]:
         """The handler's replies, until the request's time is over."""
         allowed = message.fields.get("deadline_ms")
         seconds = min(self.bounds.seconds, allowed / 1e3 if allowed else self.bounds.seconds)
         until = asyncio.get_running_loop().time() + seconds
-        async with aclosing(self.served.handle(message)) as replies:  # type: ignore[type-var]
+        async with aclosing(self.served.handle(message, client)) as replies:  # type: ignore[type-var]
             while True:
                 try:
                     async with asyncio.timeout_at(until):

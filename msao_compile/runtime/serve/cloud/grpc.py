@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from msao_compile.errors import InputError, Refused
 from msao_compile.runtime.serve.cloud.desk import Desk, only_reply
-from msao_compile.runtime.serve.cloud.security import Tokens
+from msao_compile.runtime.serve.cloud.security import Tokens, host_of
 from msao_compile.runtime.serve.cloud.served import (
     EXTENSIONS,
     NAME,
@@ -44,11 +44,11 @@ class CloudServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> None:
         """Requests in any number, their replies as they come; a cancelled call cancels all of its requests."""
-        await self._let_in(context)
+        client = await self._let_in(context)
         if self._streams >= self._desk.bounds.connections:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many connections")
         self._streams += 1
-        stream = _Stream(self._desk, context)
+        stream = _Stream(self._desk, context, client)
         try:
             while (request := await context.read()) is not aio.EOF:
                 stream.take(request)
@@ -59,8 +59,8 @@ class CloudServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """A request that has one reply; one with more is told so."""
-        await self._let_in(context)
-        async with aclosing(_answers(self._desk, request)) as answers:
+        client = await self._let_in(context)
+        async with aclosing(_answers(self._desk, request, client)) as answers:
             reply = await only_reply(answers)
         response = encode_reply(reply, self._desk.served.name, request.id, 0, last=True)
         self._desk.metrics.sent(response.ByteSize())
@@ -110,21 +110,24 @@ class CloudServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
             )
         return index
 
-    async def _let_in(self, context: Any) -> None:
+    async def _let_in(self, context: Any) -> str:
+        """Which client this is: by its token where several are known, else by the machine it calls from."""
         shown = {key.lower(): value for key, value in context.invocation_metadata() or ()}
         try:
-            self._tokens.check(shown.get("authorization"))
+            return self._tokens.check(shown.get("authorization")) or host_of(context.peer())
         except Refused as error:
             log.warning("a client without a right token", extra={"about": {"peer": context.peer()}})
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            raise  # abort did
 
 
 class _Stream:
     """One ModelStreamInfer call: its running requests, and one task that sends."""
 
-    def __init__(self, desk: Desk, context: Any) -> None:
+    def __init__(self, desk: Desk, context: Any, client: str) -> None:
         self._desk = desk
         self._context = context
+        self._client = client
         self._running: set[asyncio.Task[None]] = set()
         self._by_id: dict[str, asyncio.Task[None]] = {}
         self._outgoing: asyncio.Queue[Any] = asyncio.Queue(WAITING_REPLIES)
@@ -163,7 +166,7 @@ class _Stream:
 
     async def _answer(self, request: Any, twice: bool) -> None:
         name, index, last = self._desk.served.name, 0, False
-        async with aclosing(_answers(self._desk, request, twice)) as replies:
+        async with aclosing(_answers(self._desk, request, self._client, twice)) as replies:
             async for reply in replies:
                 last = reply.kind in LAST
                 await self._outgoing.put(encode_reply(reply, name, request.id, index, last))
@@ -182,7 +185,7 @@ class _Stream:
                 self._outgoing.task_done()
 
 
-def _answers(desk: Desk, request: Any, twice: bool = False) -> AsyncGenerator[Message, None]:
+def _answers(desk: Desk, request: Any, client: str, twice: bool = False) -> AsyncGenerator[Message, None]:
     def arrive() -> Message:
         if twice:
             raise InputError(f"a request of id {request.id[:40]!r} runs already on this stream: give it another id")
@@ -190,7 +193,7 @@ def _answers(desk: Desk, request: Any, twice: bool = False) -> AsyncGenerator[Me
         desk.served.check_name(request.model_name)
         return decode_request(request)
 
-    return desk.answers(request.id[:MOST_ID], request.ByteSize(), arrive)
+    return desk.answers(request.id[:MOST_ID], request.ByteSize(), arrive, client)
 
 
 def _described(tensors: list[Tensor]) -> list[Any]:

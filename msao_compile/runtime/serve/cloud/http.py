@@ -122,12 +122,13 @@ class _Endpoints:
 class _Arrived:
     """The body of a request, read within the bound; what it says is read when the desk asks."""
 
-    def __init__(self, desk: Desk, model: str, body: bytes, header_length: str | None) -> None:
+    def __init__(self, desk: Desk, request: Request, body: bytes) -> None:
         self.id = ""
         self._desk = desk
-        self._model = model
+        self._model = request.path_params["name"]
         self._body = body
-        self._header_length = header_length
+        self._header_length = request.headers.get(HEADER_LENGTH)
+        self._client = request.state.client
 
     @classmethod
     async def read(cls, desk: Desk, request: Request) -> _Arrived:
@@ -137,10 +138,10 @@ class _Arrived:
             if size > desk.bounds.request_bytes:
                 raise _TooLarge
             chunks.append(chunk)
-        return cls(desk, request.path_params["name"], b"".join(chunks), request.headers.get(HEADER_LENGTH))
+        return cls(desk, request, b"".join(chunks))
 
     def answers(self) -> Any:
-        return self._desk.answers(self.id, len(self._body), self._message)
+        return self._desk.answers(self.id, len(self._body), self._message, self._client)
 
     def _message(self) -> Message:
         self._desk.served.check_name(self._model)
@@ -198,10 +199,10 @@ async def _left(receive: Receive) -> None:
 def _locked(tokens: Tokens, endpoint: Endpoint) -> Endpoint:
     @functools.wraps(endpoint)
     async def checked(request: Request) -> Response:
+        peer = request.client.host if request.client else ""
         try:
-            tokens.check(request.headers.get("authorization"))
+            request.state.client = tokens.check(request.headers.get("authorization")) or peer
         except Refused as error:
-            peer = request.client.host if request.client else ""
             log.warning("a client without a right token", extra={ABOUT: {"peer": peer}})
             return _refusal(401, str(error), {"WWW-Authenticate": "Bearer"})
         return await endpoint(request)

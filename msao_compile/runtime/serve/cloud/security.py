@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from msao_compile.errors import InputError, Refused
 
@@ -20,18 +21,30 @@ class Tokens:
     def __bool__(self) -> bool:
         return bool(self._expected)
 
-    def check(self, authorization: str | bytes | None) -> None:
-        """Let a request in by its `authorization` header.
+    def check(self, authorization: str | bytes | None) -> str | None:
+        """Let a request in by its `authorization` header; which client it is, where tokens tell clients apart.
 
         Raises:
             Refused: it is missing or holds no token that is known.
         """
         if not self._expected:
-            return
+            return None
         given = authorization.encode(errors="replace") if isinstance(authorization, str) else authorization or b""
         matches = [hmac.compare_digest(given, expected) for expected in self._expected]
         if not any(matches):
             raise Refused("the token is missing or wrong: send one that this server knows as a bearer token")
+        return f"token {matches.index(True) + 1}" if len(matches) > 1 else None
+
+
+def host_of(peer: str) -> str:
+    """The machine that a gRPC peer (`ipv4:10.0.0.1:5000`, `ipv6:%5B::1%5D:5000`) or an address names.
+
+    Its port is left out: who opens many connections is still one client.
+    """
+    kind, _, rest = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return peer
+    return unquote(rest).rpartition(":")[0].strip("[]")
 
 
 def read_tokens(file: Path | None) -> Tokens:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Protocol
 
 from msao_compile.errors import InputError
-from msao_compile.runtime.wire.base import Handler
 from msao_compile.runtime.wire.contract import CONTRACT, REPLIES, REQUESTS
 from msao_compile.runtime.wire.kserve.parts import DATATYPES, FIELDS
+from msao_compile.runtime.wire.message import Message
 
 NAME = "msao-compile"
 EXTENSIONS = ("sequence", "binary_tensor_data", "parameters", "model_repository", CONTRACT)
+
+
+class Serve(Protocol):
+    """A `wire.base.Handler` that is told who asks, as the server knows it: never what a request says of itself."""
+
+    def __call__(self, message: Message, client: str = "") -> AsyncIterator[Message]: ...
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class Bounds:
     connections: int = 256
     requests: int = 1024
     """Requests that run at once; one more is answered with `busy`."""
+    client_requests: int = 512
+    """Of those, one client's."""
     seconds: float = 300.0
     """A request without a deadline of its own ends after so long."""
     drain_s: float = 20.0
@@ -48,7 +57,7 @@ class Served:
     """One model: its name, what answers for it, and the arrays of its own that `prefill` may bring."""
 
     name: str
-    handle: Handler
+    handle: Serve
     inputs: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Name to NumPy type and rank."""
     gauges: Callable[[], Mapping[str, float]] = no_gauges

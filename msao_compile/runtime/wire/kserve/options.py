@@ -31,6 +31,9 @@ class LinkOptions:
     """The cloud has `deadline_ms` for a request; its answer may take so much longer to arrive."""
     silence_s: float = 120.0
     """Between two replies of a request; a cloud that is longer silent counts as gone."""
+    patience_s: float = 30.0
+    """An answer waits so long for its next token, all tries together, before the edge finishes it unverified where its
+    route allows that; three times so long where nobody else can finish it."""
     keepalive_s: float = 20.0
     """How often a quiet gRPC connection is tried; servers take less than 5 for an attack."""
 
