@@ -23,6 +23,7 @@ from msao_compile.runtime.serve.cloud.http import http_app
 from msao_compile.runtime.serve.cloud.metrics import Metrics
 from msao_compile.runtime.serve.cloud.security import Certificate, Tokens, read_tokens
 from msao_compile.runtime.serve.cloud.served import Bounds, Served
+from msao_compile.runtime.serve.heads import PromptHeads
 
 log = logging.getLogger("msao_compile.serve")
 LAST_WORDS_S = 0.5
@@ -88,6 +89,7 @@ class CloudServer:
             log_config=None,
             access_log=False,
             lifespan="off",
+            http=PromptHeads,
             ws="none",
             server_header=False,
             limit_concurrency=bounds.connections,
