@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -142,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(debug: bool) -> None:
     sys.stderr = sys.stderr or io.StringIO()  # where it is closed, `print` would write talk to stdout
+    if not debug:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is told once, in our own words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -82,7 +82,7 @@ def link_options(cloud: str | None, token_file: Path | None, roots: Path | None)
     """What the options say of the link to a cloud; None without one.
 
     Raises:
-        InputError: the token cannot be read, or is given without a cloud.
+        InputError: the token cannot be read or used, or is given without a cloud.
     """
     if cloud is None:
         if token_file is not None or roots is not None:
@@ -93,5 +93,8 @@ def link_options(cloud: str | None, token_file: Path | None, roots: Path | None)
     try:
         token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise InputError(f"--cloud-token-file: {token_file} cannot be read as text ({error})") from error
-    return LinkOptions(token=token or None, roots=roots)
+        raise InputError(f"--cloud-token-file: {token_file} cannot be read as text ({error}): write it anew") from error
+    try:
+        return LinkOptions(token=token or None, roots=roots)
+    except InputError as error:
+        raise InputError(f"--cloud-token-file {token_file}: {error}") from error

@@ -146,7 +146,7 @@ def _grpc_server(desk: Desk, tokens: Tokens, options: CloudOptions) -> tuple[aio
         return server, server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise InputError(
-            f"gRPC cannot listen on {address}: it is taken, or no address or certificate of here"
+            f"gRPC cannot listen on {address}: it is taken, or no address of this machine; choose another"
         ) from error
 
 
@@ -160,7 +160,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(128)
     except (OSError, OverflowError) as error:
         listening.close()
-        raise InputError(f"HTTP cannot listen on {host}:{port} ({error})") from error
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"HTTP cannot listen on {host}:{port} ({said}): choose another") from error
     return listening
 
 
