@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from msao_compile.runtime.answer import Answer, Piece
 
+AUTO = "auto: "
+"""Begins the reason of a route that nobody asked for by name."""
+
 
 class RouteChoice(StrEnum):
     """The routes a user may ask for."""
@@ -44,7 +47,9 @@ def run(
     deployment: DeploymentFolder,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to ask.", show_default=False)],
     image: Annotated[str | None, typer.Option(metavar="F", help="A picture to ask about.", show_default=False)] = None,
-    route: Annotated[RouteChoice, typer.Option(help="Where the answer is computed.")] = RouteChoice.AUTO,
+    route: Annotated[
+        RouteChoice, typer.Option(help="Where the answer is computed; without --cloud auto is the edge.")
+    ] = RouteChoice.AUTO,
     task: Annotated[
         str | None, typer.Option(metavar="T", help="Which task, where several have the route.", show_default=False)
     ] = None,
@@ -110,7 +115,9 @@ def account(answer: Answer) -> str:
 
 def _standing(answer: Answer) -> str:
     """Whose tokens these are, of a route where that is a question."""
-    drafts = answer.drafts
+    drafts, chosen = answer.drafts, answer.reason.startswith(AUTO)
+    if drafts is None and answer.route == "edge" and chosen and not answer.verified:
+        return f", not verified: {answer.reason.removeprefix(AUTO)}"
     if drafts is None:
         return "" if answer.verified or answer.route == "edge" else ", not verified: the edge model finished it"
     kept = f", {drafts['accepted']} of {drafts['drafted']} drafts kept in {units.plural(drafts['rounds'], 'round')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -71,7 +72,11 @@ COMMANDS = (
     (evaluate.eval, "count right answers", "eval DEPLOYMENT --samples questions.jsonl --limit 600"),
     (fit.fit, "learn when the edge suffices", "fit DEPLOYMENT --samples questions.jsonl --epsilon 0.01"),
     (answer.run, "answer one prompt", "run DEPLOYMENT --prompt 'what color is the circle?' --image photo.png"),
-    (serve.serve, "answer OpenAI's clients", "serve artifacts/deployments/shapes-vqa --role edge --port 8000"),
+    (
+        serve.serve,
+        "answer OpenAI's clients, or the edges of a cloud",
+        "serve artifacts/deployments/shapes-vqa --role edge --port 8000",
+    ),
     (
         bench.bench,
         "compare ways to answer between edge and cloud",
@@ -142,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(debug: bool) -> None:
     sys.stderr = sys.stderr or io.StringIO()  # where it is closed, `print` would write talk to stdout
+    if not debug:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is told once, in our own words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

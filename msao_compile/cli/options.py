@@ -90,7 +90,7 @@ def link_options(
     """What the options say of the link to a cloud; None without one.
 
     Raises:
-        InputError: the token cannot be read, or something is given without a cloud.
+        InputError: the token cannot be read or used, or something is given without a cloud.
     """
     given = {"--cloud-token-file": token_file, "--cloud-roots": roots, "--cloud-patience": patience_s}
     if cloud is None:
@@ -102,6 +102,9 @@ def link_options(
     try:
         token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise InputError(f"--cloud-token-file: {token_file} cannot be read as text ({error})") from error
-    options = LinkOptions(token=token or None, roots=roots)
+        raise InputError(f"--cloud-token-file: {token_file} cannot be read as text ({error}): write it anew") from error
+    try:
+        options = LinkOptions(token=token or None, roots=roots)
+    except InputError as error:
+        raise InputError(f"--cloud-token-file {token_file}: {error}") from error
     return options if patience_s is None else replace(options, patience_s=patience_s)

@@ -75,7 +75,8 @@ def load(
             default, is strict: what a cloud answers is its model's own, token for token.
 
     Raises:
-        DeploymentError: the manifest is missing, damaged, of another schema, or not signed by a trusted key.
+        DeploymentError: the manifest is missing, damaged, of another schema, or not signed by a trusted key; or no loss
+            that is `calibrated` at most was shown.
         InputError: `folder` is no path, `cloud` is no address, or there are no trusted keys.
         MissingTool: signatures are asked for and cryptography is not installed.
 
@@ -88,6 +89,8 @@ def load(
     if trusted_keys is not None:
         refuse_unsigned(path, Path(trusted_keys))
     deployment = read_manifest(path)
+    if calibrated is not None:
+        _refuse_unshown(path, deployment, calibrated)
     clouds = None if cloud is None else Clouds(deployment, cloud, cloud_options)
     return Runtime(path, deployment, verify, clouds, calibrated)
 
@@ -149,7 +152,8 @@ class Runtime:
             image: a path, bytes or PIL picture, or several.
             max_new_tokens: at most so many tokens; None takes as many as fit.
             route: `edge`, `cloud`, `split`, `speculate`, or `auto`: with a cloud in another process the cheapest of
-                those whose answer is the cloud model's own, else the edge where it has a model.
+                those whose answer is the cloud model's own; else the edge where it has a model, or with `calibrated`
+                `speculate`, which alone keeps to a bound.
             task: which task's route, where several have it.
             stop: text that ends the answer and is no part of it, one or several.
             sampling: temperature (0 = greedy), top_k, top_p, seed, ignore_eos (to measure).
@@ -164,7 +168,7 @@ class Runtime:
             raise PromptError(f"the prompt is given as {type(prompt).__name__}: give text, or a list of messages")
         question = Question(prompt, _pictures(image), _limit(max_new_tokens), SamplingParameters.read(sampling))
         taken, reason = self.choose(route, task)
-        if route == "auto" and self.clouds is not None:
+        if route == "auto" and (self.clouds is not None or self.calibrated is not None):
             taken, reason = self._advised(taken.task, question)
         stops = read_stops(stop)
         run = self._start(taken, question, free=route in ("auto", "speculate"))
@@ -237,6 +241,8 @@ class Runtime:
         """The cheapest of a task's routes that give the cloud model's own answer, by what is known of the cloud now."""
         routes = {entry.name: entry for entry in self.deployment.routes if entry.task == task}
         entry = self._speculation(task)
+        if self.clouds is None and self.calibrated is not None and entry is not None and "speculate" in routes:
+            return routes["speculate"], "auto: the edge's answer stands only where the loss was bounded"
         if self.clouds is None or entry is None or "cloud" not in routes:
             return self.choose("auto", task)
         adviser = self.clouds.adviser(entry)
@@ -345,6 +351,17 @@ class Runtime:
             service = CloudService(session, CloudLimits(sessions=1))
             self._links[name] = Loopback(service.handle)
         return self._links[name]
+
+
+def _refuse_unshown(folder: Path, deployment: Deployment, epsilon: float) -> None:
+    """Tell at once what else each question would be told, or, on a route that asks no cloud, none."""
+    mas = deployment.mas
+    if mas is None or not mas.calibrated(epsilon):
+        shown = "nothing" if mas is None or mas.bound is None else f"{mas.bound.upper:g}"
+        raise DeploymentError(
+            f"{folder}: calibrated({epsilon:g}) is asked for and {shown} is what was shown of the loss: allow more, or "
+            "run `msao-compile fit DEPLOYMENT --samples FILE`"
+        )
 
 
 class Absent:

@@ -33,6 +33,8 @@ STEP = ("attention_mask", "position_ids", "logits_positions", "input_ids")
 """What each step of a decoder is given anew; one that reads an encoder's text keeps that text's."""
 ROPE_INPUTS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "target_sizes", "target_sizes_videos",
                "use_audio_in_video")  # fmt: skip
+LONG_TOKEN = 64
+"""Characters that a token is taken to stand for at least, where a tokenizer folds blanks or the like."""
 MARKS = "_embeds_position_mask"
 """Ends the name of an input that says itself which tokens stand for features, whatever their ids are."""
 NOUNS = {"image": "picture", "video": "video", "audio": "sound"}
@@ -139,9 +141,11 @@ class ModelSession:
 
         Raises:
             PromptError: empty or undecodable prompt, or one for other pictures. PictureError: a picture cannot be used.
+            CapacityExceeded: as many letters as no tokens that fit can have.
             InputError: placeholders without a picture.
         """
         messages = conversation(prompt, len(pictures))
+        self._refuse_endless(messages)
         decoded = [decode(picture) for picture in pictures]
         text = self.tokenizer.render(messages, add_generation_prompt=True)
         tensors: Arrays = {}
@@ -153,6 +157,18 @@ class ModelSession:
         if not decoded:
             self.check_placeholders(request, {})
         return request
+
+    def _refuse_endless(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """A prompt that cannot fit whatever its tokens are: to find them in millions of letters takes half a minute."""
+        if self.model.decoder is None or self.facts.tokens != "input_ids":
+            return
+        given = sum(len(part.get("text", "")) for message in messages for part in message["content"])
+        most = self.facts.kv_capacity * max(self.tokenizer.longest, LONG_TOKEN)
+        if given > most:
+            raise CapacityExceeded(
+                f"a prompt of {given} characters exceeds the KV cache of {self.facts.kv_capacity} tokens, which hold "
+                f"{most} at most: shorten the prompt, or raise shapes.decoder.kv_capacity in the recipe and build again"
+            )
 
     def encode(self, tensors: Mapping[str, np.ndarray], clock: Clock) -> Arrays:
         """What the encoders make of pictures, clips and sounds; empty for text alone.

@@ -75,6 +75,11 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token, in the vocabulary's own spelling."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=0)
+
+    @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end generation: generation_config.json's, or else the tokenizer's own."""
         given = self._files.generation.get("eos_token_id")

@@ -64,6 +64,13 @@ def test_the_account_says_where_the_time_went() -> None:
     )
 
 
+def test_the_account_says_why_the_edge_answered_where_nobody_asked_for_it() -> None:
+    alone = replace(ANSWER, reason="auto: edge takes 17 ms, and no cloud can be counted on")
+    assert account(alone).startswith("edge, not verified: edge takes 17 ms, and no cloud can be counted on · ")
+    assert account(replace(alone, verified=True)).startswith("edge · ")
+    assert account(replace(alone, reason="asked for")).startswith("edge · ")
+
+
 def test_the_account_of_one_token_has_no_time_per_token() -> None:
     timing = Timing(38.2, None, 38.2, {}, 245_900, 310)
     answer = Answer("a", (1,), "split", "", True, timing)
@@ -158,6 +165,13 @@ def test_what_belongs_to_a_cloud_is_refused_without_one(cli: Cli, runtime: Spoke
     assert cli("run", "d", "--prompt", "x", "--cloud-patience", 5).code == 2
     ran = cli("run", "d", "--prompt", "x", "--cloud", "grpc://c:1", "--cloud-token-file", tmp_path / "none")
     assert ran.code == 2 and "cannot be read as text" in ran.err
+
+
+@pytest.mark.parametrize("content", ["one\ntwo", "with blanks in it", "\u00e9t\u00e9"])
+def test_a_token_that_no_header_carries_is_wrong_input(cli: Cli, runtime: Spoken, content: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(content, encoding="utf-8")
+    ran = cli("run", "d", "--prompt", "x", "--cloud", "grpc://c:1", "--cloud-token-file", tmp_path / "token")
+    assert ran.code == 2 and "give one token" in ran.err and str(tmp_path / "token") in ran.err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -51,6 +52,16 @@ def test_an_absent_library_names_its_extra() -> None:
 
 def test_an_absent_module_of_our_own_is_not_blamed_on_an_extra() -> None:
     assert failure(ModuleNotFoundError("No module named 'msao_compile.x'", name="msao_compile.x"))[2] == 3
+
+
+@pytest.mark.parametrize(("words", "level"), [((), "NONE"), (("--debug",), None)])
+def test_grpc_says_nothing_beside_our_own_sentence_unless_asked_to(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], level: str | None
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "")  # put back afterwards
+    monkeypatch.delenv("GRPC_VERBOSITY")
+    cli("schema", "recipe", *words)
+    assert os.environ.get("GRPC_VERBOSITY") == level
 
 
 def test_an_unexpected_error_points_at_debug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

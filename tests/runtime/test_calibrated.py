@@ -133,12 +133,20 @@ def test_a_runtime_that_may_not_lose_anything_is_strict_and_one_that_may_needs_t
     with pytest.raises(DeploymentError, match="run `msao-compile fit"):
         ask(load(folder, calibrated=0.01), "speculate")
     pairs.write(folder)
-    with pytest.raises(DeploymentError, match="run `msao-compile fit"):
-        ask(load(folder, calibrated=0.01), "speculate")
+    with pytest.raises(DeploymentError, match="nothing is what was shown .* run `msao-compile fit"):
+        load(folder, calibrated=0.01)
     pairs.write(folder, mas=mas(base=9.0))
     assert ask(load(folder), "speculate").verified
     with pytest.raises(DeploymentError, match="is what was shown"):
-        ask(load(folder, calibrated=0.001), "speculate")
+        load(folder, calibrated=0.001)
+
+
+def test_a_bound_is_kept_to_without_a_cloud_in_another_process_too(folder: Path) -> None:
+    """By itself `auto` is the edge there, whose answers nothing bounds."""
+    pairs.write(folder, mas=mas(base=-9.0))
+    assert ask(load(folder), "auto").route == "edge"
+    found = ask(load(folder, calibrated=0.01), "auto")
+    assert (found.route, found.verified) == ("speculate", True)
 
 
 def test_answers_that_stand_need_no_cloud_and_are_told_as_unverified(folder: Path) -> None:

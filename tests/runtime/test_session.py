@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -368,3 +369,12 @@ def test_a_placeholder_that_the_model_writes_is_a_token_as_any_other(
         original = checkpoints.original(checkpoint("idefics3"))
         wanted = original(input_ids=torch.from_numpy(np.concatenate([PROMPT, written])[None])).logits[0, -3:]
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+
+
+def test_a_prompt_that_no_tokens_could_hold_is_refused_before_they_are_looked_for(session: ModelSession) -> None:
+    capacity = session.facts.kv_capacity
+    session.prepare("a " * (32 * capacity), ())  # may fit by its letters, whatever its tokens are
+    began = time.perf_counter()
+    with pytest.raises(CapacityExceeded, match=f"of 2000000 characters exceeds the KV cache of {capacity} tokens"):
+        session.prepare("a " * 1_000_000, ())
+    assert time.perf_counter() - began < 0.5

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485
 """Pillow's own limit: a quarter of a gibibyte as RGB (PIL.Image.MAX_IMAGE_PIXELS)."""
 
+MAX_SIDE = 2**16
+"""JPEG has no longer ones. A thinner picture takes Pillow ten times as long to resize as a square of as many pixels."""
+
 MAX_BYTES = 2**28
 """No picture of so many pixels needs more, compressed or not."""
 
@@ -43,7 +46,8 @@ def decode(source: str | os.PathLike[str] | bytes | Image, max_pixels: int = MAX
 
     Args:
         source: a path, the file's bytes, or a picture that is already open.
-        max_pixels: width x height above which the picture is refused, read from its header before decoding.
+        max_pixels: width x height above which the picture is refused, read from its header before decoding; so is one
+            with a side above `MAX_SIDE`.
 
     Raises:
         PictureError: the source is missing, a directory, unreadable, empty, not an image, too large, or damaged.
@@ -129,6 +133,10 @@ def _upright_rgb(picture: Image, where: str, max_pixels: int) -> Image:
         raise PictureError(
             f"{where} is {picture.width} x {picture.height} = {pixels} pixels, above the limit of {max_pixels};"
             " make the picture smaller."
+        )
+    if max(picture.size) > MAX_SIDE:
+        raise PictureError(
+            f"{where} is {picture.width} x {picture.height} pixels, where a side has {MAX_SIDE} at most; crop it."
         )
     if pixels == 0:
         raise PictureError(f"{where} is {picture.width} x {picture.height} pixels; give a picture that has some.")

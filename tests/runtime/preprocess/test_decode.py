@@ -102,6 +102,12 @@ def test_a_bomb_is_refused_from_its_header_before_decoding() -> None:
         decode(header_only_png(5000, 4000), max_pixels=1_000_000)
 
 
+@pytest.mark.parametrize(("width", "height"), [(24_000_000, 1), (1, 24_000_000), (2**16 + 1, 1)])
+def test_a_picture_with_an_endless_side_is_refused_from_its_header(width: int, height: int) -> None:
+    with pytest.raises(PictureError, match="where a side has 65536 at most; crop it"):
+        decode(header_only_png(width, height))
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_large_picture_is_refused_in_one_sentence_without_a_warning() -> None:
     with pytest.raises(PictureError, match="above the limit of 89478485; make the picture smaller.$"):

@@ -23,6 +23,7 @@ from msao_compile.runtime.serve.cloud.http import http_app
 from msao_compile.runtime.serve.cloud.metrics import Metrics
 from msao_compile.runtime.serve.cloud.security import Certificate, Tokens, read_tokens
 from msao_compile.runtime.serve.cloud.served import Bounds, Served
+from msao_compile.runtime.serve.heads import PromptHeads
 
 log = logging.getLogger("msao_compile.serve")
 LAST_WORDS_S = 0.5
@@ -88,6 +89,7 @@ class CloudServer:
             log_config=None,
             access_log=False,
             lifespan="off",
+            http=PromptHeads,
             ws="none",
             server_header=False,
             limit_concurrency=bounds.connections,
@@ -144,7 +146,7 @@ def _grpc_server(desk: Desk, tokens: Tokens, options: CloudOptions) -> tuple[aio
         return server, server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise InputError(
-            f"gRPC cannot listen on {address}: it is taken, or no address or certificate of here"
+            f"gRPC cannot listen on {address}: it is taken, or no address of this machine; choose another"
         ) from error
 
 
@@ -158,7 +160,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(128)
     except (OSError, OverflowError) as error:
         listening.close()
-        raise InputError(f"HTTP cannot listen on {host}:{port} ({error})") from error
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"HTTP cannot listen on {host}:{port} ({said}): choose another") from error
     return listening
 
 

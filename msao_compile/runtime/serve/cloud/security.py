@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -58,9 +59,11 @@ def read_tokens(file: Path | None) -> Tokens:
     try:
         tokens = tuple(line.strip() for line in file.read_text("ascii").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: the tokens cannot be read ({error})") from error
+        raise InputError(f"{file}: the tokens cannot be read ({error}): give a file of plain text") from error
     if not tokens or any(len(token) < SHORTEST or not token.isprintable() for token in tokens):
-        raise InputError(f"{file}: give one token a line, each of {SHORTEST} characters or more")
+        raise InputError(
+            f"{file}: give one token a line, each of {SHORTEST} characters or more, as `openssl rand -hex 32` writes"
+        )
     return Tokens(tokens)
 
 
@@ -72,14 +75,17 @@ class Certificate:
     key: Path
 
     def read(self) -> tuple[bytes, bytes]:
-        """Key and chain.
+        """Key and chain, tried out: gRPC itself tells nothing of what is wrong with them.
 
         Raises:
-            InputError: a file cannot be read.
+            InputError: a file cannot be read, is no PEM, or they do not belong together; or the key has a passphrase.
         """
         try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.chain, self.key, lambda: "")
             return self.key.read_bytes(), self.chain.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            said = getattr(error, "strerror", None) or error
             raise InputError(
-                f"{error.filename}: the certificate or its key cannot be read ({error.strerror})"
+                f"certificate {self.chain} with key {self.key} cannot be used ({said}): give a PEM certificate and its "
+                "key, without a passphrase"
             ) from error

@@ -21,6 +21,7 @@ from msao_compile.runtime.serve.edge.app import application
 from msao_compile.runtime.serve.edge.chat import Service
 from msao_compile.runtime.serve.edge.gate import LOOPBACK_NAMES, Admission
 from msao_compile.runtime.serve.edge.limits import Door, Limits
+from msao_compile.runtime.serve.heads import PromptHeads
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def serve(runtime: Runtime, where: Listening, announce: Callable[[str], None]) -
         app = application(runtime, admission, where.limits, where.files)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off",
-            http="h11", ws="none", loop="asyncio", limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=CUT_S,
+            http=PromptHeads, ws="none", loop="asyncio", limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=CUT_S,
             ssl_certfile=where.certificate, ssl_keyfile=where.key,
         )  # fmt: skip
         service: Service = app.state.service

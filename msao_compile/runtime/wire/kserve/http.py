@@ -13,13 +13,13 @@ from typing import Any
 
 import aiohttp
 
-from msao_compile.errors import InputError, LinkDown, MsaoError, Refused
+from msao_compile.errors import InputError, LinkDown, MsaoError
 from msao_compile.runtime.wire.base import Traffic
 from msao_compile.runtime.wire.contract import raise_fault
 from msao_compile.runtime.wire.kserve.json_form import FRAME, HEADER_LENGTH, decode_reply, encode_request
 from msao_compile.runtime.wire.kserve.options import LinkOptions, Patience
 from msao_compile.runtime.wire.kserve.parts import Reply, read_safely
-from msao_compile.runtime.wire.kserve.translate import http_error
+from msao_compile.runtime.wire.kserve.translate import http_error, untrusted
 from msao_compile.runtime.wire.message import Message
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class HttpLink:
         except MsaoError:
             raise
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
-            raise Refused(f"the cloud's certificate is not trusted, or it speaks no TLS: {error}") from error
+            raise untrusted(str(error)) from error
         except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError, ValueError, TimeoutError) as error:
             said = str(error) or type(error).__name__
             raise LinkDown(f"the cloud cannot be reached or went away: {said}") from error
@@ -127,9 +127,4 @@ class HttpLink:
 
 def _trust(options: LinkOptions) -> ssl.SSLContext | bool:
     roots = options.read_roots()
-    if roots is None:
-        return True
-    try:
-        return ssl.create_default_context(cadata=roots.decode("ascii"))
-    except (ssl.SSLError, UnicodeDecodeError) as error:
-        raise InputError(f"{options.roots}: it is no PEM file of certificates") from error
+    return True if roots is None else ssl.create_default_context(cadata=roots.decode("ascii"))

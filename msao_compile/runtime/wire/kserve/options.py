@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -37,18 +38,35 @@ class LinkOptions:
     keepalive_s: float = 20.0
     """How often a quiet gRPC connection is tried; servers take less than 5 for an attack."""
 
+    def __post_init__(self) -> None:
+        """Refuse a token that no header can carry, before gRPC and HTTP each fail in a way of their own.
+
+        Raises:
+            InputError: it is empty, or holds blanks, line ends or other than ASCII.
+        """
+        if self.token is not None and not (self.token and all("!" <= letter <= "~" for letter in self.token)):
+            raise InputError(
+                "the token to show the cloud is empty, or has blanks, line ends or letters beyond ASCII: give one token"
+            )
+
     def read_roots(self) -> bytes | None:
         """The certificates to trust.
 
         Raises:
-            InputError: the file cannot be read.
+            InputError: the file cannot be read, or holds none.
         """
         if self.roots is None:
             return None
         try:
-            return self.roots.read_bytes()
+            content = self.roots.read_bytes()
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii"))
+        except (ssl.SSLError, ValueError) as error:  # gRPC would only say that nobody answers
+            raise InputError(
+                f"{self.roots}: it is no PEM file of certificates: give one that holds those to trust"
+            ) from error
         except OSError as error:
             raise InputError(f"{self.roots}: the certificates to trust cannot be read ({error.strerror})") from error
+        return content
 
     def headers(self) -> dict[str, str]:
         """What shows the token."""

@@ -26,7 +26,7 @@ def grpc_error(code: grpc.StatusCode | None, details: str) -> MsaoError:
     """What a call or a stream ended with."""
     said = _sentence(details)
     if any(word in details for word in _CERTIFICATE):
-        return Refused(f"the cloud's certificate is not trusted, or it speaks no TLS: {said}")
+        return untrusted(said)
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return Refused(f"the cloud refused this client: {said}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -40,6 +40,14 @@ def grpc_error(code: grpc.StatusCode | None, details: str) -> MsaoError:
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return RemoteError(f"the other side is no cloud of ours: {said}")
     return LinkDown(f"the cloud cannot be reached or went away: {said}")
+
+
+def untrusted(said: str) -> Refused:
+    """TLS failed: what there is to do, and what the library says."""
+    return Refused(
+        "the cloud's certificate is not trusted, or it speaks no TLS: give who signed it with --cloud-roots, renew it "
+        f"if it has expired, and use a name that it was made for ({said})"
+    )
 
 
 def http_error(status: int, body: bytes, retry_after: str | None = None) -> MsaoError:
