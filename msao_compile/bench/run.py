@@ -110,13 +110,15 @@ async def _point(
     pair: Pair, setting: Setting, shape: Shape, sessions: int, policy: Policy, questions: Sequence[Asked]
 ) -> Seen:
     there, here = setting.cloud.primitives(pair.there), setting.edge.primitives(pair.here)
-    device = PacedDevice("cloud", there)
+    device = PacedDevice("cloud", there, setting.cloud.turn_ms)
     service = CloudService(pair.verifier, CloudLimits(sessions=max(2 * sessions, 4), waiting=1024), device)
     outcomes: dict[int, Outcome] = {}
 
     async def client(index: int) -> None:
-        link = ShapedLink(_untimed(service.handle), shape, index, setting.picture_bytes)
-        own = PacedDevice(f"edge{index}", here)
+        link = ShapedLink(
+            _untimed(service.handle), shape, index, setting.picture_bytes, setting.message_ms, pair.verifier.model.name
+        )
+        own = PacedDevice(f"edge{index}", here, setting.edge.turn_ms)
         edge = Edge(pair.drafter, pair.verifier, pair.route, own, link, Adviser(pair.settings, here, there))
         await _greet(edge)
         for place in range(index, len(questions), sessions):

@@ -11,16 +11,19 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from msao_compile.errors import MissingTool
 from msao_compile.manifest.frozen import Frozen
 from msao_compile.runtime.device import loop_ms
 from msao_compile.runtime.wire.base import Handler, Traffic
-from msao_compile.runtime.wire.contract import PICTURE, raise_fault
+from msao_compile.runtime.wire.contract import LAST, PICTURE, raise_fault
 from msao_compile.runtime.wire.message import Message, pack, unpack
 
 PACKET = 1448
 """Bytes of a TCP segment on Ethernet."""
 LEAST_RESEND_MS = 200.0
 """TCP's smallest wait before it sends again (RFC 6298 allows 1 s, Linux takes 200 ms)."""
+REQUEST_ID = "0123456789abcdef-10"
+"""As long as a link's own."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -104,7 +107,8 @@ class Lane:
 class ShapedLink:
     """A link to a handler in this process, as slow as its shape says, in the running loop's time.
 
-    `picture_bytes`: what a picture counts on the wire instead of its own size, so that small pictures stand for those
+    A message counts as many bytes as it has over gRPC, and takes `message_ms` longer than those: what gRPC, threads and
+    event loops of both sides take. `picture_bytes`: what a picture counts on the wire instead of its own size, so that small pictures stand for those
     of a real data set. Emulated, and to be told so.
     """
 
@@ -112,6 +116,8 @@ class ShapedLink:
     shape: Shape
     seed: int = 0
     picture_bytes: int | None = None
+    message_ms: float = 0.0
+    model: str = "cloud"
     _up: Lane = field(init=False)
     _down: Lane = field(init=False)
 
@@ -122,16 +128,19 @@ class ShapedLink:
     async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:
         """Send one request and give its replies as they arrive; as `base.Link.call`."""
         sent = pack(message)
-        size = len(sent) + self._padding(message)
+        size = weight(message, self.model) + self._padding(message)
         traffic.up += size
-        await _until(self._up.arrival_ms(size, loop_ms()))
-        arrived: asyncio.Queue[tuple[float, bytes] | None] = asyncio.Queue()
+        await _until(self._up.arrival_ms(size, loop_ms()) + self.message_ms)
+        arrived: asyncio.Queue[tuple[float, int, bytes] | None] = asyncio.Queue()
 
         async def serve() -> None:
+            index = 0
             try:
                 async for reply in self.handle(unpack(sent)):
-                    back = pack(reply)
-                    arrived.put_nowait((self._down.arrival_ms(len(back), loop_ms()), back))
+                    size = weight(reply, self.model, index)
+                    arrives_ms = self._down.arrival_ms(size, loop_ms()) + self.message_ms
+                    arrived.put_nowait((arrives_ms, size, pack(reply)))
+                    index += 1
             finally:
                 arrived.put_nowait(None)
 
@@ -139,8 +148,8 @@ class ShapedLink:
         try:
             while (item := await arrived.get()) is not None:
                 await _until(item[0])
-                traffic.down += len(item[1])
-                reply = unpack(item[1])
+                traffic.down += item[1]
+                reply = unpack(item[2])
                 raise_fault(reply)
                 yield reply
         finally:
@@ -152,6 +161,21 @@ class ShapedLink:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def weight(message: Message, model: str, index: int | None = None) -> int:
+    """Bytes over gRPC of a request to a model, or of the reply of this index to one.
+
+    Raises:
+        MissingTool: tritonclient is not installed.
+    """
+    try:
+        from msao_compile.runtime.wire.kserve import codec
+    except ModuleNotFoundError as error:
+        raise MissingTool(f"{error.name} is not installed: pip install 'msao-compile[remote]'") from error
+    if index is None:
+        return int(codec.encode_request(message, model, REQUEST_ID).ByteSize())
+    return int(codec.encode_reply(message, model, REQUEST_ID, index, message.kind in LAST).ByteSize())
 
 
 async def _until(moment_ms: float) -> None:

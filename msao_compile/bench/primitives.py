@@ -1,0 +1,175 @@
+"""What work takes on this machine, as the code that ships does it: questions are answered and every piece is timed."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+
+from msao_compile.bench.run import Asked, Pair
+from msao_compile.bench.sides import Edge, from_cloud, from_edge, speculated
+from msao_compile.manifest.offload import Line, Primitives
+from msao_compile.runtime.adviser import Adviser
+from msao_compile.runtime.bridge import bridge
+from msao_compile.runtime.cloud.service import CloudLimits, CloudService
+from msao_compile.runtime.device import Device, Work
+from msao_compile.runtime.wire.loopback import Loopback
+
+T = TypeVar("T")
+ROUNDS = 3
+"""Of all questions; a first one more is not counted."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work: so much of a kind, what it took, and how much later its caller heard of it."""
+
+    kind: Work
+    count: int
+    spent_ms: float
+    turn_ms: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times of both models' work here, and how long after each piece the next can begin."""
+
+    here: Primitives
+    there: Primitives
+    edge_turn_ms: float
+    cloud_turn_ms: float
+
+
+class TimedDevice(Device):
+    """A device that remembers each piece of work."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.pieces: list[Piece] = []
+
+    async def run(self, kind: Work, count: int, work: Callable[[], T]) -> T:
+        """As `Device.run`."""
+        spent_ms = 0.0
+
+        def timed() -> T:
+            nonlocal spent_ms
+            began_s = time.perf_counter()
+            try:
+                return work()
+            finally:
+                spent_ms = (time.perf_counter() - began_s) * 1e3
+
+        began_s = time.perf_counter()
+        found = await super().run(kind, count, timed)
+        self.pieces.append(Piece(kind, count, spent_ms, (time.perf_counter() - began_s) * 1e3 - spent_ms))
+        return found
+
+
+@dataclass
+class _Bench:
+    """Both sides in this process, with nothing between them."""
+
+    pair: Pair
+    sessions: int
+    here: TimedDevice = field(default_factory=lambda: TimedDevice("edge"))
+    there: TimedDevice = field(default_factory=lambda: TimedDevice("cloud"))
+    step_ms: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.service = CloudService(self.pair.verifier, CloudLimits(sessions=self.sessions), self.there)
+
+    def edge(self) -> Edge:
+        """A new edge, which has learned nothing."""
+        pair = self.pair
+        adviser = Adviser(pair.settings, pair.here, pair.there)
+        return Edge(pair.drafter, pair.verifier, pair.route, self.here, Loopback(self.service.handle), adviser)
+
+    async def ask(self, questions: Sequence[Asked]) -> None:
+        """Each by the cloud, by the edge, and drafted one round at a time."""
+        for asked in questions:
+            found = await from_cloud(self.edge(), asked.question)
+            if found.first_ms is not None and len(found.tokens) > 1:
+                self.step_ms.append((found.total_ms - found.first_ms) / (len(found.tokens) - 1))
+            edge = self.edge()
+            await from_edge(edge, asked.question)
+            plan = replace(edge.plan(asked.question, "speculate"), rounds=1, burst=0, goes_on=None)
+            await speculated(edge, asked.question, plan)
+
+    async def ask_together(self, questions: Sequence[Asked]) -> None:
+        """As many at once as there are sessions."""
+        many = [questions[index % len(questions)].question for index in range(self.sessions)]
+        await asyncio.gather(*(from_cloud(self.edge(), question) for question in many))
+
+    def forget(self) -> None:
+        """What was timed so far is not counted."""
+        self.here.pieces, self.there.pieces, self.step_ms = [], [], []
+
+
+def measured(pair: Pair, questions: Sequence[Asked], sessions: int) -> Measured:
+    """Times of both sides' work, by the questions given, `sessions` of them at once where there are several edges."""
+    bench = _Bench(pair, max(2 * sessions, 4))
+    bridge().run(bench.ask(questions))
+    bench.forget()
+    for _ in range(ROUNDS):
+        bridge().run(bench.ask(questions))
+    there = bench.there.pieces[:]
+    if sessions > 1:
+        bridge().run(bench.ask_together(questions))
+    bench.here.close()
+    bench.there.close()
+    decode_ms = _typical(there, "decode", 1)
+    return Measured(
+        here=_primitives(pair.here.model, bench.here.pieces, "draft"),
+        there=_primitives(pair.there.model, bench.there.pieces, "decode"),
+        edge_turn_ms=typical([piece.turn_ms for piece in bench.here.pieces if piece.kind == "draft"]),
+        cloud_turn_ms=max(typical(bench.step_ms) - decode_ms, 0.0),
+    )
+
+
+def _typical(pieces: Sequence[Piece], kind: Work, count: int) -> float:
+    return typical([piece.spent_ms for piece in pieces if (piece.kind, piece.count) == (kind, count)])
+
+
+def typical(values: Sequence[float]) -> float:
+    """The mean without the slowest twentieth, which others on this machine made slow; of nothing 0."""
+    kept = sorted(values)[: len(values) - len(values) // 20]
+    return statistics.fmean(kept) if kept else 0.0
+
+
+def _primitives(model: str, pieces: Sequence[Piece], step: Work) -> Primitives:
+    decode = line([piece for piece in pieces if piece.kind == step])
+    verify = [piece for piece in pieces if piece.kind == "verify"]
+    return Primitives(
+        model=model,
+        prepare=line([piece for piece in pieces if piece.kind == "prepare"]),
+        encode=line([piece for piece in pieces if piece.kind == "encode"]),
+        prefill=line([piece for piece in pieces if piece.kind == "prefill"]),
+        decode=decode,
+        verify=line(verify) if verify else decode,
+    )
+
+
+def line(pieces: Sequence[Piece]) -> Line:
+    """The line through what is typical of each count, weighted by how many there are; it neither falls nor begins below 0.
+
+    Where all are of one count nothing is known of others: the time is the same for all.
+    """
+    counts = sorted({piece.count for piece in pieces})
+    if not counts:
+        return Line(fixed_ms=0.0, each_ms=0.0)
+    times = [typical([piece.spent_ms for piece in pieces if piece.count == count]) for count in counts]
+    weights = [sum(piece.count == count for piece in pieces) for count in counts]
+    mean_ms = float(np.average(times, weights=weights))
+    if len(counts) == 1:
+        return Line(fixed_ms=mean_ms, each_ms=0.0)
+    each_ms, fixed_ms = (float(value) for value in np.polyfit(counts, times, 1, w=np.sqrt(weights)))
+    if each_ms <= 0:
+        return Line(fixed_ms=mean_ms, each_ms=0.0)
+    if fixed_ms < 0:
+        return Line(fixed_ms=0.0, each_ms=mean_ms / float(np.average(counts, weights=weights)))
+    return Line(fixed_ms=fixed_ms, each_ms=each_ms)
