@@ -78,7 +78,7 @@ class _Bench:
     sessions: int
     here: TimedDevice = field(default_factory=lambda: TimedDevice("edge"))
     there: TimedDevice = field(default_factory=lambda: TimedDevice("cloud"))
-    step_ms: list[float] = field(default_factory=list)
+    turns_ms: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.service = CloudService(self.pair.verifier, CloudLimits(sessions=self.sessions), self.there)
@@ -92,9 +92,11 @@ class _Bench:
     async def ask(self, questions: Sequence[Asked]) -> None:
         """Each by the cloud, by the edge, and drafted one round at a time."""
         for asked in questions:
+            before = len(self.there.pieces)
             found = await from_cloud(self.edge(), asked.question)
-            if found.first_ms is not None and len(found.tokens) > 1:
-                self.step_ms.append((found.total_ms - found.first_ms) / (len(found.tokens) - 1))
+            steps = [piece.spent_ms for piece in self.there.pieces[before:] if piece.kind == "decode"]
+            if found.first_ms is not None and steps:
+                self.turns_ms.append((found.total_ms - found.first_ms - sum(steps)) / len(steps))
             edge = self.edge()
             await from_edge(edge, asked.question)
             plan = replace(edge.plan(asked.question, "speculate"), rounds=1, burst=0, goes_on=None)
@@ -107,7 +109,7 @@ class _Bench:
 
     def forget(self) -> None:
         """What was timed so far is not counted."""
-        self.here.pieces, self.there.pieces, self.step_ms = [], [], []
+        self.here.pieces, self.there.pieces, self.turns_ms = [], [], []
 
 
 def measured(pair: Pair, questions: Sequence[Asked], sessions: int) -> Measured:
@@ -117,22 +119,16 @@ def measured(pair: Pair, questions: Sequence[Asked], sessions: int) -> Measured:
     bench.forget()
     for _ in range(ROUNDS):
         bridge().run(bench.ask(questions))
-    there = bench.there.pieces[:]
     if sessions > 1:
         bridge().run(bench.ask_together(questions))
     bench.here.close()
     bench.there.close()
-    decode_ms = _typical(there, "decode", 1)
     return Measured(
         here=_primitives(pair.here.model, bench.here.pieces, "draft"),
         there=_primitives(pair.there.model, bench.there.pieces, "decode"),
-        edge_turn_ms=typical([piece.turn_ms for piece in bench.here.pieces if piece.kind == "draft"]),
-        cloud_turn_ms=max(typical(bench.step_ms) - decode_ms, 0.0),
+        edge_turn_ms=statistics.median(piece.turn_ms for piece in bench.here.pieces if piece.kind == "draft"),
+        cloud_turn_ms=max(statistics.median(bench.turns_ms), 0.0),
     )
-
-
-def _typical(pieces: Sequence[Piece], kind: Work, count: int) -> float:
-    return typical([piece.spent_ms for piece in pieces if (piece.kind, piece.count) == (kind, count)])
 
 
 def typical(values: Sequence[float]) -> float:
