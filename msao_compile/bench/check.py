@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from msao_compile.bench.edge_process import ROUTES, EdgeTask
-from msao_compile.bench.policies import policies
-from msao_compile.bench.primitives import Measured, measured
+from msao_compile.bench.lateness import Lateness
+from msao_compile.bench.policies import Answer, Policy, policies
+from msao_compile.bench.primitives import measured, turns_ms
 from msao_compile.bench.real import NEAR, Edges, cloud, edges, links
 from msao_compile.bench.run import Asked, Pair, asked, pair_of, point
 from msao_compile.bench.setting import Setting, Side, read_setting
 from msao_compile.bench.shape import Shape
-from msao_compile.bench.sides import Outcome
+from msao_compile.bench.sides import Edge, Outcome
 from msao_compile.bench.sweep import known_names, rows_of
 from msao_compile.errors import InputError
 from msao_compile.runtime.api import Runtime, load
+from msao_compile.runtime.routes import Question
 from msao_compile.runtime.serve.cloud.opening import cloud_model, served_session
 
 UNCOUNTED = 4
@@ -97,12 +100,16 @@ def run(check: Check, log: Path, tell: Tell) -> Row:
     """
     ready = _opened(check)
     tell("timing what work takes here")
-    found = measured(ready.pair, ready.questions[ready.uncounted :][:MEASURED], check.edges)
-    timed = replace(ready, pair=replace(ready.pair, here=found.here, there=found.there))
-    pair = _declared(timed, check)
-    seen, message_ms = _seen(replace(ready, pair=pair), check, log, tell)
+    some = ready.questions[ready.uncounted :][:MEASURED]
+    here, there = measured(ready.pair, some, check.edges)
+    pair = _declared(replace(ready, pair=replace(ready.pair, here=here, there=there)), check)
+    turns = turns_ms(pair, some, check.declared)
+    ready = replace(ready, pair=pair)
+    with Lateness() as late:
+        seen, message_ms = _seen(ready, check, log, tell)
     tell("the same in counted time")
-    rows = [_compared(replace(ready, pair=pair), check, (found, message_ms), name, seen[name]) for name in ready.names]
+    beside = _plain(ready.setting, message_ms, turns)
+    rows = [_compared(replace(ready, setting=beside), check, name, seen[name]) for name in ready.names]
     return {
         **_place(check),
         "setting": ready.setting.name,
@@ -110,10 +117,11 @@ def run(check: Check, log: Path, tell: Tell) -> Row:
         "questions": ready.counted,
         "uncounted": ready.uncounted,
         "message_ms": message_ms,
-        "edge_turn_ms": found.edge_turn_ms,
-        "cloud_turn_ms": found.cloud_turn_ms,
+        "edge_turn_ms": turns[0],
+        "cloud_turn_ms": turns[1],
         "primitives": {side: times.model_dump() for side, times in (("edge", pair.here), ("cloud", pair.there))},
-        "machine": platform.platform(),
+        "timer_late_ms": late.figures(),
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
         "rows": rows,
     }
 
@@ -132,8 +140,8 @@ def _opened(check: Check) -> _Ready:
     rows = rows_of(check.samples, wanted)
     if len(rows) < wanted:
         raise InputError(
-            f"{check.samples}: has {len(rows)} samples where {check.questions} and {uncounted} that are not counted are "
-            "asked: give more samples, or --questions less"
+            f"{check.samples}: has {len(rows)} samples where {check.questions} and {uncounted} that are not counted "
+            "are asked: give more samples, or --questions less"
         )
     questions = [_padded(one, setting.picture_bytes) for one in asked(rows, check.samples.parent)]
     runtime = load(check.deployment)
@@ -211,16 +219,13 @@ def _asked(clients: Edges, name: str, tell: Tell) -> list[Outcome]:
     return [one[place] for place in range(most) for one in each if place < len(one)]
 
 
-def _compared(
-    ready: _Ready, check: Check, found: tuple[Measured, float], name: str, seen: Sequence[Outcome]
-) -> Row:
+def _compared(ready: _Ready, check: Check, name: str, seen: Sequence[Outcome]) -> Row:
     """One policy's figures, foretold and seen."""
-    times, message_ms = found
-    routed = name in ROUTES and not (check.declared and name == "edge-only")
-    alone = routed and name == "edge-only"  # no device: its work follows itself in one thread
-    plain = _plain(ready.setting, message_ms, (0.0 if alone else times.edge_turn_ms, times.cloud_turn_ms))
-    policy = policies(ready.runtime.deployment, ready.pair.drafter)[name]
-    outcomes = point(ready.pair, plain, check.shape, check.edges, policy, ready.questions).outcomes[ready.uncounted :]
+    routed, setting = name in ROUTES and not (check.declared and name == "edge-only"), ready.setting
+    if routed and name == "edge-only":  # in the caller's thread: no device, and no turns
+        setting = setting.model_copy(update={"edge": setting.edge.model_copy(update={"turn_ms": 0.0})})
+    policy = _for_each(ready, name)
+    outcomes = point(ready.pair, setting, check.shape, check.edges, policy, ready.questions).outcomes[ready.uncounted :]
     foretold, real = figures(outcomes), figures(seen)
     return {
         "policy": name,
@@ -231,6 +236,21 @@ def _compared(
         "equal": sum(one.tokens == other.tokens for one, other in zip(outcomes, seen, strict=True)),
         "n": len(outcomes),
     }
+
+
+def _for_each(ready: _Ready, name: str) -> Policy:
+    """A policy whose memory is each edge's own, as it is where each is a process."""
+    answers: dict[int, Answer] = {}
+
+    def made() -> Policy:
+        return policies(ready.runtime.deployment, ready.pair.drafter)[name]
+
+    async def answer(edge: Edge, question: Question) -> Outcome:
+        if id(edge) not in answers:
+            answers[id(edge)] = made().answer
+        return await answers[id(edge)](edge, question)
+
+    return replace(made(), answer=answer)
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float | None]:

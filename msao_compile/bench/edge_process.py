@@ -1,4 +1,4 @@
-"""One edge of a check, in a process of its own: `load(..., cloud=...)` asked as an application asks it, on the clock."""
+"""One edge of a check in a process of its own: `load(..., cloud=...)` asked as an application asks it, on the clock."""
 
 from __future__ import annotations
 

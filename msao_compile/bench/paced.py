@@ -1,4 +1,4 @@
-"""Emulated devices: the work is really done, and takes as long as a profile says, in the loop's time or on the clock."""
+"""Emulated devices: work is really done, and takes as long as a profile says, in the loop's time or on the clock."""
 
 from __future__ import annotations
 
@@ -57,14 +57,16 @@ class SlowedDevice(Device):
 
     async def run(self, kind: Work, count: int, work: Callable[[], T]) -> T:
         """As `Device.run`; what takes longer than declared by itself is not waited for."""
-        return await super().run(kind, count, lambda: self._lasting(kind, count, work))
+        return await super().run(kind, count, lambda: lasting(self.times, kind, count, work))
 
-    def _lasting(self, kind: Work, count: int, work: Callable[[], T]) -> T:
-        until_s = time.perf_counter() + line_of(self.times, kind).at(count) / 1e3
-        try:
-            return work()
-        finally:
-            time.sleep(max(until_s - time.perf_counter(), 0.0))
+
+def lasting(times: Primitives, kind: Work, count: int, work: Callable[[], T]) -> T:
+    """Do `work`, and wait until it has taken as long as declared."""
+    until_s = time.perf_counter() + line_of(times, kind).at(count) / 1e3
+    try:
+        return work()
+    finally:
+        time.sleep(max(until_s - time.perf_counter(), 0.0))
 
 
 def line_of(times: Primitives, kind: Work) -> Line:

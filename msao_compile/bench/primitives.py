@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from msao_compile.bench.paced import lasting
 from msao_compile.bench.run import Asked, Pair
 from msao_compile.bench.sides import Edge, from_cloud, from_edge, speculated
 from msao_compile.manifest.offload import Line, Primitives
@@ -35,22 +36,13 @@ class Piece:
     turn_ms: float
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Times of both models' work here, and how long after each piece the next can begin."""
-
-    here: Primitives
-    there: Primitives
-    edge_turn_ms: float
-    cloud_turn_ms: float
-
-
 class TimedDevice(Device):
-    """A device that remembers each piece of work."""
+    """A device that remembers each piece of work, each of which takes as long as `times` say, where they are given."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, times: Primitives | None = None) -> None:
         super().__init__(name)
         self.pieces: list[Piece] = []
+        self.times = times
 
     async def run(self, kind: Work, count: int, work: Callable[[], T]) -> T:
         """As `Device.run`."""
@@ -60,7 +52,7 @@ class TimedDevice(Device):
             nonlocal spent_ms
             began_s = time.perf_counter()
             try:
-                return work()
+                return work() if self.times is None else lasting(self.times, kind, count, work)
             finally:
                 spent_ms = (time.perf_counter() - began_s) * 1e3
 
@@ -76,12 +68,13 @@ class _Bench:
 
     pair: Pair
     sessions: int
-    here: TimedDevice = field(default_factory=lambda: TimedDevice("edge"))
-    there: TimedDevice = field(default_factory=lambda: TimedDevice("cloud"))
+    here: TimedDevice
+    there: TimedDevice
     turns_ms: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.service = CloudService(self.pair.verifier, CloudLimits(sessions=self.sessions), self.there)
+        limits = CloudLimits(sessions=max(2 * self.sessions, 4))
+        self.service = CloudService(self.pair.verifier, limits, self.there)
 
     def edge(self) -> Edge:
         """A new edge, which has learned nothing."""
@@ -111,24 +104,37 @@ class _Bench:
         """What was timed so far is not counted."""
         self.here.pieces, self.there.pieces, self.turns_ms = [], [], []
 
+    def close(self) -> None:
+        """Give the devices' threads back."""
+        self.here.close()
+        self.there.close()
 
-def measured(pair: Pair, questions: Sequence[Asked], sessions: int) -> Measured:
+
+def measured(pair: Pair, questions: Sequence[Asked], sessions: int) -> tuple[Primitives, Primitives]:
     """Times of both sides' work, by the questions given, `sessions` of them at once where there are several edges."""
-    bench = _Bench(pair, max(2 * sessions, 4))
+    bench = _Bench(pair, sessions, TimedDevice("edge"), TimedDevice("cloud"))
     bridge().run(bench.ask(questions))
     bench.forget()
     for _ in range(ROUNDS):
         bridge().run(bench.ask(questions))
     if sessions > 1:
         bridge().run(bench.ask_together(questions))
-    bench.here.close()
-    bench.there.close()
-    return Measured(
-        here=_primitives(pair.here.model, bench.here.pieces, "draft"),
-        there=_primitives(pair.there.model, bench.there.pieces, "decode"),
-        edge_turn_ms=statistics.median(piece.turn_ms for piece in bench.here.pieces if piece.kind == "draft"),
-        cloud_turn_ms=max(statistics.median(bench.turns_ms), 0.0),
-    )
+    bench.close()
+    here = _primitives(pair.here.model, bench.here.pieces, "draft")
+    return here, _primitives(pair.there.model, bench.there.pieces, "decode")
+
+
+def turns_ms(pair: Pair, questions: Sequence[Asked], slowed: bool) -> tuple[float, float]:
+    """How long after a piece of work the next can begin, at the edge and in the cloud: medians.
+
+    `slowed`: where work takes as long as the pair says, and so leaves the cores to others meanwhile.
+    """
+    here, there = (TimedDevice(times.model, times if slowed else None) for times in (pair.here, pair.there))
+    bench = _Bench(pair, 1, here, there)
+    bridge().run(bench.ask(questions))
+    bench.close()
+    edge = [piece.turn_ms for piece in here.pieces if piece.kind == "draft"]
+    return statistics.median(edge or [0.0]), max(statistics.median(bench.turns_ms or [0.0]), 0.0)
 
 
 def typical(values: Sequence[float]) -> float:
@@ -151,9 +157,9 @@ def _primitives(model: str, pieces: Sequence[Piece], step: Work) -> Primitives:
 
 
 def line(pieces: Sequence[Piece]) -> Line:
-    """The line through what is typical of each count, weighted by how many there are; it neither falls nor begins below 0.
+    """The line through what is typical of each count, weighted by how many there are.
 
-    Where all are of one count nothing is known of others: the time is the same for all.
+    It neither falls nor begins below 0. Where all are of one count nothing is known of others: the time is the same for all.
     """
     counts = sorted({piece.count for piece in pieces})
     if not counts:

@@ -146,7 +146,7 @@ def edges(tasks: Sequence[EdgeTask]) -> Iterator[Edges]:
     try:
         for task in tasks:
             mine, theirs = context.Pipe()
-            process = context.Process(target=main, args=(theirs, task), daemon=True)
+            process: BaseProcess = context.Process(target=main, args=(theirs, task), daemon=True)
             process.start()
             theirs.close()
             ours.append(mine)

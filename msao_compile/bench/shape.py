@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -22,8 +23,8 @@ PACKET = 1448
 """Bytes of a TCP segment on Ethernet."""
 LEAST_RESEND_MS = 200.0
 """TCP's smallest wait before it sends again (RFC 6298 allows 1 s, Linux takes 200 ms)."""
-REQUEST_ID = "0123456789abcdef-10"
-"""As long as a link's own."""
+LINK_ID = "0123456789abcdef"
+"""As long as that of a real link, whose requests are counted from the handshake on."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -108,8 +109,8 @@ class ShapedLink:
     """A link to a handler in this process, as slow as its shape says, in the running loop's time.
 
     A message counts as many bytes as it has over gRPC, and takes `message_ms` longer than those: what gRPC, threads and
-    event loops of both sides take. `picture_bytes`: what a picture counts on the wire instead of its own size, so that small pictures stand for those
-    of a real data set. Emulated, and to be told so.
+    event loops of both sides take. `picture_bytes`: what a picture counts on the wire instead of its own size, so that
+    small pictures stand for those of a real data set. Emulated, and to be told so.
     """
 
     handle: Handler
@@ -118,6 +119,7 @@ class ShapedLink:
     picture_bytes: int | None = None
     message_ms: float = 0.0
     model: str = "cloud"
+    _count: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _up: Lane = field(init=False)
     _down: Lane = field(init=False)
 
@@ -127,8 +129,8 @@ class ShapedLink:
 
     async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:
         """Send one request and give its replies as they arrive; as `base.Link.call`."""
-        sent = pack(message)
-        size = weight(message, self.model) + self._padding(message)
+        sent, name = pack(message), f"{LINK_ID}-{next(self._count)}"
+        size = weight(message, self.model, name) + self._padding(message)
         traffic.up += size
         await _until(self._up.arrival_ms(size, loop_ms()) + self.message_ms)
         arrived: asyncio.Queue[tuple[float, int, bytes] | None] = asyncio.Queue()
@@ -137,7 +139,7 @@ class ShapedLink:
             index = 0
             try:
                 async for reply in self.handle(unpack(sent)):
-                    size = weight(reply, self.model, index)
+                    size = weight(reply, self.model, name, index)
                     arrives_ms = self._down.arrival_ms(size, loop_ms()) + self.message_ms
                     arrived.put_nowait((arrives_ms, size, pack(reply)))
                     index += 1
@@ -163,7 +165,7 @@ class ShapedLink:
         """Nothing is held."""
 
 
-def weight(message: Message, model: str, index: int | None = None) -> int:
+def weight(message: Message, model: str, request_id: str, index: int | None = None) -> int:
     """Bytes over gRPC of a request to a model, or of the reply of this index to one.
 
     Raises:
@@ -174,8 +176,8 @@ def weight(message: Message, model: str, index: int | None = None) -> int:
     except ModuleNotFoundError as error:
         raise MissingTool(f"{error.name} is not installed: pip install 'msao-compile[remote]'") from error
     if index is None:
-        return int(codec.encode_request(message, model, REQUEST_ID).ByteSize())
-    return int(codec.encode_reply(message, model, REQUEST_ID, index, message.kind in LAST).ByteSize())
+        return int(codec.encode_request(message, model, request_id).ByteSize())
+    return int(codec.encode_reply(message, model, request_id, index, message.kind in LAST).ByteSize())
 
 
 async def _until(moment_ms: float) -> None:

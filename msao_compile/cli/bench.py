@@ -33,16 +33,45 @@ def bench(
         "artifacts/offloading"
     ),
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Points at the same time.")] = 1,
+    check: Annotated[
+        bool, typer.Option("--check", help="One point in real time with real processes, beside what is emulated.")
+    ] = False,
+    mbps: Annotated[float, typer.Option(metavar="R", min=0.01, help="Check: rate of each edge's link.")] = 300.0,
+    rtt_ms: Annotated[float, typer.Option(metavar="MS", min=0.0, help="Check: its round trip.")] = 20.0,
+    jitter_ms: Annotated[float, typer.Option(metavar="MS", min=0.0, help="Check: its jitter.")] = 0.0,
+    loss: Annotated[float, typer.Option(metavar="P", min=0.0, max=0.99, help="Check: share of packets lost.")] = 0.0,
+    edges: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Check: edge processes at once.")] = 1,
+    declared: Annotated[
+        bool, typer.Option("--declared", help="Check: the setting's speeds, by waiting, not this machine's own.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check: tell what would run, and for how long.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare ways to answer between edge and cloud. Answers are real, time is emulated: by declared speeds and links.
 
     Results are kept as they come: the same command goes on where it was stopped.
+
+    --check shows whether that is true: it starts a cloud, links and edges as processes, asks the same questions in real
+    time and tells what was foretold and what was seen. Each call adds its point to the report in DIR:
+
+      msao-compile bench DEPLOYMENT --offload --check --samples questions.jsonl --setting recipes/settings/msao.toml
+      --questions 48 --mbps 20 --rtt-ms 80 --policy cloud-only --policy auto
     """
     talk = talk_of(context, as_json, quiet)
     if not offload:
         raise InputError("bench has one comparison so far: add --offload")
+    if check:
+        from msao_compile.bench.check import Check
+        from msao_compile.bench.shape import Shape
+        from msao_compile.cli.bench_check import checked
+
+        shape = Shape(mbps=mbps, rtt_ms=rtt_ms, jitter_ms=jitter_ms, loss=loss)
+        asked = Check(deployment, setting, samples, questions, tuple(policy or ()), shape, edges, declared)
+        checked(talk, asked, out, dry_run)
+        return
+    if declared or dry_run:
+        raise InputError("--declared and --dry-run belong to a check: add --check")
     from msao_compile.bench.report import markdown, plot
     from msao_compile.bench.setting import read_setting
     from msao_compile.bench.sweep import Asking, sweep
