@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from msao_compile.bench.paced import SlowedDevice
 from msao_compile.bench.policies import policies
+from msao_compile.bench.primitives import quiet
 from msao_compile.bench.run import Asked
 from msao_compile.bench.sides import Edge, Outcome
 from msao_compile.errors import MsaoError
@@ -143,7 +143,7 @@ class _Edge:
                 found.append((time.perf_counter() - began_s) * 1e3)
         finally:
             bridge().run(link.close())
-        return statistics.median(found) / 2
+        return quiet(found) / 2
 
 
 async def _hello(link: Link) -> None:

@@ -20,8 +20,9 @@ from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.wire.base import Link, Traffic
+from msao_compile.runtime.wire.kserve.codec import encode_reply, encode_request
 from msao_compile.runtime.wire.loopback import Loopback
-from msao_compile.runtime.wire.message import Message, pack
+from msao_compile.runtime.wire.message import Message
 
 KILOBYTE_MS = 8.0
 """Of 1,000 bytes at 1 Mbit/s."""
@@ -105,7 +106,7 @@ def streamed(verifier: ModelSession, limit: int = 12) -> Message:
     return Message("prefill", {**message.fields, "session": "session-1", "stream": limit})
 
 
-def test_a_shaped_link_says_what_a_loopback_says_and_counts_the_same_bytes(verifier: ModelSession) -> None:
+def test_a_shaped_link_says_what_a_loopback_says_and_counts_bytes_as_grpc_does(verifier: ModelSession) -> None:
     def ids(replies: list[Message]) -> list[object]:
         return [reply.fields.get("id") for reply in replies]
 
@@ -120,8 +121,11 @@ def test_a_shaped_link_says_what_a_loopback_says_and_counts_the_same_bytes(verif
     told, traffic = asyncio.run(straight())
     found, seen, passed_ms = virtual.run(shaped())
     assert ids(found) == ids(told) and len(found) > 5
-    assert seen.up == traffic.up == len(pack(streamed(verifier)))
-    assert seen.down == pytest.approx(traffic.down, rel=0.05)  # times are told in as many digits as they have
+    request = encode_request(streamed(verifier), "cloud", "0123456789abcdef-1")
+    assert seen.up == request.ByteSize() > traffic.up
+    replies = [encode_reply(reply, "cloud", request.id, index, index + 1 == len(found))
+               for index, reply in enumerate(found)]  # fmt: skip
+    assert seen.down == sum(reply.ByteSize() for reply in replies)
     assert passed_ms > 50 + 8 * (seen.up + seen.down) / 100 * 0.99
 
 
