@@ -80,15 +80,12 @@ def expected_s(check: Check) -> float:
     Raises:
         InputError, DeploymentError: as `run`.
     """
-    ready = _opened(replace(check, questions=min(check.questions, TRIED)))
-    pair = _declared(ready, check)
+    ready = _opened(check)
+    pair, some = _declared(ready, check), ready.questions[: ready.uncounted + TRIED]
     known = policies(ready.runtime.deployment, pair.drafter)
     plain = _plain(ready.setting, 0.0, (0.0, 0.0))
-    spent_ms = [
-        point(pair, plain, check.shape, check.edges, known[name], ready.questions).passed_ms for name in ready.names
-    ]
-    share = (check.questions + ready.uncounted) / len(ready.questions)
-    return START_S + sum(spent_ms) * share / 1e3
+    spent_ms = [point(pair, plain, check.shape, check.edges, known[name], some).passed_ms for name in ready.names]
+    return START_S + sum(spent_ms) * len(ready.questions) / len(some) / 1e3
 
 
 def run(check: Check, log: Path, tell: Tell) -> Row:
@@ -233,6 +230,7 @@ def _compared(ready: _Ready, check: Check, name: str, seen: Sequence[Outcome]) -
         "predicted": foretold,
         "seen": real,
         "error": {key: _error(foretold[key], real[key]) for key in FIGURES},
+        "unverified": sum(not one.verified for one in seen),
         "equal": sum(one.tokens == other.tokens for one, other in zip(outcomes, seen, strict=True)),
         "n": len(outcomes),
     }

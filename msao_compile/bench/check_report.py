@@ -15,8 +15,8 @@ def markdown(checks: Sequence[Row]) -> str:
         "# Is the emulation true?",
         "Each point was asked twice. **Seen**: a `serve --role cloud` process (gRPC), a user-space link in front of "
         "it, and an edge process for each edge that asks through `load(folder, cloud=...)`, on the clock. "
-        "**Predicted**: the same questions in the counted time of `bench --offload`, with the times of work, messages and "
-        "turns measured in the same run. `error` is how much more was seen than predicted.",
+        "**Predicted**: the same questions in the counted time of `bench --offload`, with the times of work, messages "
+        "and turns measured in the same run. `error` is how much more was seen than predicted.",
         "`measured`: both sides run as fast as this machine lets them. `declared`: both take the times of the setting, "
         "realised by waiting until a piece of work has taken so long; that frees the cores that all processes share. "
         "`late` is how late timers were meanwhile: where it is not far below 1 ms, others used the machine, and the "

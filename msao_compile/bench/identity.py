@@ -15,8 +15,12 @@ PARTS = ("bench", "manifest", "runtime")
 
 @cache
 def code() -> str:
-    """A digest that changes with the version and with any file of those parts, as they are when it is first asked."""
-    folder = Path(msao_compile.__path__[0])
-    files = sorted(file for part in PARTS for file in (folder / part).rglob("*.py"))
-    told = {str(file.relative_to(folder)): sha256_file(file) for file in files}
-    return sha256_bytes(canonical_json({"version": version("msao-compile"), "files": told}))
+    """The digest of this package, as it is when it is first asked."""
+    return digest(Path(msao_compile.__path__[0]), version("msao-compile"))
+
+
+def digest(package: Path, told: str) -> str:
+    """What changes with a version and with any Python file of those parts of a package."""
+    files = sorted(file for part in PARTS for file in (package / part).rglob("*.py"))
+    known = {str(file.relative_to(package)): sha256_file(file) for file in files}
+    return sha256_bytes(canonical_json({"version": told, "files": known}))

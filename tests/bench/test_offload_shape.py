@@ -145,6 +145,20 @@ def test_pictures_may_count_as_others_would() -> None:
     assert told_ms - own_ms == pytest.approx(8 * 119_500 / 1e3)
 
 
+def test_a_message_takes_longer_than_its_bytes_each_way_and_holds_up_none_behind_it() -> None:
+    async def counts(message: Message) -> AsyncIterator[Message]:
+        for position in range(3):
+            yield Message("token", {"session": "session-1", "position": position, "id": 1})
+        yield Message("done", {"session": "session-1", "finish": "stop"})
+
+    async def asked(message_ms: float) -> float:
+        link = ShapedLink(counts, Shape(mbps=1.0, rtt_ms=10.0), message_ms=message_ms)
+        await heard(link, Message("decode", {}))
+        return asyncio.get_running_loop().time() * 1e3
+
+    assert virtual.run(asked(3.0)) - virtual.run(asked(0.0)) == pytest.approx(2 * 3.0)
+
+
 def test_a_fault_crosses_the_link_as_itself(verifier: ModelSession) -> None:
     message = streamed(verifier)
     wrong = Message("prefill", {**message.fields, "modules": {"decoder": "ab" * 32}})
