@@ -18,7 +18,8 @@ def markdown(checks: Sequence[Row]) -> str:
         "**Predicted**: the same questions in the counted time of `bench --offload`, with the times of work, messages "
         "and turns measured in the same run. `error` is how much more was seen than predicted.",
         "`measured`: both sides run as fast as this machine lets them. `declared`: both take the times of the setting, "
-        "realised by waiting until a piece of work has taken so long; that frees the cores that all processes share. "
+        "realised by waiting until a piece of work has taken so long. Counted time has a machine for each side; here "
+        "edges, cloud, links and their engines' threads share the cores, which hurts least where work is waiting. "
         "`late` is how late timers were meanwhile: where it is not far below 1 ms, others used the machine, and the "
         "error is theirs.",
         *(_part(check) for check in checks),

@@ -13,6 +13,7 @@ import pytest
 import served
 import tiny
 
+from msao_compile.bench import check as checking
 from msao_compile.bench.check import FIGURES, Check, expected_s, figures, run, same_place
 from msao_compile.bench.edge_process import EdgeTask
 from msao_compile.bench.lateness import Lateness
@@ -75,6 +76,13 @@ def test_processes_and_counted_time_give_the_same_tokens_and_bytes(
 def test_a_dry_run_reckons_the_time_of_all_questions(check: Check) -> None:
     short, long = (expected_s(replace(check, questions=count, only=("cloud-only",))) for count in (2, 12))
     assert long > short
+
+
+def test_a_dry_run_asks_some_and_reckons_with_all(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace(check, questions=12, only=("cloud-only",))
+    whole_s = expected_s(asked) - checking.START_S
+    monkeypatch.setattr(checking, "TRIED", 2)
+    assert expected_s(asked) - checking.START_S == pytest.approx(whole_s, rel=0.3)
 
 
 @pytest.mark.parametrize(
