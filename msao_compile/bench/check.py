@@ -118,7 +118,7 @@ def run(check: Check, log: Path, tell: Tell) -> Row:
         "cloud_turn_ms": turns[1],
         "primitives": {side: times.model_dump() for side, times in (("edge", pair.here), ("cloud", pair.there))},
         "timer_late_ms": late.figures(),
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "niceness": os.nice(0)},
         "rows": rows,
     }
 

@@ -37,8 +37,10 @@ def _part(check: Row) -> str:
         f"`{check['command']}`: {check['questions']} questions, {WAITED[check['speeds'] == 'declared']}. A message "
         f"takes {check['message_ms']:.2f} ms beside the link, a turn {check['edge_turn_ms']:.2f} ms at the edge and "
         f"{check['cloud_turn_ms']:.2f} ms in the cloud. Timers were late by {late['p50']:.2f} ms (median) and "
-        f"{late['p95']:.2f} ms (95th percentile), on {check['machine']['cores']} cores."
+        f"{late['p95']:.2f} ms (95th percentile), on {check['machine']['cores']} cores"
     )
+    nice = check["machine"]["niceness"]
+    facts += f", all processes at niceness {nice}." if nice else "."
     lines = [
         "| policy | asked by | | mean ms | p50 | p95 | TTFT | kB up | kB down | kept | same tokens |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
