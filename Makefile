@@ -12,7 +12,7 @@ ZOO ?=
 
 FUZZ ?= 10000
 
-.PHONY: demo test check fast fuzz bench gpu-check offloading soak soak-processes together scale targets accuracy families zoo-is-given calibrate clean
+.PHONY: demo test check fast fuzz bench gpu-check offloading offloading-check fitted soak soak-processes together scale targets accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -57,16 +57,31 @@ gpu-check:
 
 # Ways to answer between edge and cloud under emulated links and devices: fits, then sweeps.
 HARNESS := artifacts/bench/offloading
-offloading: $(STAMP)
+offloading: fitted
+	$(BIN)/msao-compile bench $(HARNESS)/deployment --offload --samples $(HARNESS)/heldout/questions.jsonl \
+	  --setting recipes/settings/msao.toml --jobs 2 --out $(HARNESS)/out
+	cp $(HARNESS)/out/offloading.md $(HARNESS)/out/offloading.json $(HARNESS)/out/offloading.svg docs/
+
+# The same harness against real processes on the clock: a near and a poor link, declared and this machine's own speeds.
+CHECK = $(BIN)/msao-compile bench $(HARNESS)/deployment --offload --check --samples $(HARNESS)/heldout/questions.jsonl \
+  --setting recipes/settings/msao.toml --questions 48 --policy cloud-only --policy edge-only --policy stop-and-wait \
+  --policy auto --out $(HARNESS)/check
+offloading-check: $(STAMP)
+	@test -f $(HARNESS)/deployment/deployment.json || $(MAKE) fitted
+	$(CHECK) --mbps 300 --rtt-ms 20 --declared
+	$(CHECK) --mbps 20 --rtt-ms 80 --declared
+	$(CHECK) --mbps 300 --rtt-ms 20
+	$(CHECK) --mbps 20 --rtt-ms 80
+	cp $(HARNESS)/check/offloading-check.md $(HARNESS)/check/offloading-check.json docs/
+
+# A deployment fitted on samples of its own, and others to show it on.
+fitted: $(STAMP)
 	$(BIN)/msao-compile build recipes/shapes-vqa.toml --jobs 2
 	$(BIN)/python -m calibration.shapes --set fit --count 2400 --out $(HARNESS)/fit
 	$(BIN)/python -m calibration.shapes --set heldout --count 1200 --out $(HARNESS)/heldout
 	rm -rf $(HARNESS)/deployment && cp -r $(DEPLOYMENT) $(HARNESS)/deployment
 	$(BIN)/msao-compile fit $(HARNESS)/deployment --samples $(HARNESS)/fit/questions.jsonl \
 	  --held-out $(HARNESS)/heldout/questions.jsonl --epsilon 0.008
-	$(BIN)/msao-compile bench $(HARNESS)/deployment --offload --samples $(HARNESS)/heldout/questions.jsonl \
-	  --setting recipes/settings/msao.toml --jobs 2 --out $(HARNESS)/out
-	cp $(HARNESS)/out/offloading.md $(HARNESS)/out/offloading.json $(HARNESS)/out/offloading.svg docs/
 
 # What batching gives a cloud on this machine, and what a probe costs an edge.
 together: $(STAMP)

@@ -10,7 +10,9 @@ import numpy as np
 from msao_compile.bench.shape import PACKET, Lane, Shape
 
 UNDER_WAY = 256
-"""Packets of one connection and direction on their way at once, before its sender has to wait."""
+"""Pieces of one connection and direction on their way at once, before its sender has to wait."""
+PIECE_MS = 0.5
+"""So long a piece is on a fast link, where a loop has no time for each packet."""
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
         loop = asyncio.get_running_loop()
         self._began_s = loop.time()
+        self._piece = PACKET * max(int(self.shape.mbps * 1e3 * PIECE_MS / 8 / PACKET), 1)
         cuts = self.shape.outages if self.cuts else ()
         self._cuts = [loop.call_later(outage.from_ms / 1e3, self.cut) for outage in cuts]
 
@@ -90,7 +93,7 @@ class Proxy:
         arriving: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(UNDER_WAY)
 
         async def read() -> None:
-            while data := await reader.read(PACKET):
+            while data := await reader.read(self._piece):
                 await arriving.put((lane.arrival_ms(len(data), self._now_ms()), data))
             await arriving.put((max(lane.last_ms, self._now_ms()), b""))
 

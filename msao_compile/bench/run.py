@@ -31,6 +31,7 @@ from msao_compile.runtime.wire.base import Handler, Traffic
 from msao_compile.runtime.wire.message import Message
 
 LIMIT = 48
+DIGITS = 1.0 / 3.0
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,15 @@ async def _point(
     pair: Pair, setting: Setting, shape: Shape, sessions: int, policy: Policy, questions: Sequence[Asked]
 ) -> Seen:
     there, here = setting.cloud.primitives(pair.there), setting.edge.primitives(pair.here)
-    device = PacedDevice("cloud", there)
+    device = PacedDevice("cloud", there, setting.cloud.turn_ms)
     service = CloudService(pair.verifier, CloudLimits(sessions=max(2 * sessions, 4), waiting=1024), device)
     outcomes: dict[int, Outcome] = {}
 
     async def client(index: int) -> None:
-        link = ShapedLink(_untimed(service.handle), shape, index, setting.picture_bytes)
-        own = PacedDevice(f"edge{index}", here)
+        link = ShapedLink(
+            _untimed(service.handle), shape, index, setting.picture_bytes, setting.message_ms, pair.verifier.model.name
+        )
+        own = PacedDevice(f"edge{index}", here, setting.edge.turn_ms)
         edge = Edge(pair.drafter, pair.verifier, pair.route, own, link, Adviser(pair.settings, here, there))
         await _greet(edge)
         for place in range(index, len(questions), sessions):
@@ -128,12 +131,13 @@ async def _point(
 
 
 def _untimed(handle: Handler) -> Handler:
-    """Without the times that modules really took, whose digits would make runs differ by some bytes."""
+    """With as many digits of the times that modules took as there would be, but always the same: they make runs differ
+    by some bytes."""
 
     async def replies(message: Message) -> AsyncIterator[Message]:
         async for reply in handle(message):
             if "modules_ms" in reply.fields:
-                reply.fields["modules_ms"] = {}
+                reply.fields["modules_ms"] = dict.fromkeys(reply.fields["modules_ms"], DIGITS)
             yield reply
 
     return replies

@@ -14,14 +14,19 @@ from msao_compile.manifest.frozen import Frozen
 from msao_compile.manifest.offload import Line, Primitives
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class Side(Frozen):
-    """One side's declared speed. `slower` stretches times measured here; `times` replaces them altogether."""
+    """One side's declared speed. `slower` stretches times measured here; times that are declared replace them.
+
+    `turn_ms`: so long after each piece of work its caller hears of it.
+    """
 
     name: str
     slower: Positive = 1.0
+    turn_ms: NotNegative = 0.0
     prepare: Line | None = None
     encode: Line | None = None
     prefill: Line | None = None
@@ -57,13 +62,17 @@ class Sweep(Frozen):
 
 
 class Setting(Frozen):
-    """A whole emulation; `why` says where its figures are from."""
+    """A whole emulation; `why` says where its figures are from.
+
+    `message_ms`: what each message takes beside the link, either way.
+    """
 
     name: str
     why: str
     edge: Side
     cloud: Side
     picture_bytes: Count | None = None
+    message_ms: NotNegative = 0.0
     sweeps: Annotated[tuple[Sweep, ...], Field(min_length=1)]
 
 

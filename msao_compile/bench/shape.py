@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
+from msao_compile.errors import MissingTool
 from msao_compile.manifest.frozen import Frozen
 from msao_compile.runtime.device import loop_ms
 from msao_compile.runtime.wire.base import Handler, Traffic
-from msao_compile.runtime.wire.contract import PICTURE, raise_fault
+from msao_compile.runtime.wire.contract import LAST, PICTURE, raise_fault
 from msao_compile.runtime.wire.message import Message, pack, unpack
 
 PACKET = 1448
 """Bytes of a TCP segment on Ethernet."""
 LEAST_RESEND_MS = 200.0
 """TCP's smallest wait before it sends again (RFC 6298 allows 1 s, Linux takes 200 ms)."""
+LINK_ID = "0123456789abcdef"
+"""As long as that of a real link, whose requests are counted from the handshake on."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -104,14 +108,18 @@ class Lane:
 class ShapedLink:
     """A link to a handler in this process, as slow as its shape says, in the running loop's time.
 
-    `picture_bytes`: what a picture counts on the wire instead of its own size, so that small pictures stand for those
-    of a real data set. Emulated, and to be told so.
+    A message counts as many bytes as it has over gRPC, and takes `message_ms` longer than those: what gRPC, threads and
+    event loops of both sides take. `picture_bytes`: what a picture counts on the wire instead of its own size, so that
+    small pictures stand for those of a real data set. Emulated, and to be told so.
     """
 
     handle: Handler
     shape: Shape
     seed: int = 0
     picture_bytes: int | None = None
+    message_ms: float = 0.0
+    model: str = "cloud"
+    _count: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _up: Lane = field(init=False)
     _down: Lane = field(init=False)
 
@@ -121,17 +129,20 @@ class ShapedLink:
 
     async def call(self, message: Message, traffic: Traffic) -> AsyncIterator[Message]:
         """Send one request and give its replies as they arrive; as `base.Link.call`."""
-        sent = pack(message)
-        size = len(sent) + self._padding(message)
+        sent, name = pack(message), f"{LINK_ID}-{next(self._count)}"
+        size = weight(message, self.model, name) + self._padding(message)
         traffic.up += size
-        await _until(self._up.arrival_ms(size, loop_ms()))
-        arrived: asyncio.Queue[tuple[float, bytes] | None] = asyncio.Queue()
+        await _until(self._up.arrival_ms(size, loop_ms()) + self.message_ms)
+        arrived: asyncio.Queue[tuple[float, int, bytes] | None] = asyncio.Queue()
 
         async def serve() -> None:
+            index = 0
             try:
                 async for reply in self.handle(unpack(sent)):
-                    back = pack(reply)
-                    arrived.put_nowait((self._down.arrival_ms(len(back), loop_ms()), back))
+                    size = weight(reply, self.model, name, index)
+                    arrives_ms = self._down.arrival_ms(size, loop_ms()) + self.message_ms
+                    arrived.put_nowait((arrives_ms, size, pack(reply)))
+                    index += 1
             finally:
                 arrived.put_nowait(None)
 
@@ -139,8 +150,8 @@ class ShapedLink:
         try:
             while (item := await arrived.get()) is not None:
                 await _until(item[0])
-                traffic.down += len(item[1])
-                reply = unpack(item[1])
+                traffic.down += item[1]
+                reply = unpack(item[2])
                 raise_fault(reply)
                 yield reply
         finally:
@@ -152,6 +163,21 @@ class ShapedLink:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def weight(message: Message, model: str, request_id: str, index: int | None = None) -> int:
+    """Bytes over gRPC of a request to a model, or of the reply of this index to one.
+
+    Raises:
+        MissingTool: tritonclient is not installed.
+    """
+    try:
+        from msao_compile.runtime.wire.kserve import codec
+    except ModuleNotFoundError as error:
+        raise MissingTool(f"{error.name} is not installed: pip install 'msao-compile[remote]'") from error
+    if index is None:
+        return int(codec.encode_request(message, model, request_id).ByteSize())
+    return int(codec.encode_reply(message, model, request_id, index, message.kind in LAST).ByteSize())
 
 
 async def _until(moment_ms: float) -> None:

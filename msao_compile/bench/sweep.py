@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from msao_compile.bench.identity import code
 from msao_compile.bench.policies import policies
 from msao_compile.bench.run import asked, pair_of, point, summary
 from msao_compile.bench.setting import Setting, read_setting
@@ -35,8 +36,9 @@ class Asking:
     only: tuple[str, ...] = ()
 
     def key(self) -> str:
-        """What results belong to."""
+        """What results belong to: what is asked, and the code that answers."""
         told = {
+            "code": code(),
             "manifest": sha256_file(self.deployment / MANIFEST_NAME),
             "setting": sha256_file(self.setting),
             "samples": sha256_file(self.samples),
@@ -83,7 +85,7 @@ def sweep(asking: Asking, kept: Path, jobs: int, tell: Callable[[int, int], None
         DamagedFile: `kept` holds other than results.
     """
     setting = read_setting(asking.setting)
-    names = _names(asking.only)
+    names = known_names(asking.only)
     rows_of(asking.samples, asking.questions)
     known = {_place(row): row for row in _read(kept) if row["key"] == asking.key()}
     wanted = [(index, name) for index in range(len(places(setting))) for name in names]
@@ -134,7 +136,12 @@ def _reference(asking: Asking) -> Any:
     return point(pair, setting, Shape(mbps=1000.0, rtt_ms=1.0), 1, known[CLOUD_ONLY], questions).outcomes
 
 
-def _names(only: Sequence[str]) -> list[str]:
+def known_names(only: Sequence[str]) -> list[str]:
+    """The names of these policies in the order of all, or of all where none is given.
+
+    Raises:
+        InputError: one is not known.
+    """
     known = list(policies(None))
     strange = next((name for name in only if name not in known), None)
     if strange is not None:

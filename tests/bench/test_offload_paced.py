@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from msao_compile.bench import virtual
-from msao_compile.bench.paced import PacedDevice
+from msao_compile.bench.paced import PacedDevice, SlowedDevice
 from msao_compile.manifest.offload import Line, Primitives
 from msao_compile.runtime.device import Work
 
@@ -38,6 +39,37 @@ def test_each_kind_takes_its_own_time(kind: Work, count: int, takes_ms: float) -
     found, passed_ms, busy_ms = virtual.run(work())
     assert (found, busy_ms) == (42, {kind: takes_ms})
     assert passed_ms == pytest.approx(takes_ms)
+
+
+def test_a_caller_hears_a_turn_later_while_the_device_goes_on() -> None:
+    async def work() -> list[tuple[str, float]]:
+        device, told = PacedDevice("edge", TIMES, turn_ms=2.0), list[tuple[str, float]]()
+
+        async def ask(name: str) -> None:
+            await device.run("decode", 1, lambda: None)
+            told.append((name, round(now_ms(), 6)))
+
+        await asyncio.gather(ask("a"), ask("b"))
+        return told
+
+    assert virtual.run(work()) == [("a", 10.0), ("b", 18.0)]
+
+
+def test_on_the_clock_work_takes_no_less_than_declared_and_fails_as_itself() -> None:
+    def fails() -> None:
+        raise KeyError("own")
+
+    async def work() -> tuple[int, float]:
+        device, began_s = SlowedDevice("edge", TIMES), time.perf_counter()
+        found = await device.run("encode", 1, lambda: 5)
+        passed_ms = (time.perf_counter() - began_s) * 1e3
+        with pytest.raises(KeyError):
+            await device.run("decode", 1, fails)
+        device.close()
+        return found, passed_ms
+
+    found, passed_ms = asyncio.run(work())
+    assert found == 5 and passed_ms >= 30.0
 
 
 def test_one_piece_at_a_time_in_the_order_it_came() -> None:

@@ -20,8 +20,9 @@ from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.wire.base import Link, Traffic
+from msao_compile.runtime.wire.kserve.codec import encode_reply, encode_request
 from msao_compile.runtime.wire.loopback import Loopback
-from msao_compile.runtime.wire.message import Message, pack
+from msao_compile.runtime.wire.message import Message
 
 KILOBYTE_MS = 8.0
 """Of 1,000 bytes at 1 Mbit/s."""
@@ -105,7 +106,7 @@ def streamed(verifier: ModelSession, limit: int = 12) -> Message:
     return Message("prefill", {**message.fields, "session": "session-1", "stream": limit})
 
 
-def test_a_shaped_link_says_what_a_loopback_says_and_counts_the_same_bytes(verifier: ModelSession) -> None:
+def test_a_shaped_link_says_what_a_loopback_says_and_counts_bytes_as_grpc_does(verifier: ModelSession) -> None:
     def ids(replies: list[Message]) -> list[object]:
         return [reply.fields.get("id") for reply in replies]
 
@@ -120,8 +121,11 @@ def test_a_shaped_link_says_what_a_loopback_says_and_counts_the_same_bytes(verif
     told, traffic = asyncio.run(straight())
     found, seen, passed_ms = virtual.run(shaped())
     assert ids(found) == ids(told) and len(found) > 5
-    assert seen.up == traffic.up == len(pack(streamed(verifier)))
-    assert seen.down == pytest.approx(traffic.down, rel=0.05)  # times are told in as many digits as they have
+    request = encode_request(streamed(verifier), "cloud", "0123456789abcdef-1")
+    assert seen.up == request.ByteSize() > traffic.up
+    replies = [encode_reply(reply, "cloud", request.id, index, index + 1 == len(found))
+               for index, reply in enumerate(found)]  # fmt: skip
+    assert seen.down == sum(reply.ByteSize() for reply in replies)
     assert passed_ms > 50 + 8 * (seen.up + seen.down) / 100 * 0.99
 
 
@@ -139,6 +143,20 @@ def test_pictures_may_count_as_others_would() -> None:
     told, told_ms = virtual.run(sent(120_000))
     assert told == own - 500 + 120_000
     assert told_ms - own_ms == pytest.approx(8 * 119_500 / 1e3)
+
+
+def test_a_message_takes_longer_than_its_bytes_each_way_and_holds_up_none_behind_it() -> None:
+    async def counts(message: Message) -> AsyncIterator[Message]:
+        for position in range(3):
+            yield Message("token", {"session": "session-1", "position": position, "id": 1})
+        yield Message("done", {"session": "session-1", "finish": "stop"})
+
+    async def asked(message_ms: float) -> float:
+        link = ShapedLink(counts, Shape(mbps=1.0, rtt_ms=10.0), message_ms=message_ms)
+        await heard(link, Message("decode", {}))
+        return asyncio.get_running_loop().time() * 1e3
+
+    assert virtual.run(asked(3.0)) - virtual.run(asked(0.0)) == pytest.approx(2 * 3.0)
 
 
 def test_a_fault_crosses_the_link_as_itself(verifier: ModelSession) -> None:

@@ -105,6 +105,17 @@ def test_results_of_something_else_are_not_taken(
     assert len(ran) == 2 * POINTS
 
 
+def test_results_of_other_code_are_not_taken(
+    asking: Asking, ran: list[tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "points.jsonl"
+    sweep(asking, kept, 1, untold)
+    ran.clear()
+    monkeypatch.setattr(sweeping, "code", lambda: "of another version")
+    sweep(asking, kept, 1, untold)
+    assert len(ran) == 2 * POINTS
+
+
 @pytest.mark.parametrize("line", ["{", "5", "[]", '{"key": "other"}', '{"mbps": 1.0}'])
 def test_a_damaged_file_of_results_is_told_and_not_overwritten(asking: Asking, tmp_path: Path, line: str) -> None:
     kept = tmp_path / "points.jsonl"

@@ -8,8 +8,10 @@ from msao_compile.errors import InputError
 from msao_compile.manifest.schema import Deployment, Dialect, Model
 from msao_compile.runtime.api import Runtime, load
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
+from msao_compile.runtime.device import Device
 from msao_compile.runtime.engines import Engines
 from msao_compile.runtime.serve.cloud.served import Served
+from msao_compile.runtime.session import ModelSession
 
 
 def cloud_model(deployment: Deployment, name: str | None) -> Model:
@@ -60,16 +62,30 @@ def batched(deployment: Deployment, model: Model) -> Dialect | None:
     return "scatter" if proven else None
 
 
-def open_deployment(folder: Path, model: str | None, limits: CloudLimits) -> tuple[CloudService, Served]:
+def served_session(runtime: Runtime, model: Model, sessions: int) -> ModelSession:
+    """A model as a cloud of so many sessions runs it: rows side by side where that was proven.
+
+    Raises:
+        DeploymentError, MissingTool: as `Runtime.session`.
+    """
+    dialect = batched(runtime.deployment, model) if sessions > 1 else None
+    folder, deployment = runtime.folder, runtime.deployment
+    engines = runtime.engines if dialect is None else Engines(folder, deployment, True, dialect=dialect)
+    return engines.session(model)
+
+
+def open_deployment(
+    folder: Path, model: str | None, limits: CloudLimits, device: Device | None = None
+) -> tuple[CloudService, Served]:
     """Load a deployment's model and make it what is served; to be called in the event loop that serves.
+
+    `device`: another than that which runs here as fast as it can.
 
     Raises:
         InputError: as `cloud_model`. DeploymentError, MissingTool: as `Runtime.session`.
     """
     runtime: Runtime = load(folder)
     chosen = cloud_model(runtime.deployment, model)
-    dialect = batched(runtime.deployment, chosen) if limits.sessions > 1 else None
-    engines = runtime.engines if dialect is None else Engines(folder, runtime.deployment, True, dialect=dialect)
-    service = CloudService(engines.session(chosen), limits)
+    service = CloudService(served_session(runtime, chosen, limits.sessions), limits, device)
     inputs = prefill_inputs(runtime.deployment, chosen)
     return service, Served(chosen.name, service.handle, inputs, service.gauges)
