@@ -24,8 +24,8 @@ from msao_compile.bench.sides import Edge, Outcome
 from msao_compile.bench.sweep import known_names, rows_of
 from msao_compile.errors import InputError
 from msao_compile.runtime.api import Runtime, load
-from msao_compile.runtime.routes import Question
 from msao_compile.runtime.serve.cloud.opening import cloud_model, served_session
+from msao_compile.runtime.views import Question
 
 UNCOUNTED = 4
 """First questions of each edge, asked on both sides and not counted: connections open, memories fill."""

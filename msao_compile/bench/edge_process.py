@@ -19,7 +19,7 @@ from msao_compile.manifest.offload import Primitives, Speculation
 from msao_compile.runtime.api import Runtime, load
 from msao_compile.runtime.bridge import bridge
 from msao_compile.runtime.clouds import Clouds
-from msao_compile.runtime.routes import Question
+from msao_compile.runtime.views import Question
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.contract import CONTRACT, Hello, write
 from msao_compile.runtime.wire.kserve.connect import connect

@@ -20,6 +20,7 @@ from msao_compile.runtime.adviser import Adviser
 from msao_compile.runtime.bridge import bridge
 from msao_compile.runtime.cloud.service import CloudLimits, CloudService
 from msao_compile.runtime.device import Device, Work
+from msao_compile.runtime.views import plain
 from msao_compile.runtime.wire.loopback import Loopback
 
 T = TypeVar("T")
@@ -110,8 +111,8 @@ class _Bench:
             self._begin(index, "edge")
             await from_edge(edge, asked.question)
             self._begin(index, "drafted")
-            plan = replace(edge.plan(asked.question, "speculate"), rounds=1, burst=0, goes_on=None)
-            await speculated(edge, asked.question, plan)
+            plan = replace(edge.plan(asked.question, "speculate"), rounds=1, burst=0, rest=0, goes_on=None)
+            await speculated(edge, plain(asked.question), plan)
 
     async def ask_together(self, questions: Sequence[Asked]) -> None:
         """As many at once as there are sessions."""

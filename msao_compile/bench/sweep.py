@@ -145,7 +145,7 @@ def known_names(only: Sequence[str]) -> list[str]:
     known = list(policies(None))
     strange = next((name for name in only if name not in known), None)
     if strange is not None:
-        raise InputError(f"policy {strange!r} is not known: choose from {', '.join(known)}")
+        raise InputError(f"policy {strange!r} is not known: choose from {', '.join(map(repr, known))}")
     return [name for name in known if not only or name in only]
 
 

@@ -116,6 +116,8 @@ def account(answer: Answer) -> str:
 def _standing(answer: Answer) -> str:
     """Whose tokens these are, of a route where that is a question."""
     drafts, chosen = answer.drafts, answer.reason.startswith(AUTO)
+    if answer.alone:
+        return ", not verified: the edge is sure of its own answer"
     if drafts is None and answer.route == "edge" and chosen and not answer.verified:
         return f", not verified: {answer.reason.removeprefix(AUTO)}"
     if drafts is None:

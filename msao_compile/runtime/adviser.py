@@ -18,7 +18,7 @@ from msao_compile.runtime.speculate.gates import Pace
 
 UNDER_WAY = 6
 """Rounds under way at once: enough to draft through a round trip, few enough to waste little where one is rejected."""
-MOST_BURST = 8
+MOST_BURST, MOST_ROUND = 8, 16
 GUESS_TOKENS, GUESS_PROMPT = 8.0, 24.0
 """Of answer and prompt, before any was seen."""
 FORGET, PRIOR = 0.95, 8
@@ -87,10 +87,24 @@ class Adviser:
         chance = known if kept is None else kept
         return Drafting(self.settings.draft_tokens, chance, UNDER_WAY, slower, self._rest())
 
+    @property
+    def _crowded(self) -> bool:
+        """Whether prompts of others wait for the time that the cloud would spend on what may come to nothing."""
+        return self.queue_ms > self.there.prefill.at(GUESS_PROMPT)
+
+    @property
+    def _rounds(self) -> Speculation:
+        """How drafts are made: the longer a step waits for those of others, the more of them go into a round."""
+        step_ms = max(self.there.verify.at(self.settings.draft_tokens + 1), 0.1)
+        most = round(self.settings.draft_tokens * (step_ms + self.step_wait_ms) / step_ms)
+        return self.settings.model_copy(update={"draft_tokens": max(min(most, MOST_ROUND), self.settings.draft_tokens)})
+
     def _rest(self) -> int:
         """How many tokens the cloud can decode until the next round comes, after one whose draft it refused."""
+        if self._crowded:
+            return 0
         away_ms = self.link.rtt.mean + self.settings.draft_tokens * self.here.decode.at(1)
-        return min(int(away_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
+        return min(int(away_ms / max(self._cloud().decode_ms, 0.1)), MOST_BURST)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
         """How an answer is drafted, or streamed where `route` is `cloud`."""
@@ -100,7 +114,7 @@ class Adviser:
         pace = Pace(self.here.decode.at(1), self.there.verify.each_ms, rtt_ms + verify_ms)
         burst = min(round(rtt_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
         return Plan(
-            self.settings, pace, limit, stops, rounds=UNDER_WAY, burst=burst, rest=self._rest(),
+            self._rounds, pace, limit, stops, rounds=1 if self._crowded else UNDER_WAY, burst=burst, rest=self._rest(),
             stream=route == "cloud",
             goes_on=lambda accepted, judged: self._goes_on(estimate, accepted, judged), patience=patience,
         )  # fmt: skip

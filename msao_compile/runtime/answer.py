@@ -35,6 +35,7 @@ class Answer:
 
     `prompt_tokens` is None where the cloud did not say; `finish` is `length` where the limit ended it. `drafts`, of a
     route that speculates, counts those `drafted` and `accepted`, the `rounds`, and tokens that stayed `unverified`.
+    `alone`: the edge was sure of its own answer, by what was fitted, and not all of it was verified.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Answer:
     drafts: dict[str, int] | None = None
     prompt_tokens: int | None = None
     finish: Literal["stop", "length"] = "stop"
+    alone: bool = False
 
 
 @dataclass(frozen=True)

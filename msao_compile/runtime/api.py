@@ -184,7 +184,8 @@ class Runtime:
         drafts = vars(run.account).copy() if taken.name == "speculate" else None
         verified = run.verified and not run.account.unverified
         answer = Answer(said.text, tuple(ids), taken.name, reason, verified, timing, drafts)
-        yield Piece(rest, replace(answer, prompt_tokens=run.extent.prompt_tokens, finish=finish))
+        alone = bool(run.account.alone) and not verified
+        yield Piece(rest, replace(answer, prompt_tokens=run.extent.prompt_tokens, finish=finish, alone=alone))
 
     def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
         """The task's route of this name, or for `auto` the first of the task, or of the first; with the reason.

@@ -117,6 +117,8 @@ def speculative(
                 view.reader.learn(clock)
             account = speculator.account
             prompt_tokens = there.extent.prompt_tokens or 0
+            if not prompt_tokens and drafter.began:
+                there.extent.prompt_tokens = drafter.prompt_tokens
             adviser.learn(prompt_tokens, clock.tokens, account.accepted, account.rejected)
             if prompt_tokens:
                 adviser.busy(there.queue_ms, there.step_wait_ms)

@@ -88,7 +88,7 @@ def test_a_dry_run_asks_some_and_reckons_with_all(check: Check, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("changed", "told"),
     [({"questions": 100}, "has 16 samples where 100 and 4 that are not counted are asked: give more samples, or"),
-     ({"only": ("best",)}, "policy 'best' is not known: choose from cloud-only"),
+     ({"only": ("best",)}, "policy 'best' is not known: choose from 'cloud-only'"),
      ({"only": ("calibrated",)}, "policy 'calibrated' needs a fit with a bound: run msao-compile fit")],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_told_before_anything_starts(check: Check, changed: dict[str, Any], told: str) -> None:

@@ -127,7 +127,7 @@ def test_a_damaged_file_of_results_is_told_and_not_overwritten(asking: Asking, t
 
 def test_an_unknown_policy_is_told_with_those_there_are(asking: Asking, tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="policy 'best' is not known: choose from cloud-only, edge-only, stop-and-wait"
+        InputError, match="policy 'best' is not known: choose from 'cloud-only', 'edge-only', 'stop-and-wait'"
     ):
         sweep(replace(asking, only=("best",)), tmp_path / "points.jsonl", 1, untold)
 

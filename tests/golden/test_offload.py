@@ -86,33 +86,21 @@ def test_held_out_questions_are_of_every_kind_and_the_answers_differ(prepared: l
 
 
 @pytest.mark.parametrize("drafts", LENGTHS)
-def test_greedy_answers_are_the_clouds_own_under_faults(
-    models: tuple[ModelSession, ModelSession], prepared: list[Prepared], drafts: int
+@pytest.mark.parametrize("drawn", [False, True], ids=["greedy", "drawn"])
+def test_answers_are_the_clouds_own_under_faults(
+    models: tuple[ModelSession, ModelSession], prepared: list[Prepared], drawn: bool, drafts: int
 ) -> None:
     async def run() -> None:
         edge, cloud = models
-        link, _ = faulty(cloud, EVERYTHING, seed=drafts, sessions=16, idle_ms=500.0)
+        link, _ = faulty(cloud, EVERYTHING, seed=drafts + 90 * drawn, sessions=16, idle_ms=500.0)
         asker = Asker(edge, link)
-        same = await at_once(
-            QUESTIONS, lambda index: drafted(asker, cloud, prepared[index], SamplingParameters(), drafts)
-        )
+
+        async def one(index: int) -> bool:
+            sampling = drawing(index) if drawn else SamplingParameters()
+            return await drafted(asker, cloud, prepared[index], sampling, drafts)
+
+        same = await at_once(QUESTIONS, one)
         assert [prepared[index].sample.id for index in range(QUESTIONS) if not same[index]] == []
         assert sum(link.seen.values()) > 300
-
-    in_virtual_time(run())
-
-
-def test_drawn_answers_are_the_clouds_own_under_faults(
-    models: tuple[ModelSession, ModelSession], prepared: list[Prepared]
-) -> None:
-    """A third of the questions at each draft length."""
-
-    async def run() -> None:
-        edge, cloud = models
-        link, _ = faulty(cloud, EVERYTHING, seed=99, sessions=16, idle_ms=500.0)
-        asker = Asker(edge, link)
-        same = await at_once(QUESTIONS, lambda index: drafted(
-            asker, cloud, prepared[index], drawing(index), LENGTHS[index % 3]))  # fmt: skip
-        assert [prepared[index].sample.id for index in range(QUESTIONS) if not same[index]] == []
 
     in_virtual_time(run())

@@ -139,6 +139,17 @@ def test_a_plan_has_the_cloud_go_on_as_long_as_the_next_round_takes() -> None:
     assert (near.rest, far.rest) == (0, 3)  # a round trip and 4 drafts of 2 ms, at 20 ms a token
 
 
+def test_where_others_wait_rounds_are_longer_and_one_at_a_time_and_the_cloud_decodes_nothing_by_itself() -> None:
+    found = heard(adviser(), 65.0)
+    alone = found.plan(16, frozenset({2}), 10.0, "speculate", Patience())
+    found.busy(queue_ms=11.0, step_wait_ms=22.0)  # a prompt of others, and as long as a step takes
+    crowded = found.plan(16, frozenset({2}), 10.0, "speculate", Patience())
+    assert (alone.settings.draft_tokens, alone.rounds, alone.rest) == (4, 6, 3)
+    assert (crowded.settings.draft_tokens, crowded.rounds, crowded.rest) == (8, 1, 0)
+    found.busy(queue_ms=9.0, step_wait_ms=2200.0)
+    assert found.plan(16, frozenset({2}), 10.0, "speculate", Patience()).settings.draft_tokens == 16
+
+
 def test_free_work_makes_no_endless_burst() -> None:
     free: Primitives = pairs.times("cloud", 0.0, 0.0)
     found = heard(Adviser(pairs.SPECULATION, free, free), 1000.0)

@@ -10,6 +10,7 @@ import pytest
 import served
 import tiny
 
+from msao_compile.cli.answer import account
 from msao_compile.errors import DeploymentError, LinkDown
 from msao_compile.manifest.mas import Mas
 from msao_compile.runtime import load
@@ -159,6 +160,8 @@ def test_answers_that_stand_need_no_cloud_and_are_told_as_unverified(folder: Pat
         assert found.token_ids == ask(runtime, "edge").token_ids
         assert (found.verified, found.timing.bytes_up) == (False, 0)
         assert found.drafts is not None and found.drafts["unverified"] == len(found.token_ids)
+        assert found.alone and found.prompt_tokens  # the edge's, since the cloud was not asked
+        assert "the edge is sure of its own answer" in account(found)
         with pytest.raises(LinkDown):  # asked for by name: the cloud's own answer it is
             ask(runtime, "cloud")
 
@@ -169,3 +172,4 @@ def test_answers_that_do_not_stand_are_the_clouds(folder: Path) -> None:
         for words in ("w5 w6", "w7 w8 w9"):
             found = ask(runtime, "speculate", words)
             assert found.verified and found.token_ids == ask(runtime, "cloud", words).token_ids
+            assert not found.alone

@@ -66,20 +66,11 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
             request = session.prepare(fields.prompt, pictures)
         return Opening(len(request.ids), pictures=len(pictures), request=request)
     if fields.form == "embeds":
-        for name in ("inputs_embeds", "position_ids"):
-            if name not in tensors:
-                raise InputError(f"prefill: {name} is missing: send it with embeds")
-        width = session.facts.hidden_size
-        embeds = tensors["inputs_embeds"]
-        if embeds.ndim != 3 or embeds.shape[0] != 1 or embeds.shape[2] != width or not embeds.shape[1]:
-            raise InputError(
-                f"prefill: inputs_embeds has shape {embeds.shape} where this model takes (1, tokens, {width})"
-            )
-        if len(fields.offset) > MOST_AXES or any(not abs(offset) < 2**31 for offset in fields.offset):
-            raise InputError(f"prefill: offset has at most {MOST_AXES} finite numbers, one for each axis of positions")
-        positions = (tensors.pop("position_ids"), tuple(fields.offset))
-        return Opening(embeds.shape[1], known=tensors, positions=positions)
+        return _embedded(session, fields, tensors)
     names = [session.facts.tokens, *fields.encoded]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"prefill: encoded names {twice}, which is there already: name what encoders made, once each")
     missing = next((name for name in names if name not in tensors), None)
     if missing is not None:
         raise InputError(f"prefill: {missing} is missing: send it with features")
@@ -90,6 +81,27 @@ def _read(session: ModelSession, fields: Prefill, message: Message, clock: Clock
         raise InputError(f"prefill: {session.facts.tokens} has a token that is not below {session.facts.vocab_size}")
     encoded = {name: tensors.pop(name) for name in fields.encoded}
     return Opening(len(ids), request=Request(ids, tensors), encoded=encoded)
+
+
+def _embedded(session: ModelSession, fields: Prefill, tensors: Arrays) -> Opening:
+    """Merged embeddings and positions, which another process of this build made."""
+    for name in ("inputs_embeds", "position_ids"):
+        if name not in tensors:
+            raise InputError(f"prefill: {name} is missing: send it with embeds")
+    width, embeds, places = session.facts.hidden_size, tensors["inputs_embeds"], tensors.pop("position_ids")
+    if embeds.ndim != 3 or embeds.shape[0] != 1 or embeds.shape[2] != width or not embeds.shape[1]:
+        raise InputError(f"prefill: inputs_embeds has shape {embeds.shape} where this model takes (1, tokens, {width})")
+    if embeds.dtype not in (np.float32, np.float16):
+        raise InputError(f"prefill: inputs_embeds is {embeds.dtype}: send float32 or float16")
+    length, axes = embeds.shape[1], places.shape[0] if places.ndim == 3 else 1
+    if places.dtype != np.int64 or places.ndim not in (2, 3) or places.shape[-2:] != (1, length):
+        told = f"{places.dtype} of shape {places.shape}"
+        raise InputError(f"prefill: position_ids is {told}: send int64 of (1, {length}), or one such for each axis")
+    if places.min() < 0 or places.max() >= 2**31:
+        raise InputError("prefill: position_ids has one that is negative or beyond 2^31: send those of the prompt")
+    if axes > MOST_AXES or len(fields.offset) != axes or any(not abs(offset) < 2**31 for offset in fields.offset):
+        raise InputError(f"prefill: offset has {len(fields.offset)} numbers: send a finite one for each of {axes} axes")
+    return Opening(length, known=tensors, positions=(places, tuple(fields.offset)))
 
 
 def _shown(pictures: Sequence[Image], sides: Sequence[int], most_pixels: int) -> list[Image]:

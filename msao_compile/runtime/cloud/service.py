@@ -33,6 +33,8 @@ from msao_compile.runtime.wire.message import Message
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+SUM_ERROR = 1e-3
+"""Of probabilities in float32."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,11 @@ class CloudService:
             )
         if fields.model not in (None, model.name):
             raise ContractMismatch(f"this cloud serves model {model.name!r}, not {fields.model!r}: connect to another")
+        own = self.limits
         limits = c.Limits(
-            request_bytes=self.limits.request_bytes,
-            picture_pixels=self.limits.picture_pixels,
-            sessions=self.limits.sessions,
+            request_bytes=own.request_bytes, picture_pixels=own.picture_pixels, sessions=own.sessions,
             draft_tokens=c.MOST_DRAFTS,
-        )
+        )  # fmt: skip
         yield c.write("welcome", c.Welcome(
             contract=c.CONTRACT, model=model.name, modules=dict(model.components), tokenizer=model.tokenizer_digest,
             vocab_size=self._vocabulary, kv_layout=KV_LAYOUT, kv_capacity=self.session.facts.kv_capacity,
@@ -153,7 +154,7 @@ class CloudService:
             c.Ready(session=session.name, base=len(fields.committed), prompt_tokens=session.prompt_tokens,
                     limit=session.limit, modules_ms=clock.modules_ms, spent_ms=loop_ms() - began_ms,
                     queue_ms=self.scheduler.prompt_wait_ms, step_wait_ms=self.scheduler.step_wait_ms,
-                    finish=_finish(session, told)),
+                    finish=session.ended(told)),
             {c.TOKENS: np.asarray(first, np.int64)},
         )  # fmt: skip
         stream = session.limit if fields.stream is None else fields.stream
@@ -255,10 +256,10 @@ class CloudService:
                 yield more
 
     def _check_probabilities(self, probs: np.ndarray | None, drafts: int) -> None:
-        if probs is None or probs.shape[0] != drafts or probs.shape[1] < self._vocabulary:
+        if probs is None or probs.shape != (drafts, self._vocabulary):
             raise InputError(f"verify: rule reject needs {c.DRAFT_PROBS} [{drafts}, {self._vocabulary}]")
-        if not np.isfinite(probs).all() or (probs < 0).any():
-            raise InputError(f"verify: {c.DRAFT_PROBS} has values that are no probabilities: send what was drawn from")
+        if not ((probs >= 0).all() and (np.abs(probs.sum(1, dtype=np.float64) - 1) < SUM_ERROR).all()):
+            raise InputError(f"verify: {c.DRAFT_PROBS} has rows that are no probabilities: send what was drawn from")
 
     async def _round(
         self, session: Session, fields: c.Verify, drafts: list[int], probs: np.ndarray | None
@@ -338,7 +339,7 @@ class CloudService:
                 break
             if told < stop:
                 await self._within(self._one(session, told), end)
-        done = c.Done(session=session.name, known=len(session.committed), finish=_finish(session, told))
+        done = c.Done(session=session.name, known=len(session.committed), finish=session.ended(told))
         yield c.write("done", done)
 
     async def _one(self, session: Session, told: int) -> None:
@@ -390,11 +391,6 @@ class CloudService:
             del self._openings[name]
         if not task.cancelled():
             task.exception()  # told to whoever waited; nobody may be left
-
-
-def _finish(session: Session, told: int) -> c.Finish | None:
-    """How the answer ended, for a client that was told so many tokens: nothing while there are others."""
-    return session.finish if told >= len(session.committed) else None
 
 
 def _agreement(known: list[int], drafts: list[int]) -> int:

@@ -60,6 +60,10 @@ class Session:
         """Whether a client's first `base` tokens are the ones committed here."""
         return base <= len(self.committed) and prefix_hash(self.committed[:base]) == prefix
 
+    def ended(self, told: int) -> Finish | None:
+        """How the answer ended, for a client that was told so many tokens: nothing while there are others."""
+        return self.finish if told >= len(self.committed) else None
+
 
 class Sessions:
     """As many answers as there are rows; a finished one makes room, or the one whose client is silent longest.
@@ -101,7 +105,7 @@ class Sessions:
                 client that has fewer rows and was sent away before.
         """
         self.close(name)
-        held = Counter(one.client for one in self._known.values())
+        held = Counter(one.client for one in self._known.values() if one.finish is None)
         self._expected = {one: until for one, until in self._expected.items() if until > now_ms and one != client}
         if any(held[one] < held[client] for one in self._expected):
             raise self._sent_away(client, RETRY_MS, now_ms)
@@ -122,7 +126,7 @@ class Sessions:
         """How long a resting session is kept yet, if a client wants its row that has so many as are `held`."""
         if session.finish is not None:
             return 0.0
-        share = len(self._known) / len({*held, client})
+        share = held.total() / len({*held, client})
         crowded = held[session.client] > max(share, held[client] + 1)
         return session.used + self.idle_ms * (CROWDED if crowded else 1.0) - now_ms
 

@@ -68,13 +68,16 @@ class Plan:
 
 @dataclass
 class Account:
-    """What drafting came to. Drafts behind a `rejected` one were made in vain, and do not tell how good drafts are."""
+    """What drafting came to. Drafts behind a `rejected` one were made in vain, and do not tell how good drafts are.
+    `alone` is 1 where the drafter's whole answer stood without the cloud.
+    """
 
     drafted: int = 0
     accepted: int = 0
     rejected: int = 0
     rounds: int = 0
     unverified: int = 0
+    alone: int = 0
 
 
 @dataclass
@@ -193,6 +196,7 @@ class Speculator:
         return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
 
     async def _given(self, known: int, answer: list[int]) -> AsyncIterator[int]:
+        self.account.alone = 1
         while self._shown < len(answer):
             self.account.unverified += self._shown >= known
             self._shown += 1

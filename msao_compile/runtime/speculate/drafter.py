@@ -65,6 +65,11 @@ class Drafter:
         return self._talk is not None
 
     @property
+    def prompt_tokens(self) -> int:
+        """How long its prompt is, after what it leaves out."""
+        return self._prompt
+
+    @property
     def room(self) -> int:
         """How many tokens of an answer its KV cache has room for."""
         return self.session.facts.kv_capacity - self._prompt

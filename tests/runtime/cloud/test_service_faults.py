@@ -27,13 +27,21 @@ def test_reject_needs_the_probabilities_its_drafts_were_drawn_from(
         sampling = {"temperature": 1.0, "seed": 3}
         known = said(await ask(service, prefill(verifier, A, PROMPT, rule="reject", sampling=sampling)))
         flat = np.full((2, tiny.VOCABULARY), 1 / tiny.VOCABULARY)
-        for probs in (None, flat[:1], flat[:, :-1], flat * np.nan, -flat):
+        wide = np.pad(flat, ((0, 0), (0, 1)))
+        for probs in (None, flat[:1], flat[:, :-1], wide, flat * np.nan, -flat, 0 * flat, flat * 1e38):
             assert code(await only(service, verify(A, known, [1, 2], probs))) == "bad_request"
         known += said([await only(service, verify(A, known, [1, 2], flat))])
         known += said([await only(service, verify(A, known, []))])  # a drafter that was unsure at once
         assert len(known) >= 3
 
     serve(work)
+
+
+def embedded(model: ModelSession, offset: list[float] | None = None, **changed: Any) -> Message:
+    """A prompt of three embedded tokens, with something changed."""
+    tensors = {"inputs_embeds": np.ones((1, 3, tiny.HIDDEN), np.float32), "position_ids": np.arange(3)[None]}
+    fields = prefill(model, C, "", form="embeds", offset=[0.0] if offset is None else offset).fields
+    return Message("prefill", fields, {**tensors, **changed})
 
 
 WRONG: dict[str, Callable[[ModelSession], Message]] = {
@@ -78,6 +86,20 @@ WRONG: dict[str, Callable[[ModelSession], Message]] = {
     "ids beyond the vocabulary": lambda model: Message(
         "prefill", prefill(model, C, "", form="features").fields, {"input_ids": np.full(3, 99)}
     ),
+    "an encoder's array twice": lambda model: prefill(model, C, "", form="features", encoded=["a", "a"]),
+    "ids as an encoder's array": lambda model: prefill(model, C, "", form="features", encoded=["input_ids"]),
+    **{
+        what: lambda model, changed=changed: embedded(model, **changed)
+        for what, changed in {
+            "whole embeddings": {"inputs_embeds": np.ones((1, 3, tiny.HIDDEN), np.int64)},
+            "positions for fewer tokens": {"position_ids": np.arange(2)[None]},
+            "positions in between": {"position_ids": np.arange(3, dtype=np.float32)[None]},
+            "negative positions": {"position_ids": np.full((1, 3), -1)},
+            "positions beyond all": {"position_ids": np.full((1, 3), 2**63 - 1)},
+            "no offset": {"offset": []},
+            "an offset too many": {"offset": [0.0, 0.0]},
+        }.items()
+    },
     "unknown kind": lambda model: Message("reboot"),
 }
 

@@ -146,6 +146,17 @@ def test_a_row_that_gets_free_is_kept_for_a_client_with_fewer_that_was_sent_away
     assert four.gauges()["sessions_sent_away"] == 2
 
 
+def test_answers_that_are_finished_do_not_count_as_rows_that_a_client_has(four: Sessions) -> None:
+    for name in names(four):
+        four.find(name).working = 1
+    with pytest.raises(Busy):
+        four.row("of-one-again", 10, "one")
+    for index in range(3):
+        four.find(f"of-many-{index}").finish = "stop"
+        four.find(f"of-many-{index}").working = 0
+    assert four.row("of-many-3", 20, "many") is not None  # it has none that it writes, and `one` has one
+
+
 def test_a_row_is_not_kept_for_ever_nor_for_a_client_that_has_as_many(four: Sessions) -> None:
     for name in names(four):
         four.find(name).working = 1

@@ -112,7 +112,7 @@ class Desk:
             raise LinkDown("the server is starting or stopping: try another, or this one later")
         if self.active > self.bounds.requests:
             raise Busy(f"{self.bounds.requests} requests run already", self.bounds.retry_after_ms)
-        if self._of[about["client"]] > self.bounds.client_requests:
+        if about["client"] and self._of[about["client"]] > self.bounds.client_requests:
             raise Busy(f"{self.bounds.client_requests} requests of this client run", self.bounds.retry_after_ms)
         if size_bytes > self.bounds.request_bytes:
             raise InputError(f"the request has {size_bytes} bytes where {self.bounds.request_bytes} are taken")

@@ -87,7 +87,10 @@ def test_one_client_may_not_have_every_request_that_is_taken() -> None:
         assert (refused.fields["code"], refused.fields["retry_after_ms"]) == ("busy", 200)
         hello = write("hello", Hello(contract="msao/1"))
         assert [reply.kind async for reply in desk.answers("r3", 1, lambda: hello, "one")] == ["welcome"]
-        await running[0].aclose()
+        unknown = [desk.answers(f"u{index}", 1, lambda: hello) for index in range(3)]  # as behind Triton
+        assert [(await anext(answers)).kind for answers in unknown] == ["welcome"] * 3
+        for answers in (*unknown, running[0]):
+            await answers.aclose()
         assert [reply.kind async for reply in desk.answers("r4", 1, lambda: hello, "many")] == ["welcome"]
         await running[1].aclose()
         assert (desk.active, dict(desk._of)) == (0, {})
