@@ -36,8 +36,8 @@ def _part(check: Row) -> str:
     rounds = f", the quiet quarter of {check['rounds']} rounds" if check["rounds"] > 1 else ""
     facts = (
         f"`{check['command']}`: {check['questions']} questions, {WAITED[check['speeds'] == 'declared']}{rounds}. "
-        f"A message takes {check['message_ms']:.2f} ms beside the link, a turn {check['edge_turn_ms']:.2f} ms at the edge "
-        f"and {check['cloud_turn_ms']:.2f} ms in the cloud. Timers were late by {late['p50']:.2f} ms (median) and "
+        f"A message takes {check['message_ms']:.2f} ms beside the link, a turn {check['edge_turn_ms']:.2f} ms at the "
+        f"edge and {check['cloud_turn_ms']:.2f} ms in the cloud. Timers were late by {late['p50']:.2f} ms (median) and "
         f"{late['p95']:.2f} ms (95th percentile), on {check['machine']['cores']} cores"
     )
     nice = check["machine"]["niceness"]

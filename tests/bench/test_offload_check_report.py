@@ -20,7 +20,8 @@ def told(**changed: Any) -> dict[str, Any]:
     return {
         "command": "msao-compile bench x", "mbps": 20.0, "rtt_ms": 80.0, "jitter_ms": 0.0, "loss": 0.0, "edges": 1,
         "speeds": "measured", "questions": 24, "rounds": 1, "message_ms": 0.5, "edge_turn_ms": 0.1,
-        "cloud_turn_ms": 0.4, "timer_late_ms": {"p50": 0.1, "p95": 3.0}, "machine": {"cores": 2, "niceness": 0}, "rows": [row], **changed,
+        "cloud_turn_ms": 0.4, "timer_late_ms": {"p50": 0.1, "p95": 3.0}, "machine": {"cores": 2, "niceness": 0},
+        "rows": [row], **changed,
     }  # fmt: skip
 
 
