@@ -15,7 +15,7 @@ import numpy as np
 from msao_compile.bench.edge_process import ROUTES, EdgeTask
 from msao_compile.bench.lateness import Lateness
 from msao_compile.bench.policies import Answer, Policy, policies
-from msao_compile.bench.primitives import measured, turns_ms
+from msao_compile.bench.primitives import measured, quiet, turns_ms
 from msao_compile.bench.real import NEAR, Edges, cloud, edges, links
 from msao_compile.bench.run import Asked, Pair, asked, pair_of, point
 from msao_compile.bench.setting import Setting, Side, read_setting
@@ -45,6 +45,8 @@ class Check:
     """One point: so many questions in all, asked by `edges` over links of a shape, under policies (none for all).
 
     `declared`: both sides take the times that the setting declares, by waiting; else those they take on this machine.
+    `rounds`: so often all of it is asked in real time, by policies that know nothing yet; of each question the quiet
+    rounds count.
     """
 
     deployment: Path
@@ -55,6 +57,7 @@ class Check:
     shape: Shape
     edges: int = 1
     declared: bool = False
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def expected_s(check: Check) -> float:
     known = policies(ready.runtime.deployment, pair.drafter)
     plain = _plain(ready.setting, 0.0, (0.0, 0.0))
     spent_ms = [point(pair, plain, check.shape, check.edges, known[name], some).passed_ms for name in ready.names]
-    return START_S + sum(spent_ms) * len(ready.questions) / len(some) / 1e3
+    return START_S + check.rounds * sum(spent_ms) * len(ready.questions) / len(some) / 1e3
 
 
 def run(check: Check, log: Path, tell: Tell) -> Row:
@@ -113,6 +116,7 @@ def run(check: Check, log: Path, tell: Tell) -> Row:
         "speeds": "declared" if check.declared else "measured",
         "questions": ready.counted,
         "uncounted": ready.uncounted,
+        "rounds": check.rounds,
         "message_ms": message_ms,
         "edge_turn_ms": turns[0],
         "cloud_turn_ms": turns[1],
@@ -205,15 +209,25 @@ def _seen(ready: _Ready, check: Check, log: Path, tell: Tell) -> tuple[dict[str,
         ]  # fmt: skip
         with edges(tasks) as clients:
             message_ms = clients.message_ms()
-            found = {name: _asked(clients, name, tell) for name in ready.names}
+            found = {name: _asked(clients, name, check.rounds, tell) for name in ready.names}
     return found, message_ms
 
 
-def _asked(clients: Edges, name: str, tell: Tell) -> list[Outcome]:
-    tell(f"{name}, in real time")
-    each = clients.answer(name)
-    most = max(len(one) for one in each)
-    return [one[place] for place in range(most) for one in each if place < len(one)]
+def _asked(clients: Edges, name: str, rounds: int, tell: Tell) -> list[Outcome]:
+    found = []
+    for index in range(rounds):
+        tell(f"{name}, in real time" + (f", {index + 1} of {rounds}" if rounds > 1 else ""))
+        each = clients.answer(name)
+        most = max(len(one) for one in each)
+        found.append([one[place] for place in range(most) for one in each if place < len(one)])
+    return [calm(same) for same in zip(*found, strict=True)]
+
+
+def calm(same: Sequence[Outcome]) -> Outcome:
+    """One question's outcome of several rounds: what it took while it was quiet, and the rest of the first round."""
+    firsts = [one.first_ms for one in same if one.first_ms is not None]
+    first_ms = quiet(firsts) if firsts else None
+    return replace(same[0], total_ms=quiet([one.total_ms for one in same]), first_ms=first_ms)
 
 
 def _compared(ready: _Ready, check: Check, name: str, seen: Sequence[Outcome]) -> Row:

@@ -33,10 +33,11 @@ def _part(check: Row) -> str:
     link += f", jitter {check['jitter_ms']:g} ms" if check["jitter_ms"] else ""
     link += f", loss {100 * check['loss']:g} %" if check["loss"] else ""
     link += f", {edges} edges at once" if edges > 1 else ""
+    rounds = f", the quiet quarter of {check['rounds']} rounds" if check["rounds"] > 1 else ""
     facts = (
-        f"`{check['command']}`: {check['questions']} questions, {WAITED[check['speeds'] == 'declared']}. A message "
-        f"takes {check['message_ms']:.2f} ms beside the link, a turn {check['edge_turn_ms']:.2f} ms at the edge and "
-        f"{check['cloud_turn_ms']:.2f} ms in the cloud. Timers were late by {late['p50']:.2f} ms (median) and "
+        f"`{check['command']}`: {check['questions']} questions, {WAITED[check['speeds'] == 'declared']}{rounds}. "
+        f"A message takes {check['message_ms']:.2f} ms beside the link, a turn {check['edge_turn_ms']:.2f} ms at the "
+        f"edge and {check['cloud_turn_ms']:.2f} ms in the cloud. Timers were late by {late['p50']:.2f} ms (median) and "
         f"{late['p95']:.2f} ms (95th percentile), on {check['machine']['cores']} cores"
     )
     nice = check["machine"]["niceness"]

@@ -25,6 +25,7 @@ Edges = Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Check: edg
 Real = Annotated[
     bool, typer.Option("--check", help="One point in real time by real processes, beside what is emulated.")
 ]
+Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Check: ask so often, and count the quiet rounds.")]
 Declared = Annotated[
     bool, typer.Option("--declared", help="Check: the setting's speeds, by waiting, not this machine's own.")
 ]
@@ -55,6 +56,7 @@ def bench(
     jitter_ms: Jitter = 0.0,
     loss: Loss = 0.0,
     edges: Edges = 1,
+    rounds: Rounds = 1,
     declared: Declared = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -79,7 +81,7 @@ def bench(
         from msao_compile.cli.bench_check import checked
 
         shape = Shape(mbps=mbps, rtt_ms=rtt_ms, jitter_ms=jitter_ms, loss=loss)
-        asked = Check(deployment, setting, samples, questions, tuple(policy or ()), shape, edges, declared)
+        asked = Check(deployment, setting, samples, questions, tuple(policy or ()), shape, edges, declared, rounds)
         checked(talk, asked, out, dry_run)
         return
     if declared or dry_run:

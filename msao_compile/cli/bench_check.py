@@ -35,7 +35,7 @@ def checked(talk: Talk, check: Check, out: Path, dry_run: bool) -> None:
     if dry_run:
         facts = {
             "deployment": str(check.deployment), "mbps": check.shape.mbps, "rtt_ms": check.shape.rtt_ms,
-            "jitter_ms": check.shape.jitter_ms, "loss": check.shape.loss, "edges": check.edges,
+            "jitter_ms": check.shape.jitter_ms, "loss": check.shape.loss, "edges": check.edges, "rounds": check.rounds,
             "questions": check.questions, "policies": list(check.only or policies(None)),
             "speeds": "declared" if check.declared else "measured", "expected_s": expected, "written": False,
         }  # fmt: skip
@@ -64,6 +64,7 @@ def command(check: Check) -> str:
     words += ["--jitter-ms", f"{shape.jitter_ms:g}"] if shape.jitter_ms else []
     words += ["--loss", f"{shape.loss:g}"] if shape.loss else []
     words += ["--edges", check.edges] if check.edges > 1 else []
+    words += ["--rounds", check.rounds] if check.rounds > 1 else []
     words += ["--declared"] if check.declared else []
     for name in check.only:
         words += ["--policy", name]

@@ -19,8 +19,9 @@ def told(**changed: Any) -> dict[str, Any]:
            "seen": {**FORETOLD, "mean_ms": 110.0}, "error": ERROR, "equal": 23, "n": 24}  # fmt: skip
     return {
         "command": "msao-compile bench x", "mbps": 20.0, "rtt_ms": 80.0, "jitter_ms": 0.0, "loss": 0.0, "edges": 1,
-        "speeds": "measured", "questions": 24, "message_ms": 0.5, "edge_turn_ms": 0.1, "cloud_turn_ms": 0.4,
-        "timer_late_ms": {"p50": 0.1, "p95": 3.0}, "machine": {"cores": 2, "niceness": 0}, "rows": [row], **changed,
+        "speeds": "measured", "questions": 24, "rounds": 1, "message_ms": 0.5, "edge_turn_ms": 0.1,
+        "cloud_turn_ms": 0.4, "timer_late_ms": {"p50": 0.1, "p95": 3.0}, "machine": {"cores": 2, "niceness": 0},
+        "rows": [row], **changed,
     }  # fmt: skip
 
 
@@ -51,4 +52,5 @@ def test_the_report_says_how_disturbed_a_run_was_and_how_it_was_made() -> None:
     assert "late by 0.10 ms (median) and 3.00 ms (95th percentile), on 2 cores." in found
     nice = markdown([told(machine={"cores": 2, "niceness": -10})])
     assert "on 2 cores, all processes at niceness -10." in nice
-    assert "declared speeds, realised by waiting" in markdown([told(speeds="declared")])
+    again = markdown([told(speeds="declared", rounds=5)])
+    assert "declared speeds, realised by waiting, the quiet quarter of 5 rounds." in again
