@@ -72,7 +72,11 @@ COMMANDS = (
     (evaluate.eval, "count right answers", "eval DEPLOYMENT --samples questions.jsonl --limit 600"),
     (fit.fit, "learn when the edge suffices", "fit DEPLOYMENT --samples questions.jsonl --epsilon 0.01"),
     (answer.run, "answer one prompt", "run DEPLOYMENT --prompt 'what color is the circle?' --image photo.png"),
-    (serve.serve, "answer OpenAI's clients, or the edges of a cloud", "serve artifacts/deployments/shapes-vqa --role edge --port 8000"),
+    (
+        serve.serve,
+        "answer OpenAI's clients, or the edges of a cloud",
+        "serve artifacts/deployments/shapes-vqa --role edge --port 8000",
+    ),
     (
         bench.bench,
         "compare ways to answer between edge and cloud",
