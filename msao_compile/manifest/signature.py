@@ -32,14 +32,20 @@ def make_key(path: Path) -> tuple[Path, str]:
     told = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )  # fmt: skip
+    made: list[Path] = []
     try:
         for place in (path, public):
             place.touch(_PRIVATE_MODE if place == path else 0o644, exist_ok=False)
+            made.append(place)
         path.write_bytes(secret)
         public.write_bytes(told)
-    except FileExistsError as error:
-        raise InputError(f"{error.filename}: exists already and may be a key in use; choose another name") from error
     except OSError as error:
+        for place in made:  # half a pair would be taken for a key in use
+            place.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise InputError(
+                f"{error.filename}: exists already and may be a key in use; choose another name"
+            ) from error
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     return public, _name(key.public_key())
 

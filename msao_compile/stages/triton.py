@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from msao_compile.errors import InputError
-from msao_compile.manifest.schema import MANIFEST_NAME
+from msao_compile.manifest.schema import MANIFEST_NAME, Deployment, Model
 from msao_compile.runtime.loader import read_manifest
 from msao_compile.runtime.serve.cloud.opening import cloud_model, prefill_inputs
 from msao_compile.runtime.serve.triton.config import config_text
@@ -34,18 +34,25 @@ def write_repository(deployment: Path, model: str | None, out: Path) -> Path:
         raise InputError(f"{out} holds something already: give a new folder, or remove it first")
     fresh = out.with_name(f".{out.name}.new")
     with translated("writing the model repository", out):
-        shutil.rmtree(fresh, ignore_errors=True)
-        version = fresh / chosen.name / "1"
-        version.mkdir(parents=True)
-        for path in (MANIFEST_NAME, *manifest.all_files()):
-            _link(deployment / path, version / DEPLOYMENT / path)
-        (version / MODEL_NAME).write_text(chosen.name + "\n")
-        (version / "model.py").write_text(MODEL)
-        (fresh / chosen.name / "config.pbtxt").write_text(config_text(chosen.name, prefill_inputs(manifest, chosen)))
-        if out.exists():
-            out.rmdir()
-        fresh.rename(out)
+        shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
+        try:
+            _fill(fresh / chosen.name, deployment, manifest, chosen)
+            if out.exists():
+                out.rmdir()
+            fresh.rename(out)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)  # half a repository would go on filling the disk
     return out / chosen.name
+
+
+def _fill(folder: Path, deployment: Path, manifest: Deployment, chosen: Model) -> None:
+    version = folder / "1"
+    version.mkdir(parents=True)
+    for path in (MANIFEST_NAME, *manifest.all_files()):
+        _link(deployment / path, version / DEPLOYMENT / path)
+    (version / MODEL_NAME).write_text(chosen.name + "\n")
+    (version / "model.py").write_text(MODEL)
+    (folder / "config.pbtxt").write_text(config_text(chosen.name, prefill_inputs(manifest, chosen)))
 
 
 def _link(source: Path, destination: Path) -> None:

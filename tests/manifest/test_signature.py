@@ -98,3 +98,11 @@ def test_without_cryptography_the_extra_is_named(signed: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
     with pytest.raises(MissingTool, match=r"pip install 'msao-compile\[kit\]'"):
         refuse_untrusted(signed, signed.parent / "trusted")
+
+
+def test_half_a_pair_is_not_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "key.pub.pem").write_text("another's")
+    with pytest.raises(InputError, match=r"key\.pub\.pem: exists already"):
+        make_key(tmp_path / "key.pem")
+    assert [file.name for file in tmp_path.iterdir()] == ["key.pub.pem"]
+    assert (tmp_path / "key.pub.pem").read_text() == "another's"

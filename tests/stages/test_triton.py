@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from msao_compile.errors import DeploymentError, InputError
+from msao_compile.errors import DeploymentError, InputError, StageError
 from msao_compile.runtime.loader import read_manifest
 from msao_compile.runtime.serve.cloud.opening import cloud_model
 from msao_compile.runtime.serve.triton.config import MOST_PICTURES
@@ -48,3 +49,11 @@ def test_the_model_has_to_be_named_where_no_route_places_one_in_the_cloud(deploy
     with pytest.raises(InputError, match="not clear"):
         cloud_model(manifest.model_copy(update={"routes": ()}), None)
     assert cloud_model(manifest.model_copy(update={"routes": ()}), "edge").name == "edge"
+
+
+def test_a_repository_that_could_not_be_finished_leaves_nothing(deployment: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(deployment, tmp_path / "broken")
+    next((broken / "tokenizer").rglob("tokenizer.json")).unlink()
+    with pytest.raises(StageError, match="writing the model repository failed"):
+        write_repository(broken, None, tmp_path / "repository")
+    assert [file.name for file in tmp_path.iterdir()] == ["broken"]
