@@ -78,10 +78,11 @@ offloading-check: $(STAMP)
 fitted: $(STAMP)
 	$(BIN)/msao-compile build recipes/shapes-vqa.toml --jobs 2
 	$(BIN)/python -m calibration.shapes --set fit --count 2400 --out $(HARNESS)/fit
-	$(BIN)/python -m calibration.shapes --set heldout --count 1200 --out $(HARNESS)/heldout
+	$(BIN)/python -m calibration.shapes --set heldout --count 2400 --out $(HARNESS)/heldout
 	rm -rf $(HARNESS)/deployment && cp -r $(DEPLOYMENT) $(HARNESS)/deployment
 	$(BIN)/msao-compile fit $(HARNESS)/deployment --samples $(HARNESS)/fit/questions.jsonl \
-	  --held-out $(HARNESS)/heldout/questions.jsonl --epsilon 0.008
+	  --held-out $(HARNESS)/heldout/questions.jsonl --epsilon 0.007 \
+	  --setting recipes/settings/msao.toml --mbps 300 --rtt-ms 20
 
 # What batching gives a cloud on this machine, and what a probe costs an edge.
 together: $(STAMP)

@@ -14,8 +14,8 @@ from msao_compile.bench.primitives import Piece, TimedDevice, line, measured, qu
 from msao_compile.bench.run import Asked, Pair
 from msao_compile.manifest.offload import Line
 from msao_compile.runtime.device import Work
-from msao_compile.runtime.routes import Question
 from msao_compile.runtime.sampling import SamplingParameters
+from msao_compile.runtime.views import Question
 
 
 def pieces(*told: tuple[int, float], kind: Work = "verify") -> list[Piece]:

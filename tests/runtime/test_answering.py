@@ -14,9 +14,9 @@ from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.api import Runtime
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.preprocess import decode
-from msao_compile.runtime.routes import _bytes
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import Request
+from msao_compile.runtime.views import as_file
 
 PROMPT = "what color is the circle?"
 
@@ -111,7 +111,7 @@ def test_every_route_sees_the_same_pixels_of_a_picture_in_memory(runtime: Runtim
         given.getexif()[0x0112] = 6  # EXIF orientation: a quarter turn
     else:
         given = given.convert("L").convert(mode) if mode == "F" else given.convert(mode)
-    assert np.array_equal(np.asarray(decode(_bytes(given))), np.asarray(decode(given)))
+    assert np.array_equal(np.asarray(decode(as_file(given))), np.asarray(decode(given)))
     answers = {runtime.generate(PROMPT, image=given, route=route).token_ids for route in ("edge", "cloud", "split")}
     assert len(answers) == 1
 
