@@ -142,7 +142,7 @@ def mine(built: Path, tmp_path: Path) -> Path:
 def asked(folder: Path, samples: Path, **changes: object) -> dict[str, object]:
     given = {
         "folder": str(folder), "samples": str(samples), "held_out": None, "task": None, "epsilon": 0.3, "trials": 2,
-        "seed": 1, "mbps": 50.0, "rtt_ms": 20.0,
+        "seed": 1, "mbps": 50.0, "rtt_ms": 20.0, "setting": None,
     }  # fmt: skip
     return {**given, **changes}
 
@@ -170,6 +170,16 @@ def test_a_task_that_does_not_speculate_is_refused(mine: Path, samples: Path) ->
     with pytest.raises(InputError, match=r"task 'moon' is not one that has a model that drafts .*\(vqa\)"):
         run(asked(mine, samples, task="moon"), lambda record: None)
     assert entry_of(read_manifest(mine), "vqa").drafter == "edge"
+
+
+def test_devices_that_are_declared_cost_what_is_declared_and_a_bad_file_is_told_before_models_are_asked(
+    mine: Path, samples: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"none\.toml: not a setting in TOML"):
+        run(asked(mine, samples, setting=str(tmp_path / "none.toml")), lambda told: pytest.fail(str(told)))
+    value = run(asked(mine, samples, setting="recipes/settings/msao.toml"), lambda record: None)
+    assert value["evidence"]["link"]["devices"] == ["RTX 3090 with Qwen2-VL-2B", "A100-40GB with Qwen2.5-VL-7B"]
+    assert value["evidence"]["costs_ms"]["cloud"] > 34 + 34  # one picture and a prompt there, at the least
 
 
 def test_the_same_seed_fits_the_same(mine: Path, samples: Path) -> None:

@@ -64,6 +64,7 @@ def fit(arguments: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]
     sets = read_sets(Path(arguments["samples"]), None if held_out is None else Path(held_out), asked.seed)
     runtime = load(folder)
     entry = entry_of(runtime.deployment, asked.task)
+    sides = sides_of(runtime.deployment, entry, asked)
     drafter, fill = runtime.session(entry.drafter), mean_fill(sets.fit)
     weights = {**WEIGHTS, **_weighed(drafter, sets.fit, fill)}
     recorder = Recorder(drafter, runtime.session(entry.verifier), Form(SHRINK, QUALITY, fill), weights)
@@ -75,7 +76,6 @@ def fit(arguments: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]
 
         records.append(recorder.records(samples, tell))
     answered = time.perf_counter()
-    sides = sides_of(runtime.deployment, entry, asked)
     learned = learn(records[0], asked.seed, weights)
     made = made_of(learned, (records[0], records[1]), sides, asked, lambda number: on_progress({"trial": number}))
     seconds = {"answers": answered - started, "search": time.perf_counter() - answered}
