@@ -64,7 +64,7 @@ offloading: fitted
 
 # The same harness against real processes on the clock: a near and a poor link, declared and this machine's own speeds.
 CHECK = $(BIN)/msao-compile bench $(HARNESS)/deployment --offload --check --samples $(HARNESS)/heldout/questions.jsonl \
-  --setting recipes/settings/msao.toml --questions 48 --rounds 5 --policy cloud-only --policy edge-only --policy stop-and-wait \
+  --setting recipes/settings/msao.toml --questions 24 --rounds 3 --policy cloud-only --policy edge-only --policy stop-and-wait \
   --policy auto --out $(HARNESS)/check
 offloading-check: $(STAMP)
 	@test -f $(HARNESS)/deployment/deployment.json || $(MAKE) fitted
