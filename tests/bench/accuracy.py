@@ -93,7 +93,7 @@ class Line:
 def main() -> int:
     """Build, ask, print, write; 0 where fp16 and int8 lose no more than is allowed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.accuracy", description=__doc__)
-    parser.add_argument("--count", type=int, default=600, help="held-out questions")
+    parser.add_argument("--count", type=int, default=2400, help="held-out questions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
     parser.add_argument("--folder", type=Path, default=Path("artifacts/bench/accuracy"), help="the store in it is kept")
