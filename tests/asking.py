@@ -19,9 +19,10 @@ from msao_compile.runtime.remote import Patience, RemoteSession
 from msao_compile.runtime.rules import choose
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession, Request
-from msao_compile.runtime.speculate.client import Account, Plan, Speculator
+from msao_compile.runtime.speculate.client import Speculator
 from msao_compile.runtime.speculate.drafter import Drafter
 from msao_compile.runtime.speculate.gates import Pace
+from msao_compile.runtime.speculate.plan import Account, Plan
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.faulty import Faults, FaultyLink
 from msao_compile.runtime.wire.loopback import Loopback

@@ -15,12 +15,11 @@ from msao_compile.bench.sides import Edge, Outcome, from_cloud, from_edge, specu
 from msao_compile.manifest.offload import Acceptance
 from msao_compile.manifest.schema import Deployment
 from msao_compile.runtime.answer import Clock
-from msao_compile.runtime.calibrated import Calibration
+from msao_compile.runtime.calibrated import Calibration, Reduced
 from msao_compile.runtime.mas.reader import Reader, Seen
 from msao_compile.runtime.policy import Choice, Limits
 from msao_compile.runtime.session import ModelSession
-from msao_compile.runtime.speculate.client import Alone
-from msao_compile.runtime.views import Question, View, calibrated, plain, strict
+from msao_compile.runtime.views import Question, calibrated, plain, strict
 
 Answer = Callable[[Edge, Question], Awaitable[Outcome]]
 STOP_AND_WAIT = 4
@@ -144,15 +143,24 @@ class Auto:
     async def answer(self, edge: Edge, question: Question) -> Outcome:
         """Decide, answer, learn."""
         began = asyncio.get_running_loop().time()
-        view, alone = await self._viewed(edge, question)
-        now_ms = asyncio.get_running_loop().time() * 1e3
-        told = getattr(edge.link, "picture_bytes", None)
-        sizes = [told or len(picture) for picture in view.there.pictures if isinstance(picture, bytes)]
         routes: frozenset[Choice] = frozenset(("cloud", "speculate") if self.speculation else ("cloud",))
-        decision = edge.adviser.decide(sizes, now_ms, Limits(routes=routes))
+        told = getattr(edge.link, "picture_bytes", None)
+        sizes = [told or size for size in question.sizes]
+        seen, left = Seen(), None
+        if self.calibration is not None:
+            left = await self._read(edge, question, seen, self.calibration)
+        now_ms = asyncio.get_running_loop().time() * 1e3
+        limits = Limits(mode="strict" if left is None else "calibrated", routes=routes)
+        decision = edge.adviser.decide(sizes, now_ms, limits, left)
+        if not self.schedules:
+            decision = replace(decision, first=True, payload="full" if left is None else left.rung)
         chooses = self.guard and self.schedules
         route: Choice = decision.route if chooses else "speculate"
-        plan = replace(edge.plan(question, route), alone=alone)
+        if self.calibration is None or left is None:
+            view = strict(question, self.reader) if route == "speculate" else plain(question)
+        else:
+            view = calibrated(question, self.calibration, left, decision, edge.adviser.packing, seen)
+        plan = replace(edge.plan(question, route), alone=view.alone)
         if not chooses:
             plan = replace(plan, goes_on=None)
         if not self.schedules:
@@ -164,17 +172,9 @@ class Auto:
         found.first_ms = None if found.first_ms is None else found.first_ms + waited_ms
         return found
 
-    async def _viewed(self, edge: Edge, question: Question) -> tuple[View, Alone | None]:
-        """As `Runtime` does it: what each side sees, and who judges whether the edge may answer alone."""
-        if self.calibration is None:
-            return strict(question, self.reader), None
-        seen = Seen()
-        for kind, count, work in self.calibration.reader.pieces(question.prompt, question.pictures, seen, Clock()):
+    async def _read(self, edge: Edge, question: Question, seen: Seen, calibration: Calibration) -> Reduced:
+        """As `Runtime` does it: what may be left of a question, and who judges whether the edge may answer alone."""
+        for kind, count, work in calibration.reader.pieces(question.prompt, question.pictures, seen, Clock()):
             await edge.device.run(kind, count, work)
-        view, left = calibrated(question, self.calibration, edge.adviser.asking(len(question.pictures)), seen)
-        if not self.reduces:
-            view = plain(question)
-        if left.judge is None:
-            return view, None
-        first = left.judge.first or not self.schedules
-        return view, replace(left.judge, picture_given=bool(view.here.pictures), first=first)
+        left = calibration.read(question.prompt, len(question.pictures), seen)
+        return left if self.reduces else replace(left, rung="full")

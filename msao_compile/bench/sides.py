@@ -13,8 +13,9 @@ from msao_compile.runtime.policy import Choice
 from msao_compile.runtime.remote import Patience, RemoteSession
 from msao_compile.runtime.routes import outgoing
 from msao_compile.runtime.session import ModelSession
-from msao_compile.runtime.speculate.client import Plan, Speculator
+from msao_compile.runtime.speculate.client import Speculator
 from msao_compile.runtime.speculate.drafter import Drafter
+from msao_compile.runtime.speculate.plan import Plan
 from msao_compile.runtime.views import Question, View, plain
 from msao_compile.runtime.wire.base import Link, Traffic
 

@@ -18,7 +18,9 @@ from msao_compile.cli.options import (
     DeploymentFolder,
     Json,
     Quiet,
+    Wish,
     link_options,
+    wishes_of,
 )
 from msao_compile.cli.talk import talk_of
 from msao_compile.errors import StageError
@@ -60,6 +62,7 @@ def run(
     cloud_roots: CloudRoots = None,
     cloud_patience: CloudPatience = None,
     calibrated: Calibrated = None,
+    wish: Wish = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the draw where the temperature is above 0.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -77,7 +80,7 @@ def run(
         "seed": seed,
     }
     asked = link_options(cloud, cloud_token_file, cloud_roots, cloud_patience)
-    with load(deployment, cloud=cloud, cloud_options=asked, calibrated=calibrated) as runtime:
+    with load(deployment, cloud=cloud, cloud_options=asked, calibrated=calibrated, wishes=wishes_of(wish)) as runtime:
         if as_json:
             found = runtime.generate(prompt, **options)
             talk.reply(asdict(found), lambda: None)

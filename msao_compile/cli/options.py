@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +12,10 @@ import typer
 from msao_compile.errors import InputError
 
 if TYPE_CHECKING:
+    from msao_compile.runtime.policy import Wishes
     from msao_compile.runtime.wire.kserve.options import LinkOptions
 
+NUMBER = re.compile(r"\d+(\.\d+)?")
 DEPLOYMENTS = Path("artifacts/deployments")
 STORE = Path("artifacts/store")
 
@@ -82,6 +85,35 @@ Calibrated = Annotated[
         help="Allow this loss of right answers, as far as `fit` bounded it; without it answers are the cloud's own.",
     ),
 ]  # fmt: skip
+
+Wish = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wish", metavar="W=N", show_default=False,
+        help="What auto weighs beside time; may be repeated: within=MS (a deadline), and for how many ms of waiting "
+        "what is worth: cloud=N and edge=N (1 ms of work there), byte=N (1 byte that crosses).",
+    ),
+]  # fmt: skip
+WISHES = {"within": "deadline_ms", "cloud": "cloud_price", "edge": "edge_price", "byte": "byte_price"}
+
+
+def wishes_of(given: list[str] | None) -> Wishes:
+    """What the options say beside time.
+
+    Raises:
+        InputError: one is not of the form NAME=N with a known name and a number from 0 on, or is given twice.
+    """
+    from msao_compile.runtime.policy import Wishes
+
+    found: dict[str, float] = {}
+    for wish in given or ():
+        name, _, value = wish.partition("=")
+        field = WISHES.get(name.strip())
+        number = float(value) if NUMBER.fullmatch(value.strip()) else None
+        if field is None or number is None or field in found:
+            raise InputError(f"--wish {wish}: give each of {', '.join(WISHES)} once at most, as in --wish cloud=0.5")
+        found[field] = number
+    return Wishes(**found)
 
 
 def link_options(

@@ -20,8 +20,10 @@ from msao_compile.cli.options import (
     DeploymentFolder,
     Json,
     Quiet,
+    Wish,
     link_options,
     unset,
+    wishes_of,
 )
 from msao_compile.cli.serve_cloud import CloudAsked, serve_cloud
 from msao_compile.cli.talk import talk_of
@@ -75,6 +77,7 @@ def serve(
     cloud_roots: CloudRoots = None,
     cloud_patience: CloudPatience = None,
     calibrated: Calibrated = None,
+    wish: Wish = None,
     model: ModelName = None,
     token_file: TokenFile = None,
     allow_anonymous: Anonymous = False,
@@ -100,8 +103,10 @@ def serve(
     talk_of(context, as_json, quiet)
     chosen = PORTS[role] if port is None else port
     if role is Role.CLOUD:
-        if cloud is not None or allow_files is not None or allow_anonymous:
-            raise InputError("--cloud, --allow-files and --allow-anonymous belong to --role edge: leave them out")
+        if cloud is not None or allow_files is not None or allow_anonymous or wish:
+            raise InputError(
+                "--cloud, --wish, --allow-files and --allow-anonymous belong to --role edge: leave them out"
+            )
         asked = CloudAsked(
             deployment, model, host, chosen, http_port, token_file, tls_cert, tls_key, sessions, max_body, max_pixels,
             connections, deadline, drain,
@@ -122,4 +127,6 @@ def serve(
     limits = Limits(max_body, max_pixels, max_pictures, max_requests, max(deadline, 0.01), drain)
     where = Listening(host, chosen, token_file, allow_anonymous, tls_cert, tls_key, allow_files, limits)
     options = link_options(cloud, cloud_token_file, cloud_roots, cloud_patience)
-    serve_edge(load(deployment, cloud=cloud, cloud_options=options, calibrated=calibrated), where, announce)
+    asked_for = wishes_of(wish)
+    runtime = load(deployment, cloud=cloud, cloud_options=options, calibrated=calibrated, wishes=asked_for)
+    serve_edge(runtime, where, announce)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from msao_compile.runtime.answer import Answer, Piece, Timing
     from msao_compile.runtime.api import Runtime
+    from msao_compile.runtime.policy import Wishes
     from msao_compile.runtime.wire.kserve.options import LinkOptions
 
-__all__ = ["Answer", "Piece", "Runtime", "Timing", "load"]
-_HOMES = {"Runtime": "api", "Answer": "answer", "Piece": "answer", "Timing": "answer"}
+__all__ = ["Answer", "Piece", "Runtime", "Timing", "Wishes", "load"]
+_HOMES = {"Runtime": "api", "Answer": "answer", "Piece": "answer", "Timing": "answer", "Wishes": "policy"}
 
 
 def load(
@@ -21,11 +22,12 @@ def load(
     trusted_keys: str | os.PathLike[str] | None = None,
     cloud_options: LinkOptions | None = None,
     calibrated: float | None = None,
+    wishes: Wishes | None = None,
 ) -> Runtime:
     """Open a deployment folder; see `msao_compile.runtime.api.load`."""
     from msao_compile.runtime import api
 
-    return api.load(folder, cloud, verify, trusted_keys, cloud_options, calibrated)
+    return api.load(folder, cloud, verify, trusted_keys, cloud_options, calibrated, wishes)
 
 
 def __getattr__(name: str) -> object:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from msao_compile.manifest.offload import Primitives, Speculation
+from msao_compile.manifest.offload import Line, Primitives, Speculation
 from msao_compile.runtime import cost
-from msao_compile.runtime.calibrated import Cost
-from msao_compile.runtime.cost import TINY_MS, Drafting, Host, Payload, Work
+from msao_compile.runtime.calibrated import Packing, Reduced
+from msao_compile.runtime.cost import Drafting, Host, Payload, Work
 from msao_compile.runtime.link_state import Average, LinkEstimate, LinkState
 from msao_compile.runtime.policy import Choice, Decision, Limits, Observed, decide, goes_on
 from msao_compile.runtime.remote import Patience
-from msao_compile.runtime.speculate.client import Plan
 from msao_compile.runtime.speculate.gates import Pace
+from msao_compile.runtime.speculate.plan import Plan
 
 UNDER_WAY = 6
 """Rounds under way at once: enough to draft through a round trip, few enough to waste little where one is rejected."""
@@ -35,30 +35,38 @@ OVERHEAD_BYTES = 700
 
 @dataclass
 class Adviser:
-    """One edge and its cloud. `here` and `there` are what their models' work takes, as measured or declared."""
+    """One edge and its cloud. `here` and `there` are what their models' work takes, as measured or declared. `crosses`:
+    bytes that the verifier's encoder makes of one picture, 0 where nothing tells.
+    """
 
     settings: Speculation
     here: Primitives
     there: Primitives
+    crosses: float = 0.0
     link: LinkState = field(default_factory=LinkState)
     answer_tokens: Average = field(default_factory=Average)
     prompt_tokens: Average = field(default_factory=Average)
     judged: float = 0.0
     accepted: float = 0.0
+    packing: Packing = field(default_factory=Packing)
+    encode_ms: Average = field(default_factory=Average)
+    features_bytes: Average = field(default_factory=Average)
     queue_ms: float = 0.0
     step_wait_ms: float = 0.0
     paid: float = 0.0
     paid_count: float = 0.0
     untried: int = 0
 
-    def decide(self, sizes: Sequence[int], now_ms: float, limits: Limits, edge_queue_ms: float = 0.0) -> Decision:
-        """The route for a question whose pictures have so many bytes.
+    def decide(self, sizes: Sequence[int], now_ms: float, limits: Limits, left: Reduced | None = None) -> Decision:
+        """The route and payload for a question whose pictures have so many bytes; `left`: what of it may be left.
 
         Where plain decoding seems faster, but not by much, speculation is tried now and then: what it really took
         corrects what was reckoned.
         """
-        found = decide(self.observed(sizes, now_ms, edge_queue_ms), limits)
-        times = {option.route: option.time_ms for option in found.options}
+        found = decide(self.observed(sizes, now_ms, left), limits)
+        times: dict[str, float] = {}
+        for option in found.options:
+            times.setdefault(option.route, option.time_ms)
         self.untried += 1
         near = found.route == "cloud" and times.get("speculate", inf) < TRY_BELOW * times.get("cloud", 0.0)
         if near and self.untried > TRY_AFTER:
@@ -67,17 +75,25 @@ class Adviser:
             self.untried = 0
         return found
 
-    def observed(self, sizes: Sequence[int], now_ms: float, edge_queue_ms: float = 0.0) -> Observed:
+    def observed(self, sizes: Sequence[int], now_ms: float, left: Reduced | None = None) -> Observed:
         """What `policy.decide` is to know."""
-        payloads: dict[Payload, int] = {"full": sum(sizes) + OVERHEAD_BYTES}
+        rung, whole = "full" if left is None else left.rung, sum(sizes)
+        size, pack_ms = self.packing.foretold(rung, whole)
+        payloads: dict[Payload, int] = {"full": whole + OVERHEAD_BYTES, rung: size + OVERHEAD_BYTES}
         prompt = self.prompt_tokens.mean if self.prompt_tokens.count else GUESS_PROMPT
         answer = self.answer_tokens.mean if self.answer_tokens.count else GUESS_TOKENS
+        features = self.features_bytes.mean if self.features_bytes.count else self.crosses
+        each_ms = self.encode_ms.mean if self.encode_ms.count else self.there.encode.at(1)
+        encoder = self.there.model_copy(update={"encode": Line(fixed_ms=0.0, each_ms=each_ms)})
         return Observed(
-            edge=Host(self.here, queue_ms=edge_queue_ms),
+            edge=Host(self.here),
             cloud=self._cloud(),
             link=self.link.estimate(now_ms),
-            work=Work(int(prompt), len(sizes), payloads, answer),
+            work=Work(int(prompt), len(sizes), payloads, answer, round(features * len(sizes)), {rung: pack_ms}),
             drafting=self.drafting(),
+            encoder_here=Host(encoder),
+            reduced=() if rung == "full" else (rung,),
+            stands=0.0 if left is None else left.stands,
         )
 
     def drafting(self, kept: float | None = None) -> Drafting:
@@ -107,7 +123,7 @@ class Adviser:
         return min(int(away_ms / max(self._cloud().decode_ms, 0.1)), MOST_BURST)
 
     def plan(self, limit: int | None, stops: frozenset[int], now_ms: float, route: Choice, patience: Patience) -> Plan:
-        """How an answer is drafted, or streamed where `route` is `cloud`."""
+        """How an answer is drafted, or streamed where `route` is `cloud` or `split`."""
         estimate = self.link.estimate(now_ms)
         rtt_ms = estimate.rtt_ms if estimate is not None else 0.0
         verify_ms = self._cloud().verify_ms(self.settings.draft_tokens + 1)
@@ -115,7 +131,7 @@ class Adviser:
         burst = min(round(rtt_ms / max(self.there.decode.at(1), 0.1)), MOST_BURST)
         return Plan(
             self._rounds, pace, limit, stops, rounds=1 if self._crowded else UNDER_WAY, burst=burst, rest=self._rest(),
-            stream=route == "cloud",
+            stream=route in ("cloud", "split"),
             goes_on=lambda accepted, judged: self._goes_on(estimate, accepted, judged), patience=patience,
         )  # fmt: skip
 
@@ -129,12 +145,10 @@ class Adviser:
     def _cloud(self) -> Host:
         return Host(self.there, self.queue_ms, step_wait_ms=self.step_wait_ms)
 
-    def asking(self, pictures: int) -> Cost:
-        """What it costs to ask the edge first, and what the cloud is spared where its answer stands."""
-        work = self.observed([0] * pictures, 0.0).work
-        edge_ms = Host(self.here).begin_ms(work.prompt_tokens, pictures) + self.here.decode.at(1)
-        cloud_ms = Host(self.there).begin_ms(work.prompt_tokens, pictures)
-        return Cost(edge_ms, cloud_ms, self.queue_ms / max(cloud_ms, TINY_MS))
+    def encoded(self, took_ms: float, size_bytes: int, pictures: int) -> None:
+        """What it took to encode pictures here for the verifier, and what crossed then."""
+        self.encode_ms.add(took_ms / pictures)
+        self.features_bytes.add(size_bytes / pictures)
 
     def learn(self, prompt_tokens: int, answer_tokens: int, accepted: int, rejected: int) -> None:
         """What an answer came to: lengths, and how many of its drafts were judged right and wrong.

@@ -35,7 +35,8 @@ class Answer:
 
     `prompt_tokens` is None where the cloud did not say; `finish` is `length` where the limit ended it. `drafts`, of a
     route that speculates, counts those `drafted` and `accepted`, the `rounds`, and tokens that stayed `unverified`.
-    `alone`: the edge was sure of its own answer, by what was fitted, and not all of it was verified.
+    `alone`: the edge was sure of its own answer, by what was fitted, and not all of it was verified. `payload`: what of
+    its pictures crosses where a cloud is asked.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Answer:
     prompt_tokens: int | None = None
     finish: Literal["stop", "length"] = "stop"
     alone: bool = False
+    payload: Literal["drop", "thumbnail", "regions", "full"] | None = None
 
 
 @dataclass(frozen=True)

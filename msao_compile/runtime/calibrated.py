@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msao_compile.errors import DeploymentError
 from msao_compile.manifest.mas import Mas, Sure
 from msao_compile.runtime.conversation import Prompt, without_pictures
+from msao_compile.runtime.link_state import Average
 from msao_compile.runtime.mas.payload import Rung
 from msao_compile.runtime.mas.reader import Reader, Seen
 from msao_compile.runtime.mas.reading import Action
 from msao_compile.runtime.mas.sure import hope, prior, sureness
 from msao_compile.runtime.session import ModelSession
 
-CLOUD_PRICE = 0.25
-"""Milliseconds of waiting that a millisecond of an idle cloud is worth: whether a likely answer of the edge's own is
-waited for before the cloud is asked."""
+GUESS_LEFT = 0.5
+"""Of the bytes of pictures that were never reduced."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Judge:
     words: frozenset[int]
     picture_given: bool
     threshold: float
-    first: bool
+    first: bool = False
 
     def enough(self, confidences: Sequence[float]) -> bool:
         """Whether a whole answer stands."""
@@ -40,30 +40,49 @@ class Judge:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What is left of a request: how much of its pictures crosses (`drop`: neither side sees them), who judges the
-    edge's answer, and the chances that this stands and that the pictures are needed.
+    """What may be left of a request: how little of its pictures may cross (`drop`: neither side sees them), who judges
+    the edge's answer, and the chances that this stands and that the pictures are needed.
     """
 
     rung: Rung
     judge: Judge | None
-    chance: float
+    stands: float
     needed: float
 
-    @property
-    def drop(self) -> bool:
-        """Whether neither side sees the pictures."""
-        return self.rung == "drop"
+
+@dataclass
+class Packing:
+    """What reducing pictures took on this edge and what it left of their bytes, by rung, as it was seen."""
+
+    took_ms: dict[Rung, Average] = field(default_factory=dict)
+    left: dict[Rung, Average] = field(default_factory=dict)
+
+    def learn(self, rung: Rung, before: int, after: int, took_ms: float) -> None:
+        """Pictures of one request were reduced from so many bytes to so many."""
+        self.took_ms.setdefault(rung, Average()).add(took_ms)
+        self.left.setdefault(rung, Average()).add(after / max(before, 1))
+
+    def foretold(self, rung: Rung, size_bytes: int) -> tuple[int, float]:
+        """Bytes and milliseconds of a request's pictures of so many bytes on a rung."""
+        if rung in ("drop", "full"):
+            return (0 if rung == "drop" else size_bytes), 0.0
+        share, took = self.left.get(rung), self.took_ms.get(rung)
+        return round(size_bytes * (share.mean if share else GUESS_LEFT)), took.mean if took else 0.0
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Milliseconds: what asking the edge first costs where its answer does not stand, and what of the cloud's time is
-    spared where it does; `waiting` prompts wait there, each for as long.
+def shown_fit(mas: Mas | None, epsilon: float) -> Mas:
+    """The fit of a task that shows so small a loss.
+
+    Raises:
+        DeploymentError: none does.
     """
-
-    edge_ms: float
-    cloud_ms: float
-    waiting: float = 0.0
+    if mas is None or not mas.calibrated(epsilon):
+        shown = "nothing" if mas is None or mas.bound is None else f"{mas.bound.upper:g}"
+        raise DeploymentError(
+            f"calibrated({epsilon:g}) is asked for and {shown} is what was shown of the loss: allow more, or run "
+            "`msao-compile fit DEPLOYMENT --samples FILE`"
+        )
+    return mas
 
 
 class Calibration:
@@ -74,38 +93,26 @@ class Calibration:
     """
 
     def __init__(self, mas: Mas | None, epsilon: float, session: ModelSession) -> None:
-        if mas is None or mas.bound is None:
-            raise DeploymentError(
-                "calibrated answers need a bound of their loss, which nothing has shown yet: run `msao-compile fit "
-                "DEPLOYMENT --samples FILE`"
-            )
-        if not mas.calibrated(epsilon):
-            raise DeploymentError(
-                f"calibrated({epsilon:g}) is asked for and {mas.bound.upper:g} is what was shown: allow that much, or "
-                "fit with more samples"
-            )
-        self.mas, self.session, self.reader = mas, session, Reader(mas, session)
+        self.mas, self.session = shown_fit(mas, epsilon), session
+        self.reader = Reader(self.mas, session)
 
-    def read(self, prompt: Prompt, pictures: int, cost: Cost, seen: Seen | None = None) -> Reduced:
+    def read(self, prompt: Prompt, pictures: int, seen: Seen | None = None) -> Reduced:
         """One request; `seen` is what the reader's `pieces` left."""
         mas = self.mas
         ids = self.session.prepare(without_pictures(prompt), ()).ids
         words = frozenset(ids.tolist())
         action, needed = self.reader.action(ids, pictures, seen or Seen())
-        rung = self._rung(action, pictures)
-        likely = prior(mas.sure, words)
+        rung = self._rung(action) if pictures else "full"
         threshold = mas.thresholds.tau_alone
         if threshold is None:
-            return Reduced(rung, None, likely, needed)
-        first = likely * (CLOUD_PRICE + cost.waiting) * cost.cloud_ms >= (1 - likely) * cost.edge_ms
-        judge = Judge(mas.sure, words, bool(pictures) and rung != "drop", threshold, first)
-        return Reduced(rung, judge, likely, needed)
+            return Reduced(rung, None, 0.0, needed)
+        return Reduced(rung, Judge(mas.sure, words, bool(pictures), threshold), prior(mas.sure, words), needed)
 
-    def _rung(self, action: Action, pictures: int) -> Rung:
+    def _rung(self, action: Action) -> Rung:
         """Of what was shown to lose little, the least that the reading asks for."""
         shown = self.mas.reduced
         if action == "drop" and "drop" in shown:
             return "drop"
         if action == "reduce" and "regions" in shown:
             return "regions"
-        return "thumbnail" if pictures and "thumbnail" in shown else "full"
+        return "thumbnail" if "thumbnail" in shown else "full"

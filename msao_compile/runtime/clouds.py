@@ -120,7 +120,9 @@ def unheard(deployment: Deployment, entry: Speculation) -> Adviser:
     """An adviser that knows what was measured when the deployment was built, and nothing of any link yet."""
     times = {times.model: times for times in deployment.primitives}
     here, there = (times.get(name, _even(name)) for name in (entry.drafter, entry.verifier))
-    return Adviser(entry, here, there)
+    cuts = [point for point in deployment.partition_points if point.model == entry.verifier]
+    sizes = next((point.bytes_per_request.values() for point in cuts), None)  # of a request with a picture, and without
+    return Adviser(entry, here, there, float(max(sizes) - min(sizes)) if sizes else 0.0)
 
 
 def _even(model: str) -> Primitives:

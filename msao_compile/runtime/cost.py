@@ -7,7 +7,7 @@ Queueing: a host that is busy a share r of its time answers 1 / (1 - r) times sl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from msao_compile.manifest.offload import Primitives
@@ -45,10 +45,10 @@ class Host:
         """Until a round of so many tokens is judged."""
         return self.slower * self.times.verify.at(tokens) + self.step_wait_ms
 
-    def begin_ms(self, prompt_tokens: int, pictures: int, share: float = 1.0) -> float:
-        """Until the first token: queue, pictures prepared and encoded, prompt; `share` of the picture is kept."""
+    def begin_ms(self, prompt_tokens: int, pictures: int) -> float:
+        """Until the first token: queue, pictures prepared and encoded, prompt."""
         times = self.times
-        picture_ms = (times.prepare.at(pictures) + times.encode.at(pictures * share)) if pictures else 0.0
+        picture_ms = (times.prepare.at(pictures) + times.encode.at(pictures)) if pictures else 0.0
         return self.queue_ms + self.slower * (picture_ms + times.prefill.at(prompt_tokens))
 
 
@@ -56,7 +56,7 @@ class Host:
 class Work:
     """One request: its prompt, pictures, what each payload would send, and the answer's length as expected.
 
-    `features_bytes` is what the split route sends; `share` of the picture is kept where a payload is reduced.
+    `pack_ms`: so long it takes to make a payload, where it does. `features_bytes` is what the split route sends.
     """
 
     prompt_tokens: int
@@ -64,7 +64,15 @@ class Work:
     payload_bytes: Mapping[Payload, int]
     answer_tokens: float
     features_bytes: int = 0
-    share: float = 1.0
+    pack_ms: Mapping[Payload, float] = field(default_factory=dict)
+
+    def shown(self, payload: Payload) -> int:
+        """How many pictures are seen of a payload: a reduced one has the size of the picture that was given."""
+        return 0 if payload == "drop" else self.pictures
+
+    def there_ms(self, link: LinkEstimate, payload: Payload) -> float:
+        """Until a payload is in the cloud."""
+        return self.pack_ms.get(payload, 0.0) + link.up_ms(self.payload_bytes[payload])
 
 
 @dataclass(frozen=True)
@@ -82,17 +90,16 @@ class Drafting:
     rest: int = 0
 
 
-def edge_ms(edge: Host, work: Work, probe_ms: float = 0.0) -> float:
-    """T_EDGE: everything here."""
-    decode_ms = work.answer_tokens * edge.decode_ms
-    return edge.begin_ms(work.prompt_tokens, work.pictures) + probe_ms + decode_ms
+def edge_ms(edge: Host, work: Work, payload: Payload = "full") -> float:
+    """T_EDGE: everything here. A probe has looked before anything is weighed, whatever is taken then."""
+    return edge.begin_ms(work.prompt_tokens, work.shown(payload)) + work.answer_tokens * edge.decode_ms
 
 
 def cloud_ms(cloud: Host, link: LinkEstimate, work: Work, payload: Payload = "full") -> float:
     """T_CLOUD: everything there, tokens streamed."""
-    begin_ms = cloud.begin_ms(work.prompt_tokens, work.pictures, 1.0 if payload == "full" else work.share)
+    begin_ms = cloud.begin_ms(work.prompt_tokens, work.shown(payload))
     decode_ms = work.answer_tokens * cloud.decode_ms
-    return link.up_ms(work.payload_bytes[payload]) + begin_ms + decode_ms + link.rtt_ms / 2
+    return work.there_ms(link, payload) + begin_ms + decode_ms + link.rtt_ms / 2
 
 
 def split_ms(here: Host, cloud: Host, link: LinkEstimate, work: Work) -> float:
@@ -137,10 +144,8 @@ def speculate_ms(
     route; the cloud decodes by itself until drafts come, and from there on tokens come at the pace of rounds.
     Stop-and-wait verifies its first round before any.
     """
-    here_ms = edge.begin_ms(work.prompt_tokens, work.pictures)
-    there_ms = link.up_ms(work.payload_bytes[payload]) + cloud.begin_ms(
-        work.prompt_tokens, work.pictures, 1.0 if payload == "full" else work.share
-    )
+    here_ms = edge.begin_ms(work.prompt_tokens, work.shown(payload))
+    there_ms = work.there_ms(link, payload) + cloud.begin_ms(work.prompt_tokens, work.shown(payload))
     if drafting.rounds > 1:
         pace_ms = token_ms(edge, cloud, link, drafting)
         late_ms = max(here_ms - there_ms, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from msao_compile.runtime.cost import (
@@ -24,6 +24,9 @@ Choice = Literal["edge", "cloud", "split", "speculate"]
 Mode = Literal["strict", "calibrated"]
 FINDING_OUT: tuple[Choice, ...] = ("cloud", "speculate", "split", "edge")
 """Which route is tried first where nothing is known of any."""
+IDLE_PRICE = 0.25
+"""Milliseconds of waiting that a millisecond of an idle cloud is worth at least: whether a likely answer of the edge's
+own is waited for before the cloud is asked."""
 DROPPED = 0.5
 """A link of which more calls fail than this is not counted on."""
 
@@ -32,8 +35,9 @@ DROPPED = 0.5
 class Observed:
     """What is known when a request comes. `link` None: there is no cloud, or nothing was heard of it.
 
-    `edge_suffices`: fitted on samples and proven within its bound, the edge's own answer to this request is taken for
-    the cloud's. `reduced`: payloads below `full` that are proven in the same way.
+    By what was fitted on samples and proven within its bound, and so read in `calibrated` alone: `reduced` are payloads
+    below `full` that this request may be sent as, and `stands` is the chance that the edge's own answer is taken for
+    the cloud's; 0 where it never is.
     """
 
     edge: Host
@@ -42,25 +46,32 @@ class Observed:
     work: Work
     drafting: Drafting | None = None
     encoder_here: Host | None = None
-    edge_suffices: bool = False
     reduced: tuple[Payload, ...] = ()
-    probe_ms: float = 0.0
+    stands: float = 0.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the user asks: a mode, a deadline, the routes there are, and what cloud time, energy and bytes cost in ms.
+class Wishes:
+    """What a user asks of answers: a deadline, and how many milliseconds of waiting a millisecond of the cloud's work,
+    one of the edge's, and a byte that crosses are worth.
+    """
+
+    deadline_ms: float | None = None
+    cloud_price: float = 0.0
+    edge_price: float = 0.0
+    byte_price: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limits(Wishes):
+    """What an answer is to keep to: the wishes, a mode, and the routes there are.
 
     `margin`: a route that is not lossless-fastest by this share is not worth leaving plain cloud decoding for.
     """
 
     mode: Mode = "strict"
     routes: frozenset[Choice] = frozenset(("edge", "cloud", "split", "speculate"))
-    deadline_ms: float | None = None
     edge_is_verifier: bool = False
-    cloud_price: float = 0.0
-    edge_price: float = 0.0
-    byte_price: float = 0.0
     margin: float = 0.0
 
 
@@ -76,25 +87,30 @@ class Option:
 
 @dataclass(frozen=True)
 class Decision:
-    """The route taken, and why; `options` are all that were weighed, cheapest first."""
+    """The route taken, and why; `options` are all that were weighed, cheapest first. `first`: the edge is asked before
+    the cloud, which has nothing to do where its answer stands; else both begin at once.
+    """
 
     route: Choice
     payload: Payload
     reason: str
     options: tuple[Option, ...] = field(default=())
     guarded: bool = False
+    first: bool = False
 
 
 def decide(observed: Observed, limits: Limits) -> Decision:
     """The cheapest of the options that the mode allows, and never speculation where plain decoding is as fast.
 
-    In `strict` the edge answers alone only where its model is the verifier itself, or where there is no cloud and
-    `edge` is one of the routes. Where nothing can be counted on, the first route there is has to find out.
+    The route is the edge only where its model is the verifier itself, or where there is no cloud and `edge` is one of
+    the routes. Where nothing can be counted on, the first route there is has to find out.
     """
     found = sorted(_options(observed, limits), key=lambda option: (option.cost, option.route))
     if not found:
         route = next((route for route in FINDING_OUT if route in limits.routes), FINDING_OUT[0])
-        return Decision(route, "full", f"no cloud can be counted on, and {route} is the route there is")
+        first = limits.mode == "calibrated" and observed.stands > 0
+        reason = f"no cloud can be counted on, and {route} is the route there is"
+        return Decision(route, "full", reason + ": the edge is asked first" * first, first=first)
     best, guarded = found[0], False
     plain = next((option for option in found if option.route == "cloud"), None)
     if best.route == "speculate" and plain is not None and not limits.cloud_price:
@@ -103,8 +119,27 @@ def decide(observed: Observed, limits: Limits) -> Decision:
     in_time = [option for option in found if limits.deadline_ms is None or option.time_ms <= limits.deadline_ms]
     if in_time and best not in in_time:
         best = in_time[0]
+    first = best.route != "edge" and limits.mode == "calibrated" and _edge_first(observed, best, limits)
     reason = _reason(best, found, guarded) + ("" if _reachable(observed) else ", and no cloud can be counted on")
-    return Decision(best.route, best.payload, reason, tuple(found), guarded)
+    if first:
+        reason = f"the edge is asked first, whose answer stands with a chance of {observed.stands:.2f}; else {reason}"
+    return Decision(best.route, best.payload, reason, tuple(found), guarded, first)
+
+
+def _edge_first(observed: Observed, best: Option, limits: Limits) -> bool:
+    """Whether J is less where the cloud is asked only once the edge's answer does not stand, than where it is at once.
+
+    The first token tells that it does not. Where it stands, what is spared is the cloud's time for the prompt, and as
+    much for each prompt that waits behind it.
+    """
+    assert observed.cloud is not None  # the cheapest route leads there
+    edge, work = observed.edge, observed.work
+    stands, pictures = observed.stands, work.shown(best.payload)
+    doubt_ms = edge.begin_ms(work.prompt_tokens, pictures) + edge.decode_ms
+    later_ms = max(edge_ms(edge, work, best.payload) - best.time_ms, 0.0)
+    spared_ms = replace(observed.cloud, queue_ms=0.0).begin_ms(work.prompt_tokens, pictures)
+    saved = max(limits.cloud_price, IDLE_PRICE) * spared_ms + observed.cloud.queue_ms
+    return stands > 0 and (1 - stands) * doubt_ms + stands * later_ms <= stands * saved
 
 
 def _reachable(observed: Observed) -> bool:
@@ -114,24 +149,24 @@ def _reachable(observed: Observed) -> bool:
 
 def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
     cloud, link, work = observed.cloud, observed.link, observed.work
-    alone = limits.edge_is_verifier or (limits.mode == "calibrated" and observed.edge_suffices)
     reachable = _reachable(observed)
-    if "edge" in limits.routes and (alone or not reachable):
-        spent = edge_ms(observed.edge, work, observed.probe_ms)
-        yield _priced("edge", "full", spent, 0.0, 0, limits)
+    if "edge" in limits.routes and (limits.edge_is_verifier or not reachable):
+        yield _priced("edge", "full", edge_ms(observed.edge, work), 0.0, 0, limits)
     if cloud is None or link is None or not reachable:
         return
     reduced = [payload for payload in observed.reduced if payload in work.payload_bytes]
     payloads: list[Payload] = ["full", *(reduced if limits.mode == "calibrated" else ())]
     for payload in payloads:
         size = work.payload_bytes[payload]
-        busy = cloud.times.prefill.at(work.prompt_tokens) + work.answer_tokens * cloud.times.decode.at(1)
+        begun, pictures = cloud.times.prefill.at(work.prompt_tokens), work.shown(payload)
+        begun += cloud.times.encode.at(pictures) if pictures else 0.0
         if "cloud" in limits.routes:
+            busy = begun + work.answer_tokens * cloud.times.decode.at(1)
             yield _priced("cloud", payload, cloud_ms(cloud, link, work, payload), busy, size, limits)
         if "speculate" in limits.routes and observed.drafting is not None:
             drafting = observed.drafting
             rounds = work.answer_tokens / kept_tokens(drafting)
-            busy = cloud.times.prefill.at(work.prompt_tokens) + rounds * cloud.times.verify.at(drafting.tokens + 1)
+            busy = begun + rounds * cloud.times.verify.at(drafting.tokens + 1)
             spent = speculate_ms(observed.edge, cloud, link, work, drafting, payload)
             yield _priced("speculate", payload, spent, busy, size, limits)
     if "split" in limits.routes and observed.encoder_here is not None and work.features_bytes:

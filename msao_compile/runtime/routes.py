@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Set
+from collections.abc import AsyncIterator, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,10 +17,11 @@ from msao_compile.runtime.device import Device
 from msao_compile.runtime.generate import tokens
 from msao_compile.runtime.remote import Patience, RemoteSession
 from msao_compile.runtime.session import ROPE_INPUTS, ModelSession, Request
-from msao_compile.runtime.speculate.client import Account, Plan, Speculator
-from msao_compile.runtime.speculate.drafter import Drafter
+from msao_compile.runtime.speculate.client import Speculator
+from msao_compile.runtime.speculate.drafter import Drafter, Piece
+from msao_compile.runtime.speculate.plan import Account, Plan
 from msao_compile.runtime.tokens import Tokenizer
-from msao_compile.runtime.views import Question, View, as_file
+from msao_compile.runtime.views import Question, View, as_file, plain
 from msao_compile.runtime.wire.base import Link, Traffic
 from msao_compile.runtime.wire.contract import PICTURE
 from msao_compile.runtime.wire.message import Message
@@ -95,20 +96,25 @@ def speculative(
 ) -> RouteRun:
     """The drafter's tokens here, verified there: what comes out is the verifier's answer.
 
-    Pixels and prompt are on their way before the drafter looks at them.
+    Pixels and prompt, or what the verifier's encoder makes of them where that is here, are on their way before the
+    drafter looks at them.
     """
-    question = view.there
+    question, here = view.there, [component for component, host in route.hosts.items() if host == "edge"]
+    before_ms = _spent_ms(clock, here)
     message = outgoing(pair.verifier, question, clock, route)
+    encode_ms = _spent_ms(clock, here) - before_ms
     rule = "greedy" if question.sampling.greedy else plan.settings.rule
     message.fields["rule"] = rule
     traffic, drafter = Traffic(), Drafter(pair.drafter, rule, question.sampling)
     there = RemoteSession(link, message, clock, traffic, plan.patience, adviser.link)
     speculator = Speculator(drafter, pair.device, there, plan)
-    opening = view.opening(drafter, clock)
+
+    def whole(drafter: Drafter) -> Iterator[Piece]:
+        return plain(question).opening(drafter, clock)
 
     async def run() -> AsyncIterator[int]:
         try:
-            async for token in speculator.tokens(opening):
+            async for token in speculator.tokens(view.opening(drafter, clock), whole if view.lessened else None):
                 clock.token()
                 yield token
         finally:
@@ -122,6 +128,8 @@ def speculative(
             adviser.learn(prompt_tokens, clock.tokens, account.accepted, account.rejected)
             if prompt_tokens:
                 adviser.busy(there.queue_ms, there.step_wait_ms)
+            if here and question.pictures:
+                adviser.encoded(encode_ms, traffic.up, len(question.pictures))
             if account.rounds and not account.unverified and clock.tokens >= LEAST and clock.first is not None:
                 spent_ms = (time.perf_counter() - clock.first) * 1e3 / clock.tokens
                 adviser.paced(spent_ms, asyncio.get_running_loop().time() * 1e3)
@@ -130,6 +138,10 @@ def speculative(
         bridge().iterate(run()), pair.verifier.tokenizer, clock, pair.verifier.model.role == "target",
         speculator.account, traffic, there.extent,
     )  # fmt: skip
+
+
+def _spent_ms(clock: Clock, components: Iterable[str]) -> float:
+    return sum(clock.modules_ms.get(component, 0.0) for component in components)
 
 
 def outgoing(session: ModelSession, question: Question, clock: Clock, route: Route) -> Message:

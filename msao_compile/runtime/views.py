@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msao_compile.runtime.answer import Clock
-from msao_compile.runtime.calibrated import Calibration, Cost, Reduced
+from msao_compile.runtime.calibrated import Calibration, Packing, Reduced
 from msao_compile.runtime.conversation import Prompt, without_pictures
+from msao_compile.runtime.cost import Payload
 from msao_compile.runtime.mas.payload import Form, Rung, pack
 from msao_compile.runtime.mas.reader import Reader, Seen
+from msao_compile.runtime.policy import Decision
 from msao_compile.runtime.preprocess.decode import decode, read
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import Request
 from msao_compile.runtime.speculate.drafter import Drafter, Piece
+from msao_compile.runtime.speculate.plan import Alone
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     Picture = str | os.PathLike[str] | bytes | Image
+
+CROSSES = {
+    "drop": "left out", "thumbnail": "sent as thumbnails", "regions": "sent as thumbnails, sharp where it matters",
+    "full": "sent whole",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,9 @@ class Question:
 class View:
     """A question as the drafter (`here`) and the cloud (`there`) see it. `seen` is what was made of it already; where
     `reader` is given it looks while the drafter begins, and `prunes` leaves what it drops out of the drafter's prompt.
+
+    `payload` is what the cloud sees of the pictures, `why` says why the sides see what they do, and `alone` judges
+    whether the edge's answer stands.
     """
 
     here: Question
@@ -59,6 +70,9 @@ class View:
     seen: Seen = field(default_factory=Seen)
     reader: Reader | None = None
     prunes: bool = False
+    payload: Payload = "full"
+    why: str = ""
+    alone: Alone | None = None
 
     def opening(self, drafter: Drafter, clock: Clock) -> Iterator[Piece]:
         """The drafter's work before its first draft."""
@@ -69,6 +83,11 @@ class View:
             return drafter.session.prepare(self.here.prompt, self.here.pictures)
 
         yield from drafter.opening(prepare, len(self.here.pictures), clock, self.seen, self.prunes)
+
+    @property
+    def lessened(self) -> bool:
+        """Whether the drafter sees less than the cloud."""
+        return self.prunes or len(self.here.pictures) < len(self.there.pictures)
 
 
 def plain(question: Question) -> View:
@@ -81,28 +100,31 @@ def strict(question: Question, reader: Reader | None) -> View:
     if reader is None or not question.pictures:
         return plain(question)
     text = question.without_pictures()
-    action, _ = reader.action(reader.session.prepare(text.prompt, ()).ids, len(question.pictures), Seen())
-    return View(text if action == "drop" else question, question, reader=reader, prunes=action != "drop")
+    ids = reader.session.prepare(text.prompt, ()).ids
+    action, needed = reader.action(ids, len(question.pictures), Seen())
+    drops = action == "drop"
+    why = f"pictures needed with a chance of {needed:.2f}: " + ("not drafted from" if drops else "drafted from")
+    if not drops and reader.name != "words":
+        why = f"drafted from what probe {reader.name} keeps of the pictures"
+    return View(text if drops else question, question, reader=reader, prunes=not drops, why=why)
 
 
-def calibrated(
-    question: Question, calibration: Calibration, cost: Cost, seen: Seen, up_ms: float | None = None
-) -> tuple[View, Reduced]:
-    """Both sides see what is needed of a question that was looked at; the drafter more than that where it has more.
-
-    `up_ms`: so long its pictures take on their way as they are. Where half of that is less than it takes to reduce
-    them, they cross whole.
-    """
-    left, reader = calibration.read(question.prompt, len(question.pictures), cost, seen), calibration.reader
-    if left.drop:
-        text = question.without_pictures()
-        return View(text, text, reader=reader), left
-    there = question
-    if left.rung != "full" and (up_ms is None or up_ms / 2 >= reader.pack_ms):
+def calibrated(question: Question, calibration: Calibration, left: Reduced, taken: Decision, packing: Packing,
+               seen: Seen) -> View:  # fmt: skip
+    """Both sides see what is needed of a question that was looked at; the drafter more than that where it has more."""
+    reader, payload = calibration.reader, taken.payload
+    here = there = question
+    if payload == "drop":
+        here = there = question.without_pictures()
+    elif payload != "full":
         began_s = time.perf_counter()
-        there = reduced(question, left.rung, seen, reader.form)
-        reader.pack_ms = (time.perf_counter() - began_s) * 1e3
-    return View(question, there, seen, reader), left
+        there = reduced(question, payload, seen, reader.form)
+        packing.learn(payload, sum(question.sizes), sum(there.sizes), (time.perf_counter() - began_s) * 1e3)
+    why = f"pictures needed with a chance of {left.needed:.2f}: {CROSSES[payload]}" if question.pictures else ""
+    judge = left.judge
+    if judge is not None:
+        judge = replace(judge, picture_given=bool(here.pictures), first=taken.first)
+    return View(here, there, seen if here is question else Seen(), reader, payload=payload, why=why, alone=judge)
 
 
 def reduced(question: Question, rung: Rung, seen: Seen, form: Form) -> Question:

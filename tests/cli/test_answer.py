@@ -12,6 +12,7 @@ import pytest
 from msao_compile.cli.answer import account, show
 from msao_compile.errors import StageError
 from msao_compile.runtime.answer import Answer, Piece, Timing
+from msao_compile.runtime.policy import Wishes
 
 from .conftest import Cli
 
@@ -140,7 +141,7 @@ def test_an_empty_picture_path_stays_empty(cli: Cli, runtime: Spoken) -> None:
 
 def test_nothing_said_of_a_cloud_asks_for_none_and_the_runtime_is_closed(cli: Cli, runtime: Spoken) -> None:
     cli("run", "d", "--prompt", "x")
-    assert runtime.loaded == {"cloud": None, "cloud_options": None, "calibrated": None}
+    assert runtime.loaded == {"cloud": None, "cloud_options": None, "calibrated": None, "wishes": Wishes()}
     assert runtime.closed
 
 
@@ -156,6 +157,21 @@ def test_a_cloud_its_token_and_the_loss_allowed_are_handed_on(cli: Cli, runtime:
     assert runtime.loaded["cloud_options"].token is None
     cli("run", "d", "--prompt", "x", "--cloud", "grpc://c:1", "--cloud-patience", 2.5)
     assert runtime.loaded["cloud_options"].patience_s == 2.5
+
+
+def test_what_is_weighed_beside_time_is_handed_on(cli: Cli, runtime: Spoken) -> None:
+    cli("run", "d", "--prompt", "x", "--wish", "within=300", "--wish", "cloud=0.5", "--wish", "byte=0.001")
+    assert runtime.loaded["wishes"] == Wishes(deadline_ms=300.0, cloud_price=0.5, byte_price=0.001)
+    cli("run", "d", "--prompt", "x", "--wish", "edge=2")
+    assert runtime.loaded["wishes"] == Wishes(edge_price=2.0)
+
+
+@pytest.mark.parametrize(
+    "wishes", [["cloud"], ["cloud="], ["cloud=-1"], ["cloud=nan"], ["fast=1"], ["cloud=1", "cloud=2"]]
+)
+def test_a_wish_that_cannot_be_read_is_wrong_input(cli: Cli, runtime: Spoken, wishes: list[str]) -> None:
+    ran = cli("run", "d", "--prompt", "x", *(word for wish in wishes for word in ("--wish", wish)))
+    assert ran.code == 2 and "give each of within, cloud, edge, byte once at most" in ran.err
 
 
 def test_what_belongs_to_a_cloud_is_refused_without_one(cli: Cli, runtime: Spoken, tmp_path: Path) -> None:

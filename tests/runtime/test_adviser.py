@@ -5,7 +5,7 @@ from __future__ import annotations
 import pairs
 import pytest
 
-from msao_compile.manifest.offload import Primitives
+from msao_compile.manifest.offload import Line, Primitives
 from msao_compile.runtime.adviser import (
     FORGET,
     GUESS_PROMPT,
@@ -15,6 +15,7 @@ from msao_compile.runtime.adviser import (
     TRY_AFTER,
     Adviser,
 )
+from msao_compile.runtime.calibrated import Reduced
 from msao_compile.runtime.policy import Choice, Limits
 from msao_compile.runtime.remote import Patience
 
@@ -59,6 +60,40 @@ def test_a_large_picture_on_a_slow_link_is_counted_by_its_bytes() -> None:
     small, large = (found.decide([size], 10.0, Limits(routes=BOTH)).options[0].time_ms for size in (1000, 101_000))
     assert large - small == pytest.approx(8 * 100_000 / 1e3)
     assert found.observed([500, 300], 10.0).work.payload_bytes == {"full": 800 + OVERHEAD_BYTES}
+
+
+def test_what_may_cross_is_weighed_with_what_it_takes_to_make_it() -> None:
+    left = Reduced("thumbnail", None, 0.25, 0.9)
+    found = heard(adviser(), 5.0, mbps=1.0)
+    found.packing.learn("thumbnail", 1000, 100, 7.0)
+    seen = found.observed([50_000], 10.0, left)
+    assert seen.work.payload_bytes == {"full": 50_000 + OVERHEAD_BYTES, "thumbnail": 5_000 + OVERHEAD_BYTES}
+    assert (seen.reduced, seen.work.pack_ms["thumbnail"], seen.stands) == (("thumbnail",), 7.0, 0.25)
+    limits = Limits(mode="calibrated", routes=BOTH)
+    assert found.decide([50_000], 10.0, limits, left).payload == "thumbnail"
+    assert found.decide([50_000], 10.0, Limits(routes=BOTH), left).payload == "full"
+    assert found.decide([700], 10.0, limits, left).payload == "full"  # no 7 ms are gained by 630 bytes less
+    found.packing.learn("thumbnail", 1000, 100, 7000.0)
+    assert found.decide([50_000], 10.0, limits, left).payload == "full"
+
+
+def test_a_split_is_weighed_by_what_was_measured_until_it_was_taken_and_then_by_what_it_took() -> None:
+    routes: frozenset[Choice] = frozenset(("cloud", "split"))
+    found = heard(adviser(), 5.0, mbps=1.0)
+    assert {option.route for option in found.decide([50_000], 10.0, Limits(routes=routes)).options} == {"cloud"}
+    there = found.there.model_copy(update={"encode": Line(fixed_ms=0.0, each_ms=3.0)})
+    found = heard(Adviser(pairs.SPECULATION, found.here, there, crosses=2000.0), 5.0, mbps=1.0)
+    first = found.decide([50_000, 50_000], 10.0, Limits(routes=routes))
+    assert first.route == "split" and "split is expected to take" in first.reason
+    seen = found.observed([50_000, 50_000], 10.0)
+    assert seen.work.features_bytes == 4000 and seen.encoder_here is not None
+    assert seen.encoder_here.times.encode.at(2) == 6.0
+    found.encoded(took_ms=2000.0, size_bytes=3000, pictures=2)
+    seen = found.observed([50_000], 10.0)
+    assert seen.work.features_bytes == 1500 and seen.encoder_here is not None
+    assert seen.encoder_here.times.encode.at(2) == 2000.0
+    assert found.decide([50_000], 10.0, Limits(routes=routes)).route == "cloud"
+    assert found.plan(16, frozenset(), 10.0, "split", Patience()).stream
 
 
 def test_drafts_fare_as_fitted_until_they_were_seen_and_then_as_seen() -> None:

@@ -16,10 +16,9 @@ from msao_compile.manifest.mas import Mas
 from msao_compile.runtime import load
 from msao_compile.runtime.answer import Answer
 from msao_compile.runtime.api import Runtime
-from msao_compile.runtime.calibrated import CLOUD_PRICE, Calibration, Cost, Judge
+from msao_compile.runtime.calibrated import GUESS_LEFT, Calibration, Packing
 from msao_compile.runtime.session import ModelSession
 
-EVEN = Cost(10.0, 10.0)
 W1, W2 = 1, 2
 """Tokens of the words w1 and w2."""
 BOUND = {
@@ -71,7 +70,9 @@ def ask(runtime: Runtime, route: str = "auto", words: str = "w5 w6") -> Answer:
 
 def test_nothing_fitted_or_shown_is_no_calibration(session: ModelSession) -> None:
     for given in (None, fitted(alone=None, bound=False)):
-        with pytest.raises(DeploymentError, match="need a bound of their loss, which nothing has shown yet"):
+        with pytest.raises(
+            DeploymentError, match="nothing is what was shown of the loss: allow more, or run `msao-compile fit"
+        ):
             Calibration(given, 0.01, session)
 
 
@@ -87,45 +88,43 @@ def test_less_loss_than_was_shown_cannot_be_asked_for(session: ModelSession) -> 
 def test_pictures_go_where_the_words_do_not_need_them(
     session: ModelSession, words: str, pictures: int, drop: bool
 ) -> None:
-    found = Calibration(fitted(), 0.01, session).read(words, pictures, EVEN)
-    assert found.drop is drop
-    assert found.judge is not None and found.judge.picture_given is (bool(pictures) and not drop)
+    found = Calibration(fitted(), 0.01, session).read(words, pictures)
+    assert found.rung == ("drop" if drop else "full")
+    assert found.judge is not None and not found.judge.first
 
 
 def test_pictures_stay_where_dropping_them_was_not_shown(session: ModelSession) -> None:
-    assert not Calibration(fitted(reduced=[]), 0.01, session).read("w1", 1, EVEN).drop
+    assert Calibration(fitted(reduced=[]), 0.01, session).read("w1", 1).rung == "full"
     other = [{**mas()["probes"][0], "name": "early"}]
-    assert not Calibration(fitted(probes=other), 0.01, session).read("w1", 1, EVEN).drop
+    assert Calibration(fitted(probes=other), 0.01, session).read("w1", 1).rung == "full"
 
 
 @pytest.mark.parametrize(("words", "enough"), [("w1", True), ("w5", True), ("w2", False), ("w1 w2", True)])
 def test_an_answer_stands_by_its_words_and_threshold(session: ModelSession, words: str, enough: bool) -> None:
-    judge = Calibration(fitted(), 0.01, session).read(words, 0, EVEN).judge
+    judge = Calibration(fitted(), 0.01, session).read(words, 0).judge
     assert judge is not None
     assert judge.enough([0.9, 0.8]) is enough
     assert judge.hopeless([0.9]) is not enough
 
 
 def test_no_threshold_is_no_judge(session: ModelSession) -> None:
-    assert Calibration(fitted(alone=None), 0.01, session).read("w1", 0, EVEN).judge is None
+    assert Calibration(fitted(alone=None), 0.01, session).read("w1", 0).judge is None
 
 
-@pytest.mark.parametrize(("share", "first"), [(0.99, True), (1.01, False)])
-def test_the_edge_is_asked_first_where_the_clouds_time_that_is_spared_is_worth_the_wait(
-    session: ModelSession, share: float, first: bool
-) -> None:
-    """At even chances: the edge's time against the cloud's at its price."""
-    found = Calibration(fitted(), 0.01, session).read("w5", 0, Cost(share * CLOUD_PRICE * 100.0, 100.0))
-    assert found.chance == 0.5
-    assert isinstance(found.judge, Judge) and found.judge.first is first
+@pytest.mark.parametrize(("words", "stands"), [("w1", 0.95), ("w5", 0.5), ("w2", 0.05)])
+def test_the_words_tell_how_likely_the_edges_answer_stands(session: ModelSession, words: str, stands: float) -> None:
+    assert Calibration(fitted(), 0.01, session).read(words, 0).stands == pytest.approx(stands, abs=0.003)
+    assert Calibration(fitted(alone=None), 0.01, session).read(words, 0).stands == 0.0
 
 
-def test_the_more_prompts_wait_at_the_cloud_the_sooner_the_edge_is_asked_first(session: ModelSession) -> None:
-    """Each millisecond of a cloud at which three prompts wait is a millisecond for each of them."""
-    for waiting, share, first in ((0.0, 1.5, False), (3.0, 1.5, True), (3.0, 13.5, False)):
-        cost = Cost(share * CLOUD_PRICE * 100.0, 100.0, waiting)
-        judge = Calibration(fitted(), 0.01, session).read("w5", 0, cost).judge
-        assert judge is not None and judge.first is first
+def test_what_reducing_pictures_took_and_left_is_foretold_by_what_was_seen() -> None:
+    packing = Packing()
+    assert packing.foretold("full", 900) == (900, 0.0) and packing.foretold("drop", 900) == (0, 0.0)
+    assert packing.foretold("thumbnail", 900) == (900 * GUESS_LEFT, 0.0)
+    for _ in range(2):
+        packing.learn("thumbnail", 1000, 100, 7.0)
+    assert packing.foretold("thumbnail", 900) == (90, 7.0)
+    assert packing.foretold("regions", 900) == (900 * GUESS_LEFT, 0.0)
 
 
 def test_a_runtime_that_may_not_lose_anything_is_strict_and_one_that_may_needs_the_bound(folder: Path) -> None:

@@ -29,20 +29,22 @@ EDGE = Primitives(model="edge", prepare=Line(fixed_ms=0, each_ms=2), encode=Line
 CLOUD = Primitives(model="cloud", prepare=Line(fixed_ms=0, each_ms=1), encode=Line(fixed_ms=1, each_ms=4),
                    prefill=Line(fixed_ms=3, each_ms=0.05), decode=Line(fixed_ms=9, each_ms=1),
                    verify=Line(fixed_ms=9, each_ms=1))  # fmt: skip
-WORK = Work(prompt_tokens=100, pictures=1, payload_bytes={"full": 25_000, "thumbnail": 5_000}, answer_tokens=20,
-            features_bytes=50_000, share=0.25)  # fmt: skip
+WORK = Work(prompt_tokens=100, pictures=1, payload_bytes={"full": 25_000, "thumbnail": 5_000, "drop": 0},
+            answer_tokens=20, features_bytes=50_000, pack_ms={"thumbnail": 3.0})  # fmt: skip
 LINK = LinkEstimate(up_kbps=20_000, rtt_ms=20)
 EDGE_HOST, CLOUD_HOST = Host(EDGE), Host(CLOUD)
 
 
 def test_the_edge_alone_by_hand() -> None:
     assert edge_ms(EDGE_HOST, WORK) == pytest.approx(2 + 11 + 12 + 20 * 5)
-    assert edge_ms(Host(EDGE, queue_ms=7, load=0.5), WORK, probe_ms=3) == pytest.approx(7 + 2 * (25 + 100) + 3)
+    assert edge_ms(Host(EDGE, queue_ms=7, load=0.5), WORK) == pytest.approx(7 + 2 * (25 + 100))
+    assert edge_ms(EDGE_HOST, WORK, "drop") == pytest.approx(12 + 20 * 5)
 
 
 def test_the_cloud_alone_by_hand() -> None:
     assert cloud_ms(CLOUD_HOST, LINK, WORK) == pytest.approx(10 + 10 + 1 + 5 + 8 + 20 * 10 + 10)
-    assert cloud_ms(CLOUD_HOST, LINK, WORK, "thumbnail") == pytest.approx(2 + 10 + 1 + 2 + 8 + 200 + 10)
+    assert cloud_ms(CLOUD_HOST, LINK, WORK, "thumbnail") == pytest.approx(3 + 2 + 10 + 1 + 5 + 8 + 200 + 10)
+    assert cloud_ms(CLOUD_HOST, LINK, WORK, "drop") == pytest.approx(10 + 8 + 200 + 10)
 
 
 def test_a_split_by_hand() -> None:
@@ -61,6 +63,8 @@ def test_speculation_begins_when_the_slower_side_is_ready() -> None:
     here, there = 25 + 2 * 5, 20 + 14
     left = (20 - 1.75) * token_ms(EDGE_HOST, CLOUD_HOST, LINK, drafting)
     assert speculate_ms(EDGE_HOST, CLOUD_HOST, LINK, WORK, drafting) == pytest.approx(max(here, there) + 12 + 10 + left)
+    less = speculate_ms(EDGE_HOST, CLOUD_HOST, LINK, WORK, drafting, "thumbnail")
+    assert less == pytest.approx(max(here, 3 + 12 + 14) + 12 + 10 + left)
     slow = Host(EDGE, queue_ms=500)
     assert speculate_ms(slow, CLOUD_HOST, LINK, WORK, drafting) == pytest.approx(500 + here + 12 + 10 + left)
 

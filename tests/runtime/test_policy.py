@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msao_compile.manifest.offload import Line, Primitives
 from msao_compile.runtime.cost import Drafting, Host, Payload, Work, speculate_ms
 from msao_compile.runtime.link_state import LinkEstimate
-from msao_compile.runtime.policy import Choice, Decision, Limits, Observed, decide, goes_on
+from msao_compile.runtime.policy import IDLE_PRICE, Choice, Decision, Limits, Observed, decide, goes_on
 
 
 def times(name: str, decode_ms: float, verify_ms: float = 10.0) -> Primitives:
@@ -25,7 +25,7 @@ def times(name: str, decode_ms: float, verify_ms: float = 10.0) -> Primitives:
 
 
 WORK = Work(prompt_tokens=100, pictures=1, payload_bytes={"full": 100_000, "thumbnail": 5_000, "drop": 0},
-            answer_tokens=50, features_bytes=200_000, share=0.2)  # fmt: skip
+            answer_tokens=50, features_bytes=200_000)  # fmt: skip
 GOOD, FAR, NARROW = LinkEstimate(200_000, 5), LinkEstimate(200_000, 2000), LinkEstimate(500, 20)
 DOWN = LinkEstimate(200_000, 5, failing=0.9)
 EDGE, CLOUD = Host(times("edge", 3)), Host(times("cloud", 30))
@@ -50,9 +50,13 @@ TABLE: dict[str, tuple[Observed, Limits, Choice, Payload]] = {
     "a link that fails and no edge": (replace(SEEN, link=DOWN), Limits(routes=frozenset(("split",))), "split", "full"),
     "the edge is fast but not the verifier": (replace(SEEN, link=FAR), STRICT, "cloud", "full"),
     "the edge is the verifier": (replace(SEEN, link=FAR), Limits(edge_is_verifier=True), "edge", "full"),
-    "the edge suffices, strictly": (replace(SEEN, edge_suffices=True), STRICT, "speculate", "full"),
-    "the edge suffices": (replace(SEEN, edge_suffices=True), CALIBRATED, "edge", "full"),
-    "it does not": (SEEN, CALIBRATED, "speculate", "full"),
+    "a picture that is not needed, strictly": (replace(SEEN, reduced=("drop",)), STRICT, "speculate", "full"),
+    "a picture that is not needed": (replace(SEEN, reduced=("drop",)), CALIBRATED, "speculate", "drop"),
+    "a thumbnail that takes longer to make than the picture to send": (
+        replace(SEEN, reduced=("thumbnail",), work=replace(WORK, pack_ms={"thumbnail": 8.0})), CALIBRATED, "speculate",
+        "full",
+    ),
+    "one that is made at once": (replace(SEEN, reduced=("thumbnail",)), CALIBRATED, "speculate", "thumbnail"),
     "a narrow link, strictly": (replace(SEEN, link=NARROW, reduced=("thumbnail",)), STRICT, "speculate", "full"),
     "a narrow link": (replace(SEEN, link=NARROW, reduced=("thumbnail",)), CALIBRATED, "speculate", "thumbnail"),
     "a payload that nobody made": (replace(SEEN, link=NARROW, reduced=("regions",)), CALIBRATED, "speculate", "full"),
@@ -93,18 +97,54 @@ def test_a_deadline_takes_what_is_in_time_over_what_is_cheap() -> None:
     assert decide(slow, replace(dear, deadline_ms=1.0)).route == "edge"  # none is: the cheapest it is
 
 
+@pytest.mark.parametrize(("price", "queue_ms", "share", "first"), [
+    (0.0, 0.0, 0.99, True), (0.0, 0.0, 1.01, False),
+    (4 * IDLE_PRICE, 0.0, 3.99, True), (4 * IDLE_PRICE, 0.0, 4.01, False),
+    (0.0, 52.5, 10.99, True), (0.0, 52.5, 11.01, False),
+])  # fmt: skip
+def test_the_edge_is_asked_first_where_the_clouds_time_that_is_spared_is_worth_the_wait(
+    price: float, queue_ms: float, share: float, first: bool
+) -> None:
+    """At even chances: the edge's prompt and first token against the cloud's prompt [21 ms with its picture] at its
+    price, and against the time that those behind it wait.
+    """
+    cloud = Host(times("cloud", 30), queue_ms=queue_ms)
+    edge = Host(times("edge", 0.0).model_copy(update={"decode": Line(fixed_ms=0, each_ms=0.0)}))
+    spared_ms = Host(times("cloud", 30)).begin_ms(100, 1)
+    assert spared_ms == 21.0
+    edge = replace(edge, queue_ms=share * IDLE_PRICE * spared_ms - edge.begin_ms(100, 1))
+    seen = replace(SEEN, cloud=cloud, edge=edge, stands=0.5)
+    found = decide(seen, Limits(mode="calibrated", cloud_price=price))
+    assert found.first is first and ("the edge is asked first" in found.reason) is first
+    assert not decide(seen, Limits(cloud_price=price)).first  # strictly, no answer of its own stands
+    assert not decide(replace(seen, stands=0.0), Limits(mode="calibrated", cloud_price=price)).first
+
+
+def test_an_edge_whose_whole_answer_takes_longer_than_the_clouds_is_not_waited_for() -> None:
+    seen = replace(SEEN, stands=0.95)
+    assert decide(seen, CALIBRATED).first
+    assert not decide(replace(seen, edge=Host(times("edge", 60))), CALIBRATED).first
+
+
+def test_where_no_cloud_can_be_counted_on_an_answer_that_may_stand_is_made_first() -> None:
+    away = replace(SEEN, link=None, stands=0.5)
+    limits = Limits(mode="calibrated", routes=frozenset(("cloud", "speculate")))
+    assert decide(away, limits).first and not decide(replace(away, stands=0.0), limits).first
+
+
 HOSTS = st.builds(lambda decode, verify, queue, load: Host(times("x", decode, verify), queue, load),
                   st.floats(0.1, 100), st.floats(0.1, 100), st.floats(0, 1000), st.floats(0, 1))  # fmt: skip
 LINKS = st.builds(LinkEstimate, st.floats(100, 1e6), st.floats(0.1, 1000), st.floats(0, 1))
 SEENS = st.builds(
     Observed, HOSTS, st.none() | HOSTS, st.none() | LINKS, st.just(WORK),
     st.none() | st.builds(Drafting, st.integers(1, 16), st.floats(0, 1), st.integers(1, 4)), st.none() | HOSTS,
-    st.booleans(), st.sampled_from([(), ("thumbnail",), ("drop", "thumbnail")]), st.floats(0, 20),
+    st.sampled_from([(), ("thumbnail",), ("drop", "thumbnail")]), st.floats(0, 1),
 )  # fmt: skip
 PRICES = st.sampled_from([0.0, 0.5, 20.0])
 LIMITS = st.builds(
-    Limits, st.sampled_from(["strict", "calibrated"]), st.frozensets(st.sampled_from(get_args(Choice)), min_size=1),
-    st.none() | st.floats(1, 5000), st.booleans(), PRICES, PRICES, st.sampled_from([0.0, 0.001]), st.floats(0, 0.3),
+    Limits, st.none() | st.floats(1, 5000), PRICES, PRICES, st.sampled_from([0.0, 0.001]),
+    st.sampled_from(["strict", "calibrated"]), st.frozensets(st.sampled_from(get_args(Choice)), min_size=1),
+    st.booleans(), st.floats(0, 0.3),
 )  # fmt: skip
 
 
@@ -122,9 +162,11 @@ def test_what_holds_in_every_situation(observed: Observed, limits: Limits) -> No
         others = limits.routes & {"cloud"} and reachable(observed)
         assert found.route != "edge" or limits.edge_is_verifier or not others
     if found.route == "edge" and reachable(observed) and len(limits.routes) > 1 and found.options:
-        assert limits.edge_is_verifier or (limits.mode == "calibrated" and observed.edge_suffices)
+        assert limits.edge_is_verifier
     if found.payload != "full":
         assert found.payload in observed.reduced
+    if found.first:
+        assert limits.mode == "calibrated" and observed.stands > 0
     _cheapest_in_time(found, limits)
 
 

@@ -15,20 +15,20 @@ from msao_compile.errors import InputError
 from msao_compile.manifest.mas import Mas
 from msao_compile.runtime import load
 from msao_compile.runtime.answer import Clock
-from msao_compile.runtime.calibrated import Calibration, Cost
+from msao_compile.runtime.calibrated import Calibration, Packing, Reduced
 from msao_compile.runtime.cloud.opening import prepared
 from msao_compile.runtime.mas.payload import Form, grown
 from msao_compile.runtime.mas.reader import Reader, Seen
+from msao_compile.runtime.policy import Decision, Wishes
 from msao_compile.runtime.preprocess import decode
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
-from msao_compile.runtime.views import Question, calibrated, reduced, strict
+from msao_compile.runtime.views import Question, View, calibrated, reduced, strict
 from msao_compile.runtime.wire.contract import Prefill
 from msao_compile.runtime.wire.message import Message
 from tests.manifest.test_mas import BOUND
 from tests.runtime.mas.test_reader import fitted
 
-COST = Cost(10.0, 10.0)
 FORM = Form(4, 85, (84, 96, 112))
 
 
@@ -57,6 +57,15 @@ def shown_fit(session: ModelSession, probe: str, reduced: list[str], **changed: 
     return Calibration(mas, 0.01, session)
 
 
+def calibrated_view(
+    one: Question, fit: Calibration, seen: Seen, packing: Packing, **taken: Any
+) -> tuple[View, Reduced]:
+    """What is seen where the least is taken that may be, unless `taken` says something else."""
+    left = fit.read(one.prompt, len(one.pictures), seen)
+    decision = Decision("speculate", taken.pop("payload", left.rung), "said", **taken)
+    return calibrated(one, fit, left, decision, packing, seen), left
+
+
 def test_without_a_fit_or_a_picture_both_sides_see_everything(session: ModelSession) -> None:
     one = question(photo())
     view = strict(one, None)
@@ -69,18 +78,34 @@ def test_in_strict_the_cloud_sees_all_of_what_the_drafter_leaves_out(session: Mo
     said = int(session.prepare("what is it?", ()).ids[-3])
     one = question(photo())
     view = strict(one, Reader(fitted("words", word=said), session))
-    assert view.here.pictures == () and view.there is one and not view.prunes
+    assert view.here.pictures == () and view.there is one and not view.prunes and view.lessened
+    assert view.why.endswith("not drafted from")
     view = strict(one, Reader(fitted("early"), session))
-    assert view.here is view.there is one and view.prunes
+    assert view.here is view.there is one and view.prunes and view.lessened
+    assert view.why == "drafted from what probe early keeps of the pictures"
+    view = strict(one, Reader(fitted("words"), session))
+    assert view.here is one and view.why.endswith(": drafted from")
 
 
 def test_in_calibrated_what_is_not_needed_is_seen_by_neither(session: ModelSession) -> None:
     said = int(session.prepare("what is it?", ()).ids[-3])
     one = question(photo())
-    view, left = calibrated(one, shown_fit(session, "words", ["drop"], word=said), COST, Seen())
-    assert view.here.pictures == view.there.pictures == () and left.rung == "drop"
-    view, left = calibrated(one, shown_fit(session, "words", [], word=said), COST, Seen())
-    assert view.there is one and left.rung == "full"
+    view, left = calibrated_view(one, shown_fit(session, "words", ["drop"], word=said), Seen(), Packing())
+    assert view.here.pictures == view.there.pictures == () and left.rung == view.payload == "drop"
+    assert view.why == f"pictures needed with a chance of {left.needed:.2f}: left out"
+    assert view.alone is not None and not view.alone.picture_given  # type: ignore[attr-defined]
+    view, left = calibrated_view(one, shown_fit(session, "words", [], word=said), Seen(), Packing())
+    assert view.there is one and left.rung == "full" and view.why.endswith("sent whole")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_judge_is_told_whether_the_edge_is_asked_first_and_what_it_sees(session: ModelSession, first: bool) -> None:
+    fit = shown_fit(session, "words", [])
+    view, _ = calibrated_view(question(photo()), fit, Seen(), Packing(), first=first)
+    assert view.alone is not None and view.alone.first is first
+    assert view.alone.picture_given  # type: ignore[attr-defined]
+    view, _ = calibrated_view(question(), fit, Seen(), Packing(), first=first)
+    assert view.why == "" and not view.alone.picture_given  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("shown", "rung"), [
@@ -93,15 +118,15 @@ def test_less_crosses_of_what_is_needed_where_that_was_shown_and_the_drafter_see
     fit = shown_fit(session, "classical", shown)
     for _, _, work in fit.reader.pieces(one.prompt, one.pictures, seen, Clock()):
         work()
-    view, left = calibrated(one, fit, COST, seen)
-    assert left.rung == rung and view.here is one
+    packing = Packing()
+    view, left = calibrated_view(one, fit, seen, packing)
+    assert left.rung == view.payload == rung and view.here is one
     sizes = [len(bytes(picture)) for picture in view.there.pictures]  # type: ignore[arg-type]
     assert (sizes[0] < len(photo())) is (rung != "full")
     assert view.there.shown == ((160, 160) if rung == "thumbnail" else ())
-    good, _ = calibrated(one, fit, COST, seen, up_ms=1e-6)
-    assert good.there is one  # nothing is quicker than such a link
-    poor, _ = calibrated(one, fit, COST, seen, up_ms=1e6)
-    assert (poor.there is one) is (rung == "full")
+    assert packing.foretold(rung, len(photo()))[0] == sizes[0]  # type: ignore[arg-type]
+    whole, _ = calibrated_view(one, fit, seen, packing, payload="full")
+    assert whole.there is one and whole.payload == "full"
 
 
 def test_the_cloud_sees_a_thumbnail_in_the_size_that_the_picture_had(session: ModelSession) -> None:
@@ -148,7 +173,7 @@ def test_a_runtime_sends_thumbnails_and_drafts_from_the_whole(copy: Path) -> Non
            "reduced": ["thumbnail"], "bound": BOUND}  # fmt: skip
     content.update(speculation=[speculation], routes=[*content["routes"], route], mas=mas, schema_version="2.4")
     path.write_text(json.dumps(content))
-    runtime = load(copy, calibrated=0.01)
+    runtime = load(copy, calibrated=0.01, wishes=Wishes(byte_price=0.01))
     less = reduced(question(photo()), "thumbnail", Seen(), FORM)
     pictures = [grown(decode(file), (160, 160)) for file in less.pictures]
     asked = {"route": "speculate", "max_new_tokens": 8, "ignore_eos": True}
@@ -156,6 +181,9 @@ def test_a_runtime_sends_thumbnails_and_drafts_from_the_whole(copy: Path) -> Non
     assert found.token_ids == load(copy).generate("what is it?", pictures, route="edge", max_new_tokens=8,
                                                   ignore_eos=True).token_ids  # fmt: skip
     assert found.timing.bytes_up < len(photo()) and "probe" in found.timing.modules_ms
+    assert found.payload == "thumbnail" and found.reason.endswith(": sent as thumbnails")
+    whole = load(copy, calibrated=0.01).generate("what is it?", [photo()], **asked)
+    assert whole.payload == "full" and whole.reason.endswith(": sent whole")  # nothing is quicker than this link
     strictly = load(copy).generate("what is it?", [photo()], **asked)
     assert strictly.drafts is not None and not strictly.drafts["unverified"]
     assert strictly.timing.bytes_up > len(photo())

@@ -8,76 +8,22 @@ committed, or, where the cloud stays away and the caller allows it, what the dra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from msao_compile.errors import Busy, RemoteError
-from msao_compile.manifest.offload import Speculation
 from msao_compile.runtime.device import Device
-from msao_compile.runtime.remote import AGAIN, Patience, RemoteSession
+from msao_compile.runtime.remote import AGAIN, RemoteSession
 from msao_compile.runtime.speculate.drafter import Draft, Drafter, Piece
-from msao_compile.runtime.speculate.gates import Pace, moved, worth_drafting
+from msao_compile.runtime.speculate.gates import moved, worth_drafting
+from msao_compile.runtime.speculate.plan import Account, Plan
 from msao_compile.runtime.wire.contract import MOST_DRAFTS, Verified
 
 ENOUGH = 8
 """Drafts that were judged and tell how well they fare."""
-
-
-class Alone(Protocol):
-    """Whether a drafter may answer without the cloud, by how sure it was of each token."""
-
-    @property
-    def first(self) -> bool:
-        """Whether the cloud is asked only when this is in doubt, rather than at once."""
-
-    def enough(self, confidences: Sequence[float]) -> bool:
-        """Whether a whole answer stands."""
-
-    def hopeless(self, confidences: Sequence[float]) -> bool:
-        """Whether no answer that begins so can stand."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one answer is drafted: what was fitted, what is known of time, and what is allowed.
-
-    `rounds`: so many may be under way at once; 1 is stop-and-wait. `burst`: so many tokens the cloud adds where the
-    drafter is unsure. `rest`: so many it decodes by itself, until it is asked again, where a draft was refused, and
-    behind the prompt; there as many as it can, unless the drafter may answer alone. `unverified`: the drafter may
-    finish alone where the cloud stays away. `alone` judges whether its whole answer stands without the cloud,
-    unverified; never in `strict`. `stream`: the cloud decodes by itself, and drafts serve `alone` only. `goes_on`:
-    whether drafting pays where so many drafts were kept of those judged.
-    """
-
-    settings: Speculation
-    pace: Pace
-    limit: int | None
-    stops: frozenset[int]
-    rounds: int = 4
-    burst: int = 0
-    rest: int = 0
-    unverified: bool = False
-    alone: Alone | None = None
-    stream: bool = False
-    goes_on: Callable[[int, int], bool] | None = None
-    patience: Patience = field(default_factory=Patience)
-
-
-@dataclass
-class Account:
-    """What drafting came to. Drafts behind a `rejected` one were made in vain, and do not tell how good drafts are.
-    `alone` is 1 where the drafter's whole answer stood without the cloud.
-    """
-
-    drafted: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    rounds: int = 0
-    unverified: int = 0
-    alone: int = 0
 
 
 @dataclass
@@ -108,8 +54,12 @@ class Speculator:
         self._asked = False
         self._own: list[float] | None = []
 
-    async def tokens(self, opening: Iterable[Piece]) -> AsyncIterator[int]:
+    async def tokens(
+        self, opening: Iterable[Piece], whole: Callable[[Drafter], Iterable[Piece]] | None = None
+    ) -> AsyncIterator[int]:
         """The answer's tokens as they are committed; `opening` runs the drafter's prompt while the cloud's crosses.
+
+        Where that shows the drafter less than the cloud sees, `whole` shows it all to one that has to finish alone.
 
         Raises:
             RemoteError: the cloud stayed away and `unverified` is not allowed, or as `RemoteSession`.
@@ -123,8 +73,8 @@ class Speculator:
         try:
             if self.plan.alone is None or not self.plan.alone.first:
                 self._ask()
-            whole: tuple[int, list[int]] | None = None
-            while not self._ended and (whole := self._whole()) is None:
+            stands: tuple[int, list[int]] | None = None
+            while not self._ended and (stands := self._stands()) is None:
                 async for token in self._news():
                     yield token
                 try:
@@ -133,11 +83,14 @@ class Speculator:
                 except AGAIN as error:
                     if not await self._again(error):
                         break
-            async for token in self._news() if whole is None else self._given(*whole):
+            async for token in self._news() if stands is None else self._given(*stands):
                 yield token
-            if not self._ended and whole is None:
+            if not self._ended and stands is None:
                 await ready
-                if not self.drafter.began:
+                if whole is not None:
+                    self.drafter = self.drafter.anew()
+                    await self._begun(whole(self.drafter))
+                elif not self.drafter.began:
                     await self._begun(opening)
                 async for token in self._alone():
                     yield token
@@ -180,7 +133,7 @@ class Speculator:
         said = self.remote.extent.limit or self.drafter.room
         return min(said if self.plan.limit is None else self.plan.limit, self.drafter.room)
 
-    def _whole(self) -> tuple[int, list[int]] | None:
+    def _stands(self) -> tuple[int, list[int]] | None:
         """The answer that drafts end, where it stands without the cloud, and how far it is verified.
 
         It is taken at one moment: what the cloud commits while it is shown changes it no more.
@@ -323,6 +276,7 @@ class Speculator:
         judged = self.account.accepted + self.account.rejected
         if self.plan.goes_on is not None and not self._streaming and judged >= ENOUGH:
             self._streaming = not self.plan.goes_on(self.account.accepted, judged)
+            self.account.given_up = judged * self._streaming
         if faults:
             raise min(faults, key=lambda fault: isinstance(fault, AGAIN))  # what no other try mends comes first
 

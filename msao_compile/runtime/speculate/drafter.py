@@ -59,6 +59,10 @@ class Drafter:
         self._logits = self._first = logits[-1]
         self._prompt = self._talk.cache.length
 
+    def anew(self) -> Drafter:
+        """One that has not seen the prompt."""
+        return Drafter(self.session, self.rule, self.sampling)
+
     @property
     def began(self) -> bool:
         """Whether its prompt was run."""

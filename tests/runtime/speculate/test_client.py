@@ -22,6 +22,7 @@ from msao_compile.runtime.device import loop_ms
 from msao_compile.runtime.remote import Patience, Quiet, RemoteSession
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.speculate.client import ENOUGH
 from msao_compile.runtime.wire.base import Traffic
 from msao_compile.runtime.wire.faulty import Faults, FaultyLink
 from msao_compile.runtime.wire.loopback import Loopback
@@ -306,6 +307,8 @@ def test_an_answer_that_turns_to_streaming_in_the_middle_is_the_same(pair: Pair,
         for more in ({"stream": True}, {"goes_on": never}, {"goes_on": often}):
             found = await at_once(PROMPTS, lambda index, more=more: drafted(pair, link, index, temperature, 4, **more))  # type: ignore[misc]
             assert [one.tokens for one in found] == wanted  # type: ignore[attr-defined]
+            given_up = [one.account.given_up for one in found]  # type: ignore[attr-defined]
+            assert set(given_up) == {0} if "stream" in more else max(given_up) >= ENOUGH
 
     in_virtual_time(run())
 

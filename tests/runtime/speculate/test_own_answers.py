@@ -58,6 +58,6 @@ def test_only_a_whole_answer_of_the_drafters_own_is_given_alone(
     remote.take(0, committed, None)
     speculator._settle()
     speculator.ahead += [Draft(tiny.END, 0.9)] if speculator.ahead else [Draft(9, 0.8), Draft(tiny.END, 0.9)]
-    whole = speculator._whole()
+    whole = speculator._stands()
     assert (None if whole is None else whole[1]) == given
     assert heard.told == ([] if given is None else [[0.5, 0.6, 0.9]])

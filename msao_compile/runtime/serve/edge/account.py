@@ -35,6 +35,8 @@ class Account:
         self.said |= {
             "route": answer.route,
             "reason": answer.reason,
+            "payload": answer.payload,
+            "alone": answer.alone,
             "verified": answer.verified,
             "finish": answer.finish,
             "prompt_tokens": answer.prompt_tokens,
@@ -58,6 +60,11 @@ class Metrics:
         self.unverified = Counter(
             "msao_unverified", "Answers of a route with a cloud that the edge ended.", registry=registry
         )
+        self.alone = Counter("msao_alone", "Answers of the edge's own taken for the cloud's.", registry=registry)
+        self.payloads = Counter(
+            "msao_payloads", "Questions with pictures by what of those crosses.", ["payload"], registry=registry
+        )
+        self.given_up = Counter("msao_given_up", "Answers whose drafting was given up midway.", registry=registry)
         self.drafts = Counter("msao_drafts", "Drafts by what came of them.", ["outcome"], registry=registry)
         self.first_token = Histogram(
             "msao_first_token_seconds", "Generation's start to its first token.", ["route"], buckets=SECONDS,
@@ -75,6 +82,10 @@ class Metrics:
         self.tokens.labels("prompt").inc(answer.prompt_tokens or 0)
         self.tokens.labels("completion").inc(len(answer.token_ids))
         self.unverified.inc(answer.route != "edge" and not answer.verified)
+        self.alone.inc(answer.alone)
+        if answer.payload is not None:
+            self.payloads.labels(answer.payload).inc()
+        self.given_up.inc(bool((answer.drafts or {}).get("given_up")))
         for outcome in ("drafted", "accepted", "rejected"):
             self.drafts.labels(outcome).inc((answer.drafts or {}).get(outcome, 0))
         self.first_token.labels(answer.route).observe(answer.timing.ttft_ms / 1e3)

@@ -40,11 +40,13 @@ class Reply:
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(answer)}
 
     def account(self, answer: Answer) -> dict[str, Any]:
-        """Where and why the answer was made there, whether every token is the cloud model's own, and its times."""
+        """Where and why the answer was made there, what crosses, whether all of it is the cloud model's, and times."""
         return {
             "route": answer.route,
             "reason": self.reason or answer.reason,
             "verified": answer.verified,
+            "alone": answer.alone,
+            "payload": answer.payload,
             "drafts": answer.drafts,
             "timing": asdict(answer.timing),
         }
