@@ -47,9 +47,10 @@ def test_importing_the_runtime_imports_neither_numpy_nor_pydantic() -> None:
 
 def test_the_lazy_names_are_the_real_ones() -> None:
     from msao_compile import runtime
-    from msao_compile.runtime import answer, api
+    from msao_compile.runtime import answer, api, policy
 
-    homes = {"Answer": answer.Answer, "Piece": answer.Piece, "Timing": answer.Timing, "Runtime": api.Runtime}
+    homes = {"Answer": answer.Answer, "Piece": answer.Piece, "Timing": answer.Timing, "Runtime": api.Runtime,
+             "Wishes": policy.Wishes}  # fmt: skip
     assert {name: getattr(runtime, name) for name in homes} == homes
     assert {*homes, "load"} == set(runtime.__all__)
     assert inspect.signature(runtime.load) == inspect.signature(api.load)
