@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Literal
 
+from msao_compile.errors import InputError
 from msao_compile.runtime.cost import (
     Drafting,
     Host,
@@ -60,6 +62,15 @@ class Wishes:
     cloud_price: float = 0.0
     edge_price: float = 0.0
     byte_price: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises InputError: one is no number from 0 on, or has no end."""
+        for name in ("deadline_ms", "cloud_price", "edge_price", "byte_price"):
+            value = getattr(self, name)
+            if not (value is None and name == "deadline_ms") and not (
+                isinstance(value, int | float) and 0 <= value < inf
+            ):
+                raise InputError(f"wish {name} is {value!r}: give a number from 0 on")
 
 
 @dataclass(frozen=True)
@@ -130,13 +141,17 @@ def _edge_first(observed: Observed, best: Option, limits: Limits) -> bool:
     """Whether J is less where the cloud is asked only once the edge's answer does not stand, than where it is at once.
 
     The first token tells that it does not. Where it stands, what is spared is the cloud's time for the prompt, and as
-    much for each prompt that waits behind it.
+    much for each prompt that waits behind it. No answer that would be in time is made late so.
     """
     assert observed.cloud is not None  # the cheapest route leads there
     edge, work = observed.edge, observed.work
     stands, pictures = observed.stands, work.shown(best.payload)
     doubt_ms = edge.begin_ms(work.prompt_tokens, pictures) + edge.decode_ms
-    later_ms = max(edge_ms(edge, work, best.payload) - best.time_ms, 0.0)
+    alone_ms = edge_ms(edge, work, best.payload)
+    later_ms = max(alone_ms - best.time_ms, 0.0)
+    latest_ms = max(alone_ms, doubt_ms + best.time_ms)
+    if limits.deadline_ms is not None and best.time_ms <= limits.deadline_ms < latest_ms:
+        return False
     spared_ms = replace(observed.cloud, queue_ms=0.0).begin_ms(work.prompt_tokens, pictures)
     saved = max(limits.cloud_price, IDLE_PRICE) * spared_ms + observed.cloud.queue_ms
     return stands > 0 and (1 - stands) * doubt_ms + stands * later_ms <= stands * saved
