@@ -184,7 +184,7 @@ class Runtime:
             said.text, tuple(ids), name, taken.reason + gave_up, verified, timing,
             drafts=vars(account).copy() if name == "speculate" else None, prompt_tokens=run.extent.prompt_tokens,
             finish=finish, alone=bool(account.alone) and not verified,
-            payload=taken.view.payload if question.pictures and "cloud" in taken.route.hosts.values() else None,
+            payload=taken.view.payload if question.pictures and run.traffic.up else None,
         ))  # fmt: skip
 
     def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
@@ -222,16 +222,16 @@ class Runtime:
         if "cloud" not in route.hosts.values():
             return edge(self.session(route.model), view.there, clock)
         entry, inside = self.advised.speculation(route.task), self.clouds is None
-        if entry is not None and (route.name == "speculate" or not inside):
+        if entry is not None and entry.verifier == route.model and (route.name == "speculate" or not inside):
             return self._speculative(route, entry, view, clock)
-        model = self.session(route.model) if inside else self._shell(route)
+        model = self.session(route.model) if inside else self.shell(route)
         link, patience = (self._loopback(model), Patience()) if inside else self._reached(route)
         return remote(model, view.there, clock, link, route, patience)
 
     def _speculative(self, route: Route, entry: Speculation, view: View, clock: Clock) -> RouteRun:
         """The drafter with the verifier; where the cloud streams, the drafter stands by."""
         inside, question = self.clouds is None, view.there
-        verifier = self.session(entry.verifier) if inside else self._shell(route)
+        verifier = self.session(entry.verifier) if inside else self.shell(route)
         pair = Pair(self.session(entry.drafter), verifier, self.device)
         stops = frozenset() if question.sampling.ignore_eos else frozenset(verifier.tokenizer.eos_token_ids)
         adviser = self.advised.adviser(entry)
@@ -264,7 +264,7 @@ class Runtime:
         except AWAY as error:
             return Absent(error)
 
-    def _shell(self, route: Route) -> ModelSession:
+    def shell(self, route: Route) -> ModelSession:
         """A route's model with those of its modules that run here."""
         here = tuple(component for component, host in route.hosts.items() if host == "edge")
         if (route.model, here) not in self._shells:
