@@ -166,7 +166,8 @@ def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
     cloud, link, work = observed.cloud, observed.link, observed.work
     reachable = _reachable(observed)
     if "edge" in limits.routes and (limits.edge_is_verifier or not reachable):
-        yield _priced("edge", "full", edge_ms(observed.edge, work), 0.0, 0, limits)
+        spent = edge_ms(observed.edge, work)
+        yield _priced("edge", "full", spent, (spent - observed.edge.queue_ms, 0.0), 0, limits)
     if cloud is None or link is None or not reachable:
         return
     reduced = [payload for payload in observed.reduced if payload in work.payload_bytes]
@@ -177,22 +178,28 @@ def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
         begun += cloud.times.encode.at(pictures) if pictures else 0.0
         if "cloud" in limits.routes:
             busy = begun + work.answer_tokens * cloud.times.decode.at(1)
-            yield _priced("cloud", payload, cloud_ms(cloud, link, work, payload), busy, size, limits)
+            yield _priced("cloud", payload, cloud_ms(cloud, link, work, payload), (0.0, busy), size, limits)
         if "speculate" in limits.routes and observed.drafting is not None:
             drafting = observed.drafting
             rounds = work.answer_tokens / kept_tokens(drafting)
             busy = begun + rounds * cloud.times.verify.at(drafting.tokens + 1)
+            here = replace(observed.edge, queue_ms=0.0).begin_ms(work.prompt_tokens, pictures)
+            here += rounds * drafting.tokens * observed.edge.decode_ms
             spent = speculate_ms(observed.edge, cloud, link, work, drafting, payload)
-            yield _priced("speculate", payload, spent, busy, size, limits)
+            yield _priced("speculate", payload, spent, (here, busy), size, limits)
     if "split" in limits.routes and observed.encoder_here is not None and work.features_bytes:
-        spent = split_ms(observed.encoder_here, cloud, link, work)
+        spent, encoder = split_ms(observed.encoder_here, cloud, link, work), observed.encoder_here
+        here = encoder.slower * (encoder.times.prepare.at(work.pictures) + encoder.times.encode.at(work.pictures))
         busy = cloud.times.prefill.at(work.prompt_tokens) + work.answer_tokens * cloud.times.decode.at(1)
-        yield _priced("split", "full", spent, busy, work.features_bytes, limits)
+        yield _priced("split", "full", spent, (here, busy), work.features_bytes, limits)
 
 
-def _priced(route: Choice, payload: Payload, time_ms: float, cloud_busy_ms: float, size: int, limits: Limits) -> Option:
-    edge_busy_ms = time_ms if route == "edge" else 0.0
-    cost = time_ms + limits.cloud_price * cloud_busy_ms + limits.byte_price * size + limits.edge_price * edge_busy_ms
+def _priced(
+    route: Choice, payload: Payload, time_ms: float, busy_ms: tuple[float, float], size: int, limits: Limits
+) -> Option:
+    """`busy_ms`: how long the edge and the cloud work for it."""
+    here_ms, there_ms = busy_ms
+    cost = time_ms + limits.cloud_price * there_ms + limits.byte_price * size + limits.edge_price * here_ms
     return Option(route, payload, time_ms, cost)
 
 

@@ -59,7 +59,7 @@ def ask(runtime: Runtime, route: str = "auto") -> Answer:
     return runtime.generate(WORDS, [photo()], route=route, max_new_tokens=8, ignore_eos=True)
 
 
-DEAR = Wishes(edge_price=1000.0)
+DEAR = Wishes(edge_price=20.0)
 """So that the edge, whose model is the verifier here, does not answer by itself."""
 
 

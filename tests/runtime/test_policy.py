@@ -65,6 +65,11 @@ TABLE: dict[str, tuple[Observed, Limits, Choice, Payload]] = {
         replace(SEEN, link=NARROW, drafting=None, work=replace(WORK, features_bytes=1_000)), STRICT, "split", "full"
     ),
     "only a split": (SEEN, Limits(routes=frozenset(("split",))), "split", "full"),
+    "drafts are dear": (SEEN, Limits(edge_price=20.0), "cloud", "full"),
+    "encoding here is dear": (
+        replace(SEEN, link=NARROW, drafting=None, work=replace(WORK, features_bytes=1_000)), Limits(edge_price=1000.0),
+        "cloud", "full",
+    ),
     "cloud time is dear": (
         replace(QUICK, cloud=Host(times("cloud", 3.0, verify_ms=3.0))), Limits(cloud_price=50.0), "speculate", "full"
     ),
