@@ -30,6 +30,7 @@ from msao_compile.runtime.remote import Patience
 from msao_compile.runtime.routes import Pair, RouteRun, edge, remote, speculative
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.speculate.plan import Account
 from msao_compile.runtime.stops import TextUntil, read_stops
 from msao_compile.runtime.views import Question, View
 from msao_compile.runtime.wire.base import Link, Traffic
@@ -179,9 +180,8 @@ class Runtime:
         finish: Literal["stop", "length"] = "stop" if said.ended or len(ids) != run.extent.limit else "length"
         name, account = taken.route.name, run.account
         verified = run.verified and not account.unverified
-        gave_up = f"; drafting given up after {account.given_up} drafts" if account.given_up else ""
         yield Piece(rest, Answer(
-            said.text, tuple(ids), name, taken.reason + gave_up, verified, timing,
+            said.text, tuple(ids), name, taken.reason + _went(account), verified, timing,
             drafts=vars(account).copy() if name == "speculate" else None, prompt_tokens=run.extent.prompt_tokens,
             finish=finish, alone=bool(account.alone) and not verified,
             payload=taken.view.payload if question.pictures and run.traffic.up else None,
@@ -293,6 +293,13 @@ class Absent:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _went(account: Account) -> str:
+    """What an answer came to on its way, for its reason."""
+    gave_up = f"; drafting given up after {account.given_up} drafts" if account.given_up else ""
+    ended = "; the cloud stayed away and the edge ended it" if account.unverified and not account.alone else ""
+    return gave_up + ended
 
 
 def _limit(max_new_tokens: Any) -> int | None:

@@ -89,6 +89,7 @@ def test_where_no_cloud_is_there_the_edge_ends_every_route_that_allows_it(made: 
     with load(folder, cloud=f"grpc://127.0.0.1:{served.free_port()}") as runtime:
         found = ask(runtime, route)
     assert (found.route, found.verified) == (route, False)
+    assert found.reason.endswith("; the cloud stayed away and the edge ended it")
     assert found.token_ids == ask(load(folder), "edge").token_ids
 
 
