@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from msao_compile.errors import DeploymentError, InputError
+from msao_compile.errors import DeploymentError, InputError, MissingTool
 from msao_compile.manifest.mas import Mas
 from msao_compile.manifest.offload import Speculation
 from msao_compile.manifest.schema import Deployment, Route, RouteName
@@ -20,6 +21,8 @@ from msao_compile.runtime.mas.reader import Reader, Seen
 from msao_compile.runtime.policy import Choice, Decision, Limits, Wishes
 from msao_compile.runtime.session import ModelSession
 from msao_compile.runtime.views import Question, View, calibrated, plain, strict
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Opened(Protocol):
     def session(self, name: str) -> ModelSession:
         """A model, opened at its first use."""
 
+    def shell(self, route: Route) -> ModelSession:
+        """A route's model with those of its modules that run here."""
+
 
 class Advised:
     """A deployment's choices. `epsilon` None is `strict`."""
@@ -51,6 +57,7 @@ class Advised:
         self._inside: dict[str, Adviser] = {}
         self._readers: dict[str, Reader | None] = {}
         self._calibrations: dict[str, Calibration] = {}
+        self._unsplit: set[str] = set()
 
     def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
         """The task's route of this name, or for `auto` the first of the task, or of the first; with the reason.
@@ -128,7 +135,8 @@ class Advised:
             return frozenset(("speculate",)) if "speculate" in routes else frozenset()
         if name != "auto" or self.opened.clouds is None or "cloud" not in routes:
             return frozenset()
-        known: tuple[Choice, ...] = ("edge", "cloud", "speculate", "split")
+        known: list[Choice] = ["edge", "cloud", "speculate"]
+        known += ["split"] * (entry.task not in self._unsplit)
         return frozenset(
             one for one in known if one in routes and (one == "edge" or routes[one].model == entry.verifier)
         )
@@ -141,7 +149,20 @@ class Advised:
             **vars(self.wishes), mode="strict" if left is None else "calibrated", routes=weighed,
             edge_is_verifier=any(one.model == entry.verifier for one in edges),
         )  # fmt: skip
-        return self.adviser(entry).decide(question.sizes, bridge().loop.time() * 1e3, limits, left)
+        found = self.adviser(entry).decide(question.sizes, bridge().loop.time() * 1e3, limits, left)
+        if found.route == "split" and not self._splits(entry):
+            return self._decision(entry, question, weighed - {"split"}, left)
+        return found
+
+    def _splits(self, entry: Speculation) -> bool:
+        """Whether what a split has here can be opened; where it cannot, it is not weighed again."""
+        routes = self.opened.deployment.routes
+        try:
+            self.opened.shell(next(one for one in routes if (one.task, one.name) == (entry.task, "split")))
+        except (DeploymentError, MissingTool) as error:
+            logger.warning("route split of task %s is not weighed: %s", entry.task, error)
+            self._unsplit.add(entry.task)
+        return entry.task not in self._unsplit
 
     def _read(self, calibration: Calibration, question: Question, seen: Seen, clock: Clock) -> Reduced:
         for kind, count, work in calibration.reader.pieces(question.prompt, question.pictures, seen, clock):

@@ -69,7 +69,9 @@ class Adviser:
             times.setdefault(option.route, option.time_ms)
         self.untried += 1
         near = found.route == "cloud" and times.get("speculate", inf) < TRY_BELOW * times.get("cloud", 0.0)
-        if near and self.untried > TRY_AFTER:
+        most = inf if limits.deadline_ms is None else limits.deadline_ms
+        late = times.get("cloud", 0.0) <= most < times.get("speculate", inf)
+        if near and not late and self.untried > TRY_AFTER:
             found = replace(found, route="speculate", reason=f"to learn what speculation takes; {found.reason}")
         if found.route == "speculate":
             self.untried = 0

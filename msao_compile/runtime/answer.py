@@ -36,7 +36,7 @@ class Answer:
     `prompt_tokens` is None where the cloud did not say; `finish` is `length` where the limit ended it. `drafts`, of a
     route that speculates, counts those `drafted` and `accepted`, the `rounds`, and tokens that stayed `unverified`.
     `alone`: the edge was sure of its own answer, by what was fitted, and not all of it was verified. `payload`: what of
-    its pictures crosses where a cloud is asked.
+    its pictures crossed, where a cloud was asked.
     """
 
     text: str

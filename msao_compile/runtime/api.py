@@ -30,6 +30,7 @@ from msao_compile.runtime.remote import Patience
 from msao_compile.runtime.routes import Pair, RouteRun, edge, remote, speculative
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
+from msao_compile.runtime.speculate.plan import Account
 from msao_compile.runtime.stops import TextUntil, read_stops
 from msao_compile.runtime.views import Question, View
 from msao_compile.runtime.wire.base import Link, Traffic
@@ -179,12 +180,11 @@ class Runtime:
         finish: Literal["stop", "length"] = "stop" if said.ended or len(ids) != run.extent.limit else "length"
         name, account = taken.route.name, run.account
         verified = run.verified and not account.unverified
-        gave_up = f"; drafting given up after {account.given_up} drafts" if account.given_up else ""
         yield Piece(rest, Answer(
-            said.text, tuple(ids), name, taken.reason + gave_up, verified, timing,
+            said.text, tuple(ids), name, taken.reason + _went(account), verified, timing,
             drafts=vars(account).copy() if name == "speculate" else None, prompt_tokens=run.extent.prompt_tokens,
             finish=finish, alone=bool(account.alone) and not verified,
-            payload=taken.view.payload if question.pictures and "cloud" in taken.route.hosts.values() else None,
+            payload=taken.view.payload if question.pictures and run.traffic.up else None,
         ))  # fmt: skip
 
     def choose(self, route: str, task: str | None = None) -> tuple[Route, str]:
@@ -222,16 +222,16 @@ class Runtime:
         if "cloud" not in route.hosts.values():
             return edge(self.session(route.model), view.there, clock)
         entry, inside = self.advised.speculation(route.task), self.clouds is None
-        if entry is not None and (route.name == "speculate" or not inside):
+        if entry is not None and entry.verifier == route.model and (route.name == "speculate" or not inside):
             return self._speculative(route, entry, view, clock)
-        model = self.session(route.model) if inside else self._shell(route)
+        model = self.session(route.model) if inside else self.shell(route)
         link, patience = (self._loopback(model), Patience()) if inside else self._reached(route)
         return remote(model, view.there, clock, link, route, patience)
 
     def _speculative(self, route: Route, entry: Speculation, view: View, clock: Clock) -> RouteRun:
         """The drafter with the verifier; where the cloud streams, the drafter stands by."""
         inside, question = self.clouds is None, view.there
-        verifier = self.session(entry.verifier) if inside else self._shell(route)
+        verifier = self.session(entry.verifier) if inside else self.shell(route)
         pair = Pair(self.session(entry.drafter), verifier, self.device)
         stops = frozenset() if question.sampling.ignore_eos else frozenset(verifier.tokenizer.eos_token_ids)
         adviser = self.advised.adviser(entry)
@@ -264,7 +264,7 @@ class Runtime:
         except AWAY as error:
             return Absent(error)
 
-    def _shell(self, route: Route) -> ModelSession:
+    def shell(self, route: Route) -> ModelSession:
         """A route's model with those of its modules that run here."""
         here = tuple(component for component, host in route.hosts.items() if host == "edge")
         if (route.model, here) not in self._shells:
@@ -293,6 +293,13 @@ class Absent:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _went(account: Account) -> str:
+    """What an answer came to on its way, for its reason."""
+    gave_up = f"; drafting given up after {account.given_up} drafts" if account.given_up else ""
+    ended = "; the cloud stayed away and the edge ended it" if account.unverified and not account.alone else ""
+    return gave_up + ended
 
 
 def _limit(max_new_tokens: Any) -> int | None:

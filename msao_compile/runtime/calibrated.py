@@ -99,7 +99,9 @@ class Calibration:
     def read(self, prompt: Prompt, pictures: int, seen: Seen | None = None) -> Reduced:
         """One request; `seen` is what the reader's `pieces` left."""
         mas = self.mas
-        ids = self.session.prepare(without_pictures(prompt), ()).ids
+        ids = self.reader.words(without_pictures(prompt))
+        if ids is None:  # nothing was shown of questions without words
+            return Reduced("full", None, 0.0, 1.0)
         words = frozenset(ids.tolist())
         action, needed = self.reader.action(ids, pictures, seen or Seen())
         rung = self._rung(action) if pictures else "full"
@@ -109,10 +111,12 @@ class Calibration:
         return Reduced(rung, Judge(mas.sure, words, bool(pictures), threshold), prior(mas.sure, words), needed)
 
     def _rung(self, action: Action) -> Rung:
-        """Of what was shown to lose little, the least that the reading asks for."""
-        shown = self.mas.reduced
+        """Of what was shown to lose little, the least that the reading asks for. Where words took the place of a probe
+        that was too slow, it was shown of pictures that cross whole.
+        """
+        shown, gave_way = self.mas.reduced, self.reader.name != self.mas.thresholds.probe
         if action == "drop" and "drop" in shown:
             return "drop"
         if action == "reduce" and "regions" in shown:
             return "regions"
-        return "thumbnail" if "thumbnail" in shown else "full"
+        return "thumbnail" if "thumbnail" in shown and not gave_way else "full"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
@@ -39,6 +40,7 @@ class Clouds:
         self._failed: dict[str, tuple[float, RemoteError]] = {}
         self._advisers: dict[str, Adviser] = {}
         self._greeting: dict[str, Future[None]] = {}
+        self._first = threading.Lock()
 
     def link(self, model: str) -> Link:
         """The connection to where a model is served, made at its first use.
@@ -69,20 +71,22 @@ class Clouds:
         return self._links.setdefault(model, made)
 
     def adviser(self, entry: Speculation) -> Adviser:
-        """What is known of a task's cloud. A new one asks for the round trip first, where the cloud can be reached; of
-        a cloud that was away it is asked again from time to time, and nobody waits for that.
+        """What is known of a task's cloud. A new one asks for the round trip first, where the cloud can be reached, and
+        whoever asks meanwhile waits for that as well; of a cloud that was away it is asked again from time to time, and
+        nobody waits for that.
 
         Raises:
             RemoteError, InputError, MissingTool: as `link`, of anything but a cloud that is away.
         """
-        if entry.task not in self._advisers:
-            self._advisers[entry.task] = unheard(self.deployment, entry)
-            try:
-                bridge().run(self._greet(entry))
-            except (RemoteError, InputError, MissingTool):
-                del self._advisers[entry.task]  # and so the next who asks is told as well
-                raise
-        found = self._advisers[entry.task]
+        with self._first:
+            if entry.task not in self._advisers:
+                self._advisers[entry.task] = unheard(self.deployment, entry)
+                try:
+                    bridge().run(self._greet(entry))
+                except (RemoteError, InputError, MissingTool):
+                    del self._advisers[entry.task]  # and so the next who asks is told as well
+                    raise
+            found = self._advisers[entry.task]
         away = not found.link.rtt.count or found.link.failing.mean > DROPPED
         before = self._greeting.get(entry.task)
         if away and _now_ms() - found.link.heard_ms > AGAIN_S * 1e3 and (before is None or before.done()):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Literal
 
+from msao_compile.errors import InputError
 from msao_compile.runtime.cost import (
     Drafting,
     Host,
@@ -60,6 +62,15 @@ class Wishes:
     cloud_price: float = 0.0
     edge_price: float = 0.0
     byte_price: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises InputError: one is no number from 0 on, or has no end."""
+        for name in ("deadline_ms", "cloud_price", "edge_price", "byte_price"):
+            value = getattr(self, name)
+            if not (value is None and name == "deadline_ms") and not (
+                isinstance(value, int | float) and 0 <= value < inf
+            ):
+                raise InputError(f"wish {name} is {value!r}: give a number from 0 on")
 
 
 @dataclass(frozen=True)
@@ -130,13 +141,17 @@ def _edge_first(observed: Observed, best: Option, limits: Limits) -> bool:
     """Whether J is less where the cloud is asked only once the edge's answer does not stand, than where it is at once.
 
     The first token tells that it does not. Where it stands, what is spared is the cloud's time for the prompt, and as
-    much for each prompt that waits behind it.
+    much for each prompt that waits behind it. No answer that would be in time is made late so.
     """
     assert observed.cloud is not None  # the cheapest route leads there
     edge, work = observed.edge, observed.work
     stands, pictures = observed.stands, work.shown(best.payload)
     doubt_ms = edge.begin_ms(work.prompt_tokens, pictures) + edge.decode_ms
-    later_ms = max(edge_ms(edge, work, best.payload) - best.time_ms, 0.0)
+    alone_ms = edge_ms(edge, work, best.payload)
+    later_ms = max(alone_ms - best.time_ms, 0.0)
+    latest_ms = max(alone_ms, doubt_ms + best.time_ms)
+    if limits.deadline_ms is not None and best.time_ms <= limits.deadline_ms < latest_ms:
+        return False
     spared_ms = replace(observed.cloud, queue_ms=0.0).begin_ms(work.prompt_tokens, pictures)
     saved = max(limits.cloud_price, IDLE_PRICE) * spared_ms + observed.cloud.queue_ms
     return stands > 0 and (1 - stands) * doubt_ms + stands * later_ms <= stands * saved
@@ -151,7 +166,8 @@ def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
     cloud, link, work = observed.cloud, observed.link, observed.work
     reachable = _reachable(observed)
     if "edge" in limits.routes and (limits.edge_is_verifier or not reachable):
-        yield _priced("edge", "full", edge_ms(observed.edge, work), 0.0, 0, limits)
+        spent = edge_ms(observed.edge, work)
+        yield _priced("edge", "full", spent, (spent - observed.edge.queue_ms, 0.0), 0, limits)
     if cloud is None or link is None or not reachable:
         return
     reduced = [payload for payload in observed.reduced if payload in work.payload_bytes]
@@ -162,22 +178,28 @@ def _options(observed: Observed, limits: Limits) -> Iterator[Option]:
         begun += cloud.times.encode.at(pictures) if pictures else 0.0
         if "cloud" in limits.routes:
             busy = begun + work.answer_tokens * cloud.times.decode.at(1)
-            yield _priced("cloud", payload, cloud_ms(cloud, link, work, payload), busy, size, limits)
+            yield _priced("cloud", payload, cloud_ms(cloud, link, work, payload), (0.0, busy), size, limits)
         if "speculate" in limits.routes and observed.drafting is not None:
             drafting = observed.drafting
             rounds = work.answer_tokens / kept_tokens(drafting)
             busy = begun + rounds * cloud.times.verify.at(drafting.tokens + 1)
+            here = replace(observed.edge, queue_ms=0.0).begin_ms(work.prompt_tokens, pictures)
+            here += rounds * drafting.tokens * observed.edge.decode_ms
             spent = speculate_ms(observed.edge, cloud, link, work, drafting, payload)
-            yield _priced("speculate", payload, spent, busy, size, limits)
+            yield _priced("speculate", payload, spent, (here, busy), size, limits)
     if "split" in limits.routes and observed.encoder_here is not None and work.features_bytes:
-        spent = split_ms(observed.encoder_here, cloud, link, work)
+        spent, encoder = split_ms(observed.encoder_here, cloud, link, work), observed.encoder_here
+        here = encoder.slower * (encoder.times.prepare.at(work.pictures) + encoder.times.encode.at(work.pictures))
         busy = cloud.times.prefill.at(work.prompt_tokens) + work.answer_tokens * cloud.times.decode.at(1)
-        yield _priced("split", "full", spent, busy, work.features_bytes, limits)
+        yield _priced("split", "full", spent, (here, busy), work.features_bytes, limits)
 
 
-def _priced(route: Choice, payload: Payload, time_ms: float, cloud_busy_ms: float, size: int, limits: Limits) -> Option:
-    edge_busy_ms = time_ms if route == "edge" else 0.0
-    cost = time_ms + limits.cloud_price * cloud_busy_ms + limits.byte_price * size + limits.edge_price * edge_busy_ms
+def _priced(
+    route: Choice, payload: Payload, time_ms: float, busy_ms: tuple[float, float], size: int, limits: Limits
+) -> Option:
+    """`busy_ms`: how long the edge and the cloud work for it."""
+    here_ms, there_ms = busy_ms
+    cost = time_ms + limits.cloud_price * there_ms + limits.byte_price * size + limits.edge_price * here_ms
     return Option(route, payload, time_ms, cost)
 
 

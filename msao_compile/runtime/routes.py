@@ -123,12 +123,14 @@ def speculative(
                 view.reader.learn(clock)
             account = speculator.account
             prompt_tokens = there.extent.prompt_tokens or 0
-            if not prompt_tokens and drafter.began:
-                there.extent.prompt_tokens = drafter.prompt_tokens
+            if not prompt_tokens and speculator.drafter.began:
+                there.extent.prompt_tokens = speculator.drafter.prompt_tokens
+            if account.unverified:
+                there.extent.limit = speculator.limit
             adviser.learn(prompt_tokens, clock.tokens, account.accepted, account.rejected)
             if prompt_tokens:
                 adviser.busy(there.queue_ms, there.step_wait_ms)
-            if here and question.pictures:
+            if here and question.pictures and prompt_tokens and not there.reopened:
                 adviser.encoded(encode_ms, traffic.up, len(question.pictures))
             if account.rounds and not account.unverified and clock.tokens >= LEAST and clock.first is not None:
                 spent_ms = (time.perf_counter() - clock.first) * 1e3 / clock.tokens

@@ -87,7 +87,8 @@ class View:
     @property
     def lessened(self) -> bool:
         """Whether the drafter sees less than the cloud."""
-        return self.prunes or len(self.here.pictures) < len(self.there.pictures)
+        looks = self.reader is not None and self.reader.name != "words"  # words leave out whole pictures, above
+        return (self.prunes and looks) or len(self.here.pictures) < len(self.there.pictures)
 
 
 def plain(question: Question) -> View:
@@ -100,7 +101,9 @@ def strict(question: Question, reader: Reader | None) -> View:
     if reader is None or not question.pictures:
         return plain(question)
     text = question.without_pictures()
-    ids = reader.session.prepare(text.prompt, ()).ids
+    ids = reader.words(text.prompt)
+    if ids is None:
+        return plain(question)
     action, needed = reader.action(ids, len(question.pictures), Seen())
     drops = action == "drop"
     why = f"pictures needed with a chance of {needed:.2f}: " + ("not drafted from" if drops else "drafted from")
@@ -114,12 +117,15 @@ def calibrated(question: Question, calibration: Calibration, left: Reduced, take
     """Both sides see what is needed of a question that was looked at; the drafter more than that where it has more."""
     reader, payload = calibration.reader, taken.payload
     here = there = question
+    if left.rung == "drop":  # what was shown of the edge's own answers to such questions is of the words alone
+        here = question.without_pictures()
     if payload == "drop":
-        here = there = question.without_pictures()
+        there = here
     elif payload != "full":
         began_s = time.perf_counter()
         there = reduced(question, payload, seen, reader.form)
-        packing.learn(payload, sum(question.sizes), sum(there.sizes), (time.perf_counter() - began_s) * 1e3)
+        payload = "full" if there is question else payload
+        packing.learn(taken.payload, sum(question.sizes), sum(there.sizes), (time.perf_counter() - began_s) * 1e3)
     why = f"pictures needed with a chance of {left.needed:.2f}: {CROSSES[payload]}" if question.pictures else ""
     judge = left.judge
     if judge is not None:
@@ -128,11 +134,15 @@ def calibrated(question: Question, calibration: Calibration, left: Reduced, take
 
 
 def reduced(question: Question, rung: Rung, seen: Seen, form: Form) -> Question:
-    """A question with its pictures on a rung of the ladder, each in full where that is no larger."""
+    """A question with its pictures on a rung of the ladder, each in full where that is no larger; the same where all
+    are.
+    """
     packed = []
     for place, picture in enumerate(question.pictures):
         boxes = seen.readings.kept_boxes(place) if rung == "regions" else []
         packed.append(pack(decode(picture), as_file(picture), boxes, rung, form))
+    if all(one.rung == "full" for one in packed):
+        return question
     shown = tuple(side * (one.rung == "thumbnail") for one in packed for side in (one.width, one.height))
     return replace(question, pictures=tuple(one.data for one in packed), shown=shown if any(shown) else ())
 
@@ -149,8 +159,13 @@ def as_file(picture: Picture) -> bytes:
 
 
 def _size(picture: Picture) -> int:
+    """What is no picture has no size: whoever decodes it says why."""
     if isinstance(picture, bytes):
         return len(picture)
     if isinstance(picture, str | os.PathLike):
-        return Path(picture).stat().st_size if Path(picture).is_file() else 0
-    return picture.width * picture.height  # as PNG makes it, about a byte for each pixel
+        try:
+            return Path(picture).stat().st_size
+        except (OSError, ValueError):
+            return 0
+    # as PNG makes it, about a byte for each pixel
+    return int(getattr(picture, "width", 0)) * int(getattr(picture, "height", 0))

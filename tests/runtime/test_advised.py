@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import served
 
 from msao_compile.bench.shape import Shape
+from msao_compile.errors import LinkDown
 from msao_compile.manifest.offload import Line
 from msao_compile.runtime import Answer, Runtime, Wishes, load
 from msao_compile.runtime.clouds import Clouds
@@ -57,7 +59,7 @@ def ask(runtime: Runtime, route: str = "auto") -> Answer:
     return runtime.generate(WORDS, [photo()], route=route, max_new_tokens=8, ignore_eos=True)
 
 
-DEAR = Wishes(edge_price=1000.0)
+DEAR = Wishes(edge_price=20.0)
 """So that the edge, whose model is the verifier here, does not answer by itself."""
 
 
@@ -87,12 +89,14 @@ def test_where_no_cloud_is_there_the_edge_ends_every_route_that_allows_it(made: 
     with load(folder, cloud=f"grpc://127.0.0.1:{served.free_port()}") as runtime:
         found = ask(runtime, route)
     assert (found.route, found.verified) == (route, False)
+    assert found.reason.endswith("; the cloud stayed away and the edge ended it")
     assert found.token_ids == ask(load(folder), "edge").token_ids
 
 
 def test_an_edge_that_has_to_end_an_answer_looks_at_pictures_that_it_did_not_draft_from(made: Made) -> None:
     folder = made()
-    wanted = ask(load(folder), "edge").token_ids
+    whole = ask(load(folder), "edge")
+    wanted = whole.token_ids
     session = load(folder).session(load(folder).deployment.models[0].name)
     said = int(session.prepare(WORDS, ()).ids[-3])
     dropping = made(mas("drop", word=said))
@@ -100,6 +104,7 @@ def test_an_edge_that_has_to_end_an_answer_looks_at_pictures_that_it_did_not_dra
         found = ask(runtime, "speculate")
         assert "not drafted from" in found.reason
         assert not found.verified and found.token_ids == wanted
+        assert (found.prompt_tokens, found.finish) == (whole.prompt_tokens, "length")
         text = runtime.generate(WORDS, route="edge", max_new_tokens=8, ignore_eos=True)
         assert text.token_ids != wanted
 
@@ -154,3 +159,66 @@ def test_strictly_the_drafter_goes_by_the_probe_that_was_fitted(made: Made) -> N
     assert isinstance(runtime.advised._reader(runtime.deployment.speculation[0]), Reader)
     found = ask(runtime, "speculate")
     assert found.reason == "asked for; drafted from what probe early keeps of the pictures" and found.verified
+
+
+def test_a_split_that_cannot_run_here_is_not_taken(
+    made: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The edge has a drafter of its own, and of the cloud's encoder not the file."""
+    folder = made()
+    content = json.loads((folder / "deployment.json").read_text())
+    model, other = content["models"][0], "0" * 64
+    own = model["components"]["vision_encoder"]
+    [module] = [one for one in content["modules"] if one["id"] == own]
+    moved = json.loads(json.dumps(module).replace(own, other))
+    for path in {part["path"] for graph in module["graphs"] for part in (graph["file"], *graph["data"])}:
+        moved = json.loads(json.dumps(moved).replace(f'"{path}"', f'"other/{path}"'))
+        (folder / "other" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / path, folder / "other" / path)
+    engines = [{**one, "module": other} for one in content["engines"] if one["module"] == own]
+    content["modules"].append(moved)
+    content["engines"] += engines
+    content["models"].append({**model, "name": "cloud", "components": {**model["components"], "vision_encoder": other}})
+    content["partition_points"] = [{**point, "model": "cloud"} for point in content["partition_points"]]
+    content["tasks"][0]["models"].append("cloud")
+    content["speculation"][0]["verifier"] = "cloud"
+    content["primitives"].append({**content["primitives"][0], "model": "cloud"})
+    for route in content["routes"]:
+        route["model"] = route["model"] if route["name"] == "edge" else "cloud"
+    (folder / "deployment.json").write_text(json.dumps(content))
+    there = Path(shutil.copytree(folder, tmp_path / "there"))
+    shutil.rmtree(folder / "other")
+    with (
+        served.inside(there) as cloud,
+        served.shaped(cloud.port, Shape(mbps=2.0, rtt_ms=2.0)) as proxy,
+        load(there, cloud=f"grpc://127.0.0.1:{proxy.port}") as whole,
+        load(folder, cloud=f"grpc://127.0.0.1:{proxy.port}") as bare,
+    ):
+        assert [ask(whole).route for _ in range(4)][-1] == "split"
+        found = [ask(bare) for _ in range(4)]
+    assert all(one.verified and one.route in ("cloud", "speculate") for one in found)
+    assert caplog.text.count("route split of task") == 1
+
+
+def test_a_split_that_reached_no_cloud_tells_nothing_of_what_crosses(made: Made) -> None:
+    with load(made(), cloud=f"grpc://127.0.0.1:{served.free_port()}") as runtime:
+        assert runtime.clouds is not None
+        adviser = runtime.clouds.adviser(runtime.deployment.speculation[0])
+        before = adviser.observed([1000], 0.0).work.features_bytes
+        found = ask(runtime, "split")
+        assert found.payload is None and found.timing.bytes_up == 0
+        assert adviser.observed([1000], 0.0).work.features_bytes == before > 0
+
+
+def test_no_drafter_stands_by_for_a_model_that_it_does_not_draft_for(made: Made) -> None:
+    """Its tokens may mean something else there."""
+    folder = made()
+    content = json.loads((folder / "deployment.json").read_text())
+    content["models"].append({**content["models"][0], "name": "other"})
+    for route in content["routes"]:
+        route["model"] = "other" if route["name"] == "split" else route["model"]
+    (folder / "deployment.json").write_text(json.dumps(content))
+    with load(folder, cloud=f"grpc://127.0.0.1:{served.free_port()}") as runtime:
+        assert not ask(runtime, "cloud").verified
+        with pytest.raises(LinkDown):
+            ask(runtime, "split")

@@ -215,3 +215,10 @@ def test_speculation_that_is_a_little_slower_is_tried_now_and_then() -> None:
     assert set(routes[:TRY_AFTER]) == {"cloud"} and 1 <= routes.count("speculate") <= 3
     slow = heard(adviser(draft_ms=60.0), 5.0)
     assert {slow.decide([], 10.0, Limits(routes=BOTH)).route for _ in range(3 * TRY_AFTER)} == {"cloud"}
+
+
+def test_speculation_is_not_tried_where_it_would_be_late_and_the_cloud_is_not() -> None:
+    found = heard(adviser(draft_ms=21.0), 5.0)
+    times = {one.route: one.time_ms for one in found.decide([], 10.0, Limits(routes=BOTH)).options}
+    within = Limits(deadline_ms=(times["cloud"] + times["speculate"]) / 2, routes=BOTH)
+    assert {found.decide([], 10.0, within).route for _ in range(3 * TRY_AFTER)} == {"cloud"}

@@ -76,6 +76,16 @@ def test_nothing_fitted_or_shown_is_no_calibration(session: ModelSession) -> Non
             Calibration(given, 0.01, session)
 
 
+def test_words_in_the_place_of_a_probe_that_was_too_slow_send_no_thumbnails(session: ModelSession) -> None:
+    """`stages.fit.outcomes` counts what they lose where what they take for needed crosses whole."""
+    told = mas(reduced=["drop", "thumbnail"])
+    told["thresholds"]["probe"] = "classical"
+    fit = Calibration(Mas.model_validate(told), 0.01, session)
+    assert fit.read("w2", 1).rung == "thumbnail"
+    fit.reader.name = "words"
+    assert fit.read("w2", 1).rung == "full" and fit.read("w1", 1).rung == "drop"
+
+
 def test_less_loss_than_was_shown_cannot_be_asked_for(session: ModelSession) -> None:
     with pytest.raises(DeploymentError, match=r"calibrated\(0\.007\) is asked for and 0\.008 is what was shown"):
         Calibration(fitted(), 0.007, session)

@@ -185,3 +185,18 @@ def test_a_closed_runtime_can_be_used_on(words: Path) -> None:
         runtime.close()
         assert ask(runtime, route="cloud").token_ids == first.token_ids
         runtime.close()
+
+
+def test_who_asks_while_the_cloud_is_greeted_for_the_first_time_waits_for_that_as_well(words: Path) -> None:
+    with (
+        served.inside(words) as cloud,
+        served.shaped(cloud.port, Shape(mbps=100.0, rtt_ms=200.0)) as proxy,
+        load(words, cloud=f"grpc://127.0.0.1:{proxy.port}") as runtime,
+    ):
+        found: list[Answer] = []
+        asking = [threading.Thread(target=lambda: found.append(ask(runtime))) for _ in range(3)]
+        for one in asking:
+            one.start()
+        for one in asking:
+            one.join()
+        assert len(found) == 3 and all(one.verified for one in found), [one.reason for one in found]

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msao_compile.errors import InputError
 from msao_compile.manifest.offload import Line, Primitives
 from msao_compile.runtime.cost import Drafting, Host, Payload, Work, speculate_ms
 from msao_compile.runtime.link_state import LinkEstimate
-from msao_compile.runtime.policy import IDLE_PRICE, Choice, Decision, Limits, Observed, decide, goes_on
+from msao_compile.runtime.policy import IDLE_PRICE, Choice, Decision, Limits, Observed, Wishes, decide, goes_on
 
 
 def times(name: str, decode_ms: float, verify_ms: float = 10.0) -> Primitives:
@@ -64,6 +65,11 @@ TABLE: dict[str, tuple[Observed, Limits, Choice, Payload]] = {
         replace(SEEN, link=NARROW, drafting=None, work=replace(WORK, features_bytes=1_000)), STRICT, "split", "full"
     ),
     "only a split": (SEEN, Limits(routes=frozenset(("split",))), "split", "full"),
+    "drafts are dear": (SEEN, Limits(edge_price=20.0), "cloud", "full"),
+    "encoding here is dear": (
+        replace(SEEN, link=NARROW, drafting=None, work=replace(WORK, features_bytes=1_000)), Limits(edge_price=1000.0),
+        "cloud", "full",
+    ),
     "cloud time is dear": (
         replace(QUICK, cloud=Host(times("cloud", 3.0, verify_ms=3.0))), Limits(cloud_price=50.0), "speculate", "full"
     ),
@@ -124,6 +130,21 @@ def test_an_edge_whose_whole_answer_takes_longer_than_the_clouds_is_not_waited_f
     seen = replace(SEEN, stands=0.95)
     assert decide(seen, CALIBRATED).first
     assert not decide(replace(seen, edge=Host(times("edge", 60))), CALIBRATED).first
+
+
+def test_the_edge_is_not_asked_first_where_that_would_make_late_what_is_in_time() -> None:
+    seen = replace(SEEN, stands=0.95)
+    best = decide(seen, CALIBRATED).options[0].time_ms
+    late = EDGE.begin_ms(100, 1) + EDGE.decode_ms + best
+    for deadline_ms, first in ((best + 1, False), (late - 1, False), (late + 1, True), (best - 1, True)):
+        assert decide(seen, replace(CALIBRATED, deadline_ms=deadline_ms)).first is first, deadline_ms
+
+
+@pytest.mark.parametrize("wish", ["deadline_ms", "cloud_price", "edge_price", "byte_price"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1"])
+def test_a_wish_that_is_no_number_from_0_on_is_wrong_input(wish: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"wish {wish} is "):
+        Wishes(**{wish: value})  # type: ignore[arg-type]
 
 
 def test_where_no_cloud_can_be_counted_on_an_answer_that_may_stand_is_made_first() -> None:

@@ -84,7 +84,7 @@ def test_in_strict_the_cloud_sees_all_of_what_the_drafter_leaves_out(session: Mo
     assert view.here is view.there is one and view.prunes and view.lessened
     assert view.why == "drafted from what probe early keeps of the pictures"
     view = strict(one, Reader(fitted("words"), session))
-    assert view.here is one and view.why.endswith(": drafted from")
+    assert view.here is one and view.why.endswith(": drafted from") and not view.lessened
 
 
 def test_in_calibrated_what_is_not_needed_is_seen_by_neither(session: ModelSession) -> None:
@@ -96,6 +96,41 @@ def test_in_calibrated_what_is_not_needed_is_seen_by_neither(session: ModelSessi
     assert view.alone is not None and not view.alone.picture_given  # type: ignore[attr-defined]
     view, left = calibrated_view(one, shown_fit(session, "words", [], word=said), Seen(), Packing())
     assert view.there is one and left.rung == "full" and view.why.endswith("sent whole")
+
+
+def test_of_what_is_not_needed_the_edge_judges_its_own_answer_to_the_words_whatever_the_cloud_sees(
+    session: ModelSession,
+) -> None:
+    """Where nothing can be counted on, or the link is no hindrance, the picture crosses whole all the same."""
+    said, one = int(session.prepare("what is it?", ()).ids[-3]), question(photo())
+    view, left = calibrated_view(
+        one, shown_fit(session, "words", ["drop"], word=said), Seen(), Packing(), payload="full"
+    )
+    assert (left.rung, view.payload, view.there) == ("drop", "full", one)
+    assert view.here.pictures == () and not view.alone.picture_given and view.lessened  # type: ignore[union-attr]
+
+
+def test_pictures_that_no_rung_makes_smaller_are_told_as_sent_whole(session: ModelSession) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(file, "PNG", optimize=True)
+    one = question(file.getvalue())
+    view, left = calibrated_view(one, shown_fit(session, "words", ["thumbnail"]), Seen(), Packing())
+    assert left.rung == "thumbnail" and view.there is one
+    assert view.payload == "full" and view.why.endswith("sent whole")
+
+
+def test_a_picture_without_words_is_nothing_that_a_probe_reads(session: ModelSession) -> None:
+    alone = [{"role": "user", "content": [{"type": "image"}]}]
+    one = Question(alone, (photo(),), 8, SamplingParameters())
+    view = strict(one, Reader(fitted("early"), session))
+    assert view.here is view.there is one and not view.lessened
+    view, left = calibrated_view(one, shown_fit(session, "words", ["drop", "thumbnail"]), Seen(), Packing())
+    assert view.there is one and left.judge is None and left.rung == "full"
+
+
+@pytest.mark.parametrize("wrong", [5, "/none.png", "long" * 2000, np.zeros((4, 4, 3)), bytearray(b"x"), None])
+def test_what_is_no_picture_has_no_size(wrong: Any) -> None:
+    assert question(wrong).sizes == [0]
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from msao_compile.errors import PromptError
 from msao_compile.manifest.mas import Mas, ProbeName
 from msao_compile.runtime.answer import Clock
 from msao_compile.runtime.conversation import Prompt
@@ -49,7 +50,6 @@ class Reader:
         self._probe: Probe | None = None
         self._probe_ms = self._ttft_ms = 0.0
         self._count = 0
-        self.pack_ms = 0.0  # what it took last to reduce a request's pictures
         self.name: ProbeName = mas.thresholds.probe
 
     def pieces(
@@ -79,6 +79,13 @@ class Reader:
 
         yield "prepare", len(pictures), prepared
         yield ("encode" if self.name == "early" else "probe"), len(pictures), read
+
+    def words(self, prompt: Prompt) -> np.ndarray | None:
+        """A prompt that has no places for pictures as the drafter's tokens; None where it has no words either."""
+        try:
+            return self.session.prepare(prompt, ()).ids
+        except PromptError:
+            return None
 
     def action(self, text_ids: np.ndarray, pictures: int, seen: Seen) -> tuple[Action, float]:
         """What to do with a request's pictures, and the chance that they are needed.

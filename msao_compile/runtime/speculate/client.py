@@ -128,7 +128,7 @@ class Speculator:
         return self.remote.finish is not None
 
     @property
-    def _limit(self) -> int:
+    def limit(self) -> int:
         """How long the answer may be: as asked, or as the cloud said, or as the drafter has room for."""
         said = self.remote.extent.limit or self.drafter.room
         return min(said if self.plan.limit is None else self.plan.limit, self.drafter.room)
@@ -143,7 +143,7 @@ class Speculator:
             return None
         known, drafts = len(self.remote.committed), [draft.token for draft in self.ahead]
         stops = drafts[-1] in self.plan.stops
-        ends = stops or known + len(drafts) >= self._limit
+        ends = stops or known + len(drafts) >= self.limit
         if not ends or not self.plan.alone.enough([*self._own, *(draft.confidence for draft in self.ahead)]):
             return None
         return known, [*self.remote.committed, *drafts[: len(drafts) - stops]]
@@ -154,6 +154,7 @@ class Speculator:
             self.account.unverified += self._shown >= known
             self._shown += 1
             yield answer[self._shown - 1]
+        self._ended_alone()
 
     async def _news(self) -> AsyncIterator[int]:
         while self._shown < len(self.remote.committed):
@@ -174,7 +175,7 @@ class Speculator:
         )
         if self._streaming and (self.plan.alone is None or self._doubted):
             return False
-        return not self.unsure and not at_end and known < self._limit and len(self.ahead) < window and room
+        return not self.unsure and not at_end and known < self.limit and len(self.ahead) < window and room
 
     @property
     def _doubted(self) -> bool:
@@ -192,7 +193,7 @@ class Speculator:
 
     @property
     def _left(self) -> int:
-        return max(self._limit - len(self.remote.committed), 1)
+        return max(self.limit - len(self.remote.committed), 1)
 
     async def _draft(self) -> None:
         """Make one draft, and send a round where it is time."""
@@ -218,7 +219,7 @@ class Speculator:
             return
         self._keep(draft)
         full = len(self.ahead) - self.sent >= settings.draft_tokens
-        if full or draft.token in self.plan.stops or len(answer) + 1 >= self._limit:
+        if full or draft.token in self.plan.stops or len(answer) + 1 >= self.limit:
             self._send()
 
     def _keep(self, draft: Draft) -> None:
@@ -338,13 +339,18 @@ class Speculator:
     async def _alone(self) -> AsyncIterator[int]:
         """What the drafter says from what is committed on, where the cloud stayed away."""
         answer = list(self.remote.committed)
-        while not self._ended and len(answer) < self._limit:
+        while not self._ended and len(answer) < self.limit:
             token = (await self.device.run("draft", 1, lambda: self.drafter.draft(answer))).token
             if token in self.plan.stops:
+                self._ended_alone()
                 return
             answer.append(token)
             self.account.unverified += 1
             yield token
+
+    def _ended_alone(self) -> None:
+        """The end is the drafter's word: that counts where no token before it does."""
+        self.account.unverified = max(self.account.unverified, 1)
 
     async def _stop(self) -> None:
         """Give up every round under way."""

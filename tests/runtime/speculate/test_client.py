@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import tiny
-from asking import EVERYTHING, QUICK, Asked, Asker, at_once, cloud, faulty, in_virtual_time, opening, plan_for
+from asking import EVERYTHING, QUICK, Asked, Asker, at_once, cloud, device, faulty, in_virtual_time, opening, plan_for
 
 from msao_compile.errors import Busy, ContractMismatch, InputError, LinkDown, RemoteError
 from msao_compile.manifest.offload import Rule
@@ -22,7 +22,8 @@ from msao_compile.runtime.device import loop_ms
 from msao_compile.runtime.remote import Patience, Quiet, RemoteSession
 from msao_compile.runtime.sampling import SamplingParameters
 from msao_compile.runtime.session import ModelSession
-from msao_compile.runtime.speculate.client import ENOUGH
+from msao_compile.runtime.speculate.client import ENOUGH, Speculator
+from msao_compile.runtime.speculate.drafter import Drafter
 from msao_compile.runtime.wire.base import Traffic
 from msao_compile.runtime.wire.faulty import Faults, FaultyLink
 from msao_compile.runtime.wire.loopback import Loopback
@@ -349,3 +350,27 @@ def test_no_wait_is_longer_than_a_cloud_may_be_silent() -> None:
         return loop_ms()
 
     assert in_virtual_time(run()) == pytest.approx(patience.silence_ms)
+
+
+@pytest.mark.parametrize("known", [0, 3])
+def test_an_end_that_the_drafter_alone_came_to_is_told_as_unverified(pair: Pair, known: int) -> None:
+    """Also where every token before it is the cloud's: it may have had more to say."""
+
+    async def run() -> None:
+        edge, verifier = pair
+        [wanted] = await own(verifier, 0.0, 1)
+        link = FaultyLink(Loopback(cloud(verifier).handle), DEAD, 1)
+        message = opening(verifier, tiny.prompt(0), LIMIT, sampling(0.0, 0), "greedy")
+        remote = RemoteSession(link, message, Clock(), Traffic(), SHORT)
+        remote.take(0, wanted[:known], None)
+        drafter = Drafter(edge, "greedy", sampling(0.0, 0))
+        for _, _, work in drafter.opening(lambda: edge.prepare(tiny.prompt(0), ()), 0, Clock()):
+            work()
+        stops = frozenset((drafter.draft(wanted[:known]).token,))
+        plan = replace(plan_for(edge, 4, LIMIT, unverified=True, patience=SHORT), stops=stops)
+        speculator = Speculator(drafter, device("edge"), remote, plan)
+        found = [token async for token in speculator.tokens([])]
+        remote.leave()
+        assert found == wanted[:known] and speculator.account.unverified == 1
+
+    in_virtual_time(run())
