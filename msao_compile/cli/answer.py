@@ -80,7 +80,9 @@ def run(
         "seed": seed,
     }
     asked = link_options(cloud, cloud_token_file, cloud_roots, cloud_patience)
-    with load(deployment, cloud=cloud, cloud_options=asked, calibrated=calibrated, wishes=wishes_of(wish)) as runtime:
+    with load(
+        deployment, cloud=cloud, cloud_options=asked, calibrated=calibrated, wishes=wishes_of(wish, cloud)
+    ) as runtime:
         if as_json:
             found = runtime.generate(prompt, **options)
             talk.reply(asdict(found), lambda: None)

@@ -97,13 +97,17 @@ Wish = Annotated[
 WISHES = {"within": "deadline_ms", "cloud": "cloud_price", "edge": "edge_price", "byte": "byte_price"}
 
 
-def wishes_of(given: list[str] | None) -> Wishes:
+def wishes_of(given: list[str] | None, cloud: str | None) -> Wishes:
     """What the options say beside time.
 
     Raises:
-        InputError: one is not of the form NAME=N with a known name and a number from 0 on, or is given twice.
+        InputError: one is not of the form NAME=N with a known name and a number from 0 on, or is given twice, or there
+            is no cloud, and so nothing to weigh.
     """
     from msao_compile.runtime.policy import Wishes
+
+    if given and cloud is None:
+        raise InputError("--wish belongs to a cloud: give --cloud as well")
 
     found: dict[str, float] = {}
     for wish in given or ():

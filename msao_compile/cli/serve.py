@@ -127,6 +127,6 @@ def serve(
     limits = Limits(max_body, max_pixels, max_pictures, max_requests, max(deadline, 0.01), drain)
     where = Listening(host, chosen, token_file, allow_anonymous, tls_cert, tls_key, allow_files, limits)
     options = link_options(cloud, cloud_token_file, cloud_roots, cloud_patience)
-    asked_for = wishes_of(wish)
+    asked_for = wishes_of(wish, cloud)
     runtime = load(deployment, cloud=cloud, cloud_options=options, calibrated=calibrated, wishes=asked_for)
     serve_edge(runtime, where, announce)

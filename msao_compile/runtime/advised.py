@@ -136,10 +136,20 @@ class Advised:
         if name != "auto" or self.opened.clouds is None or "cloud" not in routes:
             return frozenset()
         known: list[Choice] = ["edge", "cloud", "speculate"]
-        known += ["split"] * (entry.task not in self._unsplit)
+        known += ["split"] * (
+            entry.task not in self._unsplit and (self.epsilon is not None or self._alike(entry, routes))
+        )
         return frozenset(
             one for one in known if one in routes and (one == "edge" or routes[one].model == entry.verifier)
         )
+
+    def _alike(self, entry: Speculation, routes: dict[RouteName, Route]) -> bool:
+        """Whether what a split runs here is built in one precision: then its answer is the cloud's own for sure."""
+        deployment, hosts = self.opened.deployment, routes["split"].hosts if "split" in routes else {}
+        components = deployment.model(entry.verifier).components
+        here = {components[component] for component, host in hosts.items() if host == "edge"}
+        made = {(engine.module, engine.precision) for engine in deployment.engines if engine.module in here}
+        return len(made) == len(here)
 
     def _decision(
         self, entry: Speculation, question: Question, weighed: frozenset[Choice], left: Reduced | None

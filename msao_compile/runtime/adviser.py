@@ -148,8 +148,9 @@ class Adviser:
         return Host(self.there, self.queue_ms, step_wait_ms=self.step_wait_ms)
 
     def encoded(self, took_ms: float, size_bytes: int, pictures: int) -> None:
-        """What it took to encode pictures here for the verifier, and what crossed then."""
-        self.encode_ms.add(took_ms / pictures)
+        """What it took to encode pictures here for the verifier, the first time left out, and what crossed then."""
+        if self.features_bytes.count:
+            self.encode_ms.add(took_ms / pictures)
         self.features_bytes.add(size_bytes / pictures)
 
     def learn(self, prompt_tokens: int, answer_tokens: int, accepted: int, rejected: int) -> None:

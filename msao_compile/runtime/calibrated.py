@@ -58,8 +58,11 @@ class Packing:
     left: dict[Rung, Average] = field(default_factory=dict)
 
     def learn(self, rung: Rung, before: int, after: int, took_ms: float) -> None:
-        """Pictures of one request were reduced from so many bytes to so many."""
-        self.took_ms.setdefault(rung, Average()).add(took_ms)
+        """Pictures of one request were reduced from so many bytes to so many. The first time tells nothing of how long
+        that takes later, when everything is loaded.
+        """
+        if rung in self.left:
+            self.took_ms.setdefault(rung, Average()).add(took_ms)
         self.left.setdefault(rung, Average()).add(after / max(before, 1))
 
     def foretold(self, rung: Rung, size_bytes: int) -> tuple[int, float]:

@@ -160,9 +160,10 @@ def test_a_cloud_its_token_and_the_loss_allowed_are_handed_on(cli: Cli, runtime:
 
 
 def test_what_is_weighed_beside_time_is_handed_on(cli: Cli, runtime: Spoken) -> None:
-    cli("run", "d", "--prompt", "x", "--wish", "within=300", "--wish", "cloud=0.5", "--wish", "byte=0.001")
+    asked = ("run", "d", "--prompt", "x", "--cloud", "grpc://c:1")
+    cli(*asked, "--wish", "within=300", "--wish", "cloud=0.5", "--wish", "byte=0.001")
     assert runtime.loaded["wishes"] == Wishes(deadline_ms=300.0, cloud_price=0.5, byte_price=0.001)
-    cli("run", "d", "--prompt", "x", "--wish", "edge=2")
+    cli(*asked, "--wish", "edge=2")
     assert runtime.loaded["wishes"] == Wishes(edge_price=2.0)
 
 
@@ -170,7 +171,8 @@ def test_what_is_weighed_beside_time_is_handed_on(cli: Cli, runtime: Spoken) -> 
     "wishes", [["cloud"], ["cloud="], ["cloud=-1"], ["cloud=nan"], ["fast=1"], ["cloud=1", "cloud=2"]]
 )
 def test_a_wish_that_cannot_be_read_is_wrong_input(cli: Cli, runtime: Spoken, wishes: list[str]) -> None:
-    ran = cli("run", "d", "--prompt", "x", *(word for wish in wishes for word in ("--wish", wish)))
+    given = [word for wish in wishes for word in ("--wish", wish)]
+    ran = cli("run", "d", "--prompt", "x", "--cloud", "grpc://c:1", *given)
     assert ran.code == 2 and "give each of within, cloud, edge, byte once at most" in ran.err
 
 
@@ -179,6 +181,7 @@ def test_what_belongs_to_a_cloud_is_refused_without_one(cli: Cli, runtime: Spoke
         ran = cli("run", "d", "--prompt", "x", option, tmp_path / "file")
         assert ran.code == 2 and "give --cloud as well" in ran.err
     assert cli("run", "d", "--prompt", "x", "--cloud-patience", 5).code == 2
+    assert cli("run", "d", "--prompt", "x", "--wish", "cloud=1").code == 2
     ran = cli("run", "d", "--prompt", "x", "--cloud", "grpc://c:1", "--cloud-token-file", tmp_path / "none")
     assert ran.code == 2 and "cannot be read as text" in ran.err
 

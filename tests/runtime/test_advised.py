@@ -135,7 +135,7 @@ def test_pictures_cross_reduced_over_a_poor_link_unless_that_takes_longer_than_i
         found = [ask(runtime, "speculate") for _ in range(3)][-1]
         assert found.payload == "thumbnail", found.reason
         assert found.reason.startswith("asked for; pictures needed with a chance of")
-        assert packing.took_ms["thumbnail"].count == 2  # of the first link nothing was known
+        assert packing.left["thumbnail"].count == 2  # of the first link nothing was known
         packing.learn("thumbnail", 1000, 100, 1e6)
         found = ask(runtime, "speculate")
         assert found.payload == "full" and found.reason.endswith("sent whole")
@@ -151,6 +151,13 @@ def test_only_the_cloud_models_own_routes_are_weighed(made: Made) -> None:
     runtime.clouds = Clouds(runtime.deployment, "grpc://127.0.0.1:1", None)
     assert weighed("auto", entry, routes) == {"edge", "cloud", "split", "speculate"}
     assert weighed("auto", entry, other) == {"edge", "cloud", "speculate"}
+    engines = runtime.deployment.engines
+    runtime.deployment = runtime.deployment.model_copy(
+        update={"engines": (*engines, *(one.model_copy(update={"precision": "fp16"}) for one in engines))}
+    )
+    assert weighed("auto", entry, routes) == {"edge", "cloud", "speculate"}  # whose features would it be of?
+    runtime.advised.epsilon = 0.01
+    assert weighed("auto", entry, routes) == {"edge", "cloud", "split", "speculate"}
     assert weighed("speculate", entry, routes) == {"speculate"} and weighed("cloud", entry, routes) == frozenset()
 
 

@@ -65,7 +65,8 @@ def test_a_large_picture_on_a_slow_link_is_counted_by_its_bytes() -> None:
 def test_what_may_cross_is_weighed_with_what_it_takes_to_make_it() -> None:
     left = Reduced("thumbnail", None, 0.25, 0.9)
     found = heard(adviser(), 5.0, mbps=1.0)
-    found.packing.learn("thumbnail", 1000, 100, 7.0)
+    for took_ms in (70.0, 7.0):
+        found.packing.learn("thumbnail", 1000, 100, took_ms)
     seen = found.observed([50_000], 10.0, left)
     assert seen.work.payload_bytes == {"full": 50_000 + OVERHEAD_BYTES, "thumbnail": 5_000 + OVERHEAD_BYTES}
     assert (seen.reduced, seen.work.pack_ms["thumbnail"], seen.stands) == (("thumbnail",), 7.0, 0.25)
@@ -88,6 +89,8 @@ def test_a_split_is_weighed_by_what_was_measured_until_it_was_taken_and_then_by_
     seen = found.observed([50_000, 50_000], 10.0)
     assert seen.work.features_bytes == 4000 and seen.encoder_here is not None
     assert seen.encoder_here.times.encode.at(2) == 6.0
+    found.encoded(took_ms=9e9, size_bytes=3000, pictures=2)
+    assert found.decide([50_000, 50_000], 10.0, Limits(routes=routes)).route == "split"  # the first loads an engine
     found.encoded(took_ms=2000.0, size_bytes=3000, pictures=2)
     seen = found.observed([50_000], 10.0)
     assert seen.work.features_bytes == 1500 and seen.encoder_here is not None

@@ -131,8 +131,9 @@ def test_what_reducing_pictures_took_and_left_is_foretold_by_what_was_seen() -> 
     packing = Packing()
     assert packing.foretold("full", 900) == (900, 0.0) and packing.foretold("drop", 900) == (0, 0.0)
     assert packing.foretold("thumbnail", 900) == (900 * GUESS_LEFT, 0.0)
-    for _ in range(2):
-        packing.learn("thumbnail", 1000, 100, 7.0)
+    packing.learn("thumbnail", 1000, 100, 700.0)  # loads what it needs
+    assert packing.foretold("thumbnail", 900) == (90, 0.0)
+    packing.learn("thumbnail", 1000, 100, 7.0)
     assert packing.foretold("thumbnail", 900) == (90, 7.0)
     assert packing.foretold("regions", 900) == (900 * GUESS_LEFT, 0.0)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from msao_compile.errors import Busy, RemoteError
+from msao_compile.errors import Busy, CapacityExceeded, RemoteError
 from msao_compile.runtime.device import Device
 from msao_compile.runtime.remote import AGAIN, RemoteSession
 from msao_compile.runtime.speculate.drafter import Draft, Drafter, Piece
@@ -88,9 +89,8 @@ class Speculator:
             if not self._ended and stands is None:
                 await ready
                 if whole is not None:
-                    self.drafter = self.drafter.anew()
-                    await self._begun(whole(self.drafter))
-                elif not self.drafter.began:
+                    await self._look_at_all(whole)
+                if not self.drafter.began:
                     await self._begun(opening)
                 async for token in self._alone():
                     yield token
@@ -118,6 +118,13 @@ class Speculator:
         finally:
             grown.cancel()
         self.remote.grown.clear()
+
+    async def _look_at_all(self, whole: Callable[[Drafter], Iterable[Piece]]) -> None:
+        """What does not fit the drafter whole is finished from what it saw."""
+        again = self.drafter.anew()
+        with suppress(CapacityExceeded):
+            await self._begun(whole(again))
+            self.drafter = again
 
     async def _begun(self, opening: Iterable[Piece]) -> None:
         for kind, count, work in opening:
