@@ -31,7 +31,7 @@ FACTS = REPOSITORY / "recipes" / "s2m3" / "shares.toml"
 COLUMNS = ("modules", "frozen", "premise")
 """Whole modules as they are cut today, with equal graphs; frozen towers too; every encoder of a family too."""
 BARS = {"single-task": 0.50, "multi-task": 0.62}
-HEADS = (2, 3, 5, 10)
+HEADS = (1, 2, 3, 5, 10)
 ENCODERS = ("vision_encoder", "audio_encoder", "video_encoder", "text_encoder", "encoder")
 
 
@@ -177,14 +177,25 @@ def split(models: Mapping[str, Model], target: TargetChoice) -> dict[str, Memory
     return answer
 
 
-def more_heads(models: Mapping[str, Model], shares: Sequence[Share], target: TargetChoice) -> dict[int, Memory]:
-    """So many linear classifiers of the size of the one here, each with a tower of its own or all on one."""
+def more_heads(
+    models: Mapping[str, Model], shares: Sequence[Share], target: TargetChoice
+) -> dict[int, tuple[Memory, Memory]]:
+    """So many linear classifiers of the size of the one here, each with a tower of its own or all on one.
+
+    The second figures are of a deployment that also has the model whose tower it is, for zero-shot classification.
+    """
     [share] = [one for one in shares if one.model.endswith("-linear")]
-    sizes = [
-        (name.startswith(f"{share.part}."), tensor.size_bytes(target)) for name, tensor in models[share.model].items()
-    ]
-    tower, head = sum(size for inside, size in sizes if inside), sum(size for inside, size in sizes if not inside)
-    return {count: Memory(count * (tower + head), tower + count * head) for count in HEADS}
+    sizes = {name: tensor.size_bytes(target) for name, tensor in models[share.model].items()}
+    tower = sum(size for name, size in sizes.items() if name.startswith(f"{share.part}."))
+    head = sum(sizes.values()) - tower
+    whole = sum(tensor.size_bytes(target) for tensor in models[share.origin].values())
+    return {
+        count: (
+            Memory(count * (tower + head), tower + count * head),
+            Memory(whole + count * (tower + head), whole + count * head),
+        )
+        for count in HEADS
+    }
 
 
 def column(name: str, models: Mapping[str, Model], shares: Sequence[Share]) -> dict[Any, Any]:

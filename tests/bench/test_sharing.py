@@ -26,6 +26,7 @@ from tests.bench.sharing import (
     found_for,
     memory,
     models_once,
+    more_heads,
     one_model_each,
     split,
     uses_of,
@@ -173,6 +174,12 @@ def test_a_split_model_is_as_large_as_its_fuller_host() -> None:
     encoders = {name: Tensor(name, (size,)) for name, size in (("vision_encoder", 50), ("audio_encoder", 20))}
     assert split({"a": {**encoders, "head": HEAD}}, HALF)["a"] == Memory(2 * 710, 2 * 660)
     assert split(MODELS, HALF) == {"a": Memory(820, 600), "b": Memory(1500, 1280), "c": Memory(1480, 1280)}
+
+
+def test_classifiers_on_one_tower_cost_their_heads() -> None:
+    models = {"a": MODELS["a"], "a-linear": {"tower.w": TOWER, "head": HEAD}}
+    heads = more_heads(models, [share(model="a-linear", part="tower")], HALF)
+    assert heads[3] == (Memory(3 * 1480, 200 + 3 * 1280), Memory(820 + 3 * 1480, 820 + 3 * 1280))
 
 
 @pytest.fixture(scope="module")
