@@ -78,6 +78,9 @@ def test_equal_tensors_of_several_files_count_once(checkpoints: dict[str, Path])
     heads = sum(one.numel() * 4 for one in held(checkpoints[LINEAR], "classifier"))
     assert total == 3 * alone
     assert distinct_bytes([checkpoints[LINEAR]])[1] + 2 * heads == distinct
+    pair = [checkpoints[name] for name in ("clip-vit-l14-336", "llava-1.5-7b")]  # which name their tower differently
+    tower = sum(one.numel() * 4 for one in held(pair[0], "vision_model."))
+    assert distinct_bytes(pair)[1] == sum(distinct_bytes([one])[1] for one in pair) - tower
 
 
 def test_recipes_of_one_and_of_all_are_read(checkpoints: dict[str, Path], tmp_path: Path) -> None:
