@@ -37,9 +37,13 @@ from tests.bench.report import table
 from tests.bench.shares import identities, read_facts, tensors
 from tests.bench.sharing import FACTS, RECIPE, Use, uses_of
 
-HEADS = ("clip-vit-l14-336-linear-2", "clip-vit-l14-336-linear-3")
-"""Further classifiers on the tower of the linear one, none of the 14."""
-LINEAR = "clip-vit-l14-336-linear"
+LINEAR, DUAL = "clip-vit-l14-336-linear", "clip-vit-l14-336"
+EXTRAS = {
+    "clip-vit-l14-336-linear-2": (LINEAR, ("vision_model",)),
+    "clip-vit-l14-336-lit": (DUAL, ("vision_model", "visual_projection")),
+}
+"""None of the 14: a second classifier on a tower, and another text tower for a locked image tower (as in LiT, arXiv
+2111.07991); whose config they have, and which parts of its weights."""
 WIDE = 1500
 """Widths from here on become 64, those below 32."""
 WIDTHS = ("hidden_size", "d_model", "n_embd", "embed_dim", "encoder_hidden_size", "word_embed_proj_dim",
@@ -55,6 +59,7 @@ FIXED = {
     "audio_token_index": 302, "vision_start_token_id": 303, "vision_end_token_id": 304, "pad_token_id": 0,
     "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
 }  # fmt: skip
+SAID_CHARACTERS = 200
 PINPOINTS = [[48, 96], [96, 48], [96, 96]]
 SETTINGS = """
 [targets.here]
@@ -62,8 +67,8 @@ device = "local-cpu"
 precision = "fp32"
 [shapes.decoder]
 batch = [1, 1, 1]
-sequence = [1, 64, 256]
-kv_capacity = 256
+sequence = [1, 64, 448]
+kv_capacity = 448
 [parity]
 fp32 = { min_cosine = 0.9999, max_abs = 1e-3 }
 steps = 3
@@ -78,12 +83,17 @@ class Built:
 
     model: str
     seconds: float
-    weight_bytes: int | None
-    """Of its modules when built by itself; None where it was not built."""
+    modules: Mapping[str, int]
+    """Bytes by component when built by itself; none where it was not built."""
     requests: int
     """How many were answered bit for bit alike by both."""
     fault: str | None
     """Why it was not built, or what differs."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all modules."""
+        return sum(self.modules.values())
 
 
 def small(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +129,8 @@ def write(folder: Path, premise: bool = True) -> dict[str, Path]:
     recipe, facts = read_recipe(RECIPE), read_facts(FACTS)
     sources = {name: Path(choice.checkpoint) for name, choice in recipe.models.items()}
     models: dict[str, Any] = {}
-    for seed, (name, source) in enumerate({**sources, **dict.fromkeys(HEADS, sources[LINEAR])}.items()):
+    every = {**sources, **{name: sources[of] for name, (of, _) in EXTRAS.items()}}
+    for seed, (name, source) in enumerate(every.items()):
         models[name] = _random(source, folder / name, seed)
     sizes = {name: tensors(folder / name) for name in sources}
     shares = [one for one in facts.share if premise or one.kind == "frozen"]
@@ -127,9 +138,9 @@ def write(folder: Path, premise: bool = True) -> dict[str, Path]:
     with torch.no_grad():
         for (model, name), (origin, there) in same.items():
             models[model].get_parameter(name).copy_(models[origin].get_parameter(there))
-        for head in HEADS:
-            for name, parameter in models[LINEAR].vision_model.named_parameters():
-                models[head].vision_model.get_parameter(name).copy_(parameter)
+        for extra, (origin, parts) in EXTRAS.items():
+            for part in parts:
+                models[extra].get_submodule(part).load_state_dict(models[origin].get_submodule(part).state_dict())
     for name, model in models.items():
         model.save_pretrained(folder / name)
     return {name: folder / name for name in models}
@@ -228,7 +239,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     parser.add_argument("--folder", type=Path, default=Path("artifacts/bench/scaled"), help="emptied before")
-    parser.add_argument("--model", action="append", help="these models only, and no further classifiers")
+    parser.add_argument("--model", action="append", help="these models only")
     chosen = parser.parse_args()
     made_at, where = commit(), machine()
     shutil.rmtree(chosen.folder, ignore_errors=True)
@@ -246,12 +257,12 @@ def main() -> int:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, encoding="utf-8")
-    return int(any(one.fault and one.weight_bytes is not None for one in found["models"]))
+    return int(any(one.fault and one.modules for one in found["models"]))
 
 
 def run(folder: Path, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
     """Every model alone, then all that could be built in one deployment, and what both answer."""
-    uses = [*uses_of(read_recipe(RECIPE)), *(Use("classification", head) for head in HEADS)]
+    uses = [*uses_of(read_recipe(RECIPE)), *(Use("classification", extra) for extra in EXTRAS)]
     alone = {}
     for name, checkpoint in checkpoints.items():
         alone[name] = build(recipe_of(name, {name: checkpoint}, uses), folder / "alone" / name, name)
@@ -262,7 +273,7 @@ def run(folder: Path, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
         return {"models": [], "fault": fault, "seconds": seconds}
     models = list(_compared(alone, good, together))
     deployment = read_manifest(together)
-    held = {one.model: one.weight_bytes for one in models if one.weight_bytes is not None}
+    held = {one.model: one.weight_bytes for one in models if one.modules}
     total, distinct = distinct_bytes(list(good.values()))
     return {
         "models": models, "seconds": seconds, "fault": None,
@@ -280,11 +291,11 @@ def _compared(
 ) -> Iterator[Built]:
     for name, (folder, seconds, fault) in alone.items():
         if fault is not None:
-            yield Built(name, seconds, None, 0, fault)
+            yield Built(name, seconds, {}, 0, fault)
             continue
         requests, differs = differing(name, good[name], folder, together)
-        size = sum(module.weight_bytes for module in read_manifest(folder).modules)
-        yield Built(name, seconds, size, requests, differs)
+        sizes = {module.component: module.weight_bytes for module in read_manifest(folder).modules}
+        yield Built(name, seconds, sizes, requests, differs)
 
 
 def markdown(told: Mapping[str, Any]) -> str:
@@ -294,8 +305,8 @@ def markdown(told: Mapping[str, Any]) -> str:
     if told["fault"] is not None:
         return f"{head}\n**The deployment of all was not built:** {told['fault']}\n"
     rows = [
-        (one.model, "–" if one.weight_bytes is None else _kb(one.weight_bytes), f"{one.seconds:.0f}",
-         str(one.requests), one.fault or "equal bit for bit")
+        (one.model, ", ".join(f"{component} {_kb(size)}" for component, size in one.modules.items()),
+         f"{one.seconds:.0f}", str(one.requests), (one.fault or "equal bit for bit")[:SAID_CHARACTERS])
         for one in told["models"]
     ]  # fmt: skip
     whole = told["unshared_bytes"]
@@ -312,7 +323,7 @@ def markdown(told: Mapping[str, Any]) -> str:
     parts = [
         head,
         INTRODUCTION,
-        table(("model", "weights, kB", "build alone, s", "requests compared", "alone and together"), rows),
+        table(("model", "modules, kB", "build alone, s", "requests compared", "alone and together"), rows),
         f"All in one deployment: {told['modules']} modules for {told['uses']} uses, {told['seconds']:.0f} s.\n",
         table(("memory by the manifests", "kB", "saved"), sizes),
         "Modules that several models have:\n",
@@ -331,7 +342,10 @@ INTRODUCTION = """\
 The models of [sharing.md](sharing.md), each made small by one table of rules (`tests/bench/scaled.py`) and filled with
 random numbers; towers that are declared shared there have equal weights here, those of the premise too. Proportions
 between towers and decoders are not those of the true models: percentages here say that sharing works, not how much it
-saves. Two further classifiers on the linear one's tower are not among the 14.
+saves. Two are not among the 14: a second classifier on the linear one's tower, and CLIP's image tower with another
+text tower. A module is shared where its graph and every byte of its weights are equal. So LLaVA's tower is not CLIP's
+(its module ends in LLaVA's projector, and has 23 of the 24 layers), two classifiers on one tower have none in common
+(tower and head come out as one module), and Whisper's encoder leaves with its decoder's keys and values.
 """
 
 

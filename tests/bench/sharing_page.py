@@ -25,7 +25,9 @@ A **use** is one model that answers one task; a model that answers two tasks has
 its own copy of all its weights, as where each task is deployed by itself. **Shared**, equal weights are there once:
 
 - *whole modules, as cut today*: what a build can share now, a module whose every tensor is another's. A tower with
-  LLaVA's projector behind it is another module than the same tower with CLIP's projection;
+  LLaVA's projector behind it is another module than the same tower with CLIP's projection, and a linear classifier
+  comes out as one module, tower and head. No two of the 14 have a module in common: what is saved here is saved by
+  models that answer two tasks. [sharing-scaled.md](sharing-scaled.md) has the same as built;
 - *in truth: frozen towers*: also towers inside modules that were published frozen and are equal tensor by tensor. To
   get this, modules have to be cut between tower and projector;
 - *S2M3's premise*: also encoders that were trained further from a common start, as if they had been kept frozen. The

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from msao_compile.recipe.read import read_recipe
-from tests.bench.scaled import HEADS, LINEAR, _same_bits, distinct_bytes, markdown, recipe_of, small, write
+from tests.bench.scaled import DUAL, EXTRAS, LINEAR, _same_bits, distinct_bytes, markdown, recipe_of, small, write
 from tests.bench.shares import read_facts
 from tests.bench.sharing import FACTS, RECIPE, Use
 
@@ -51,7 +51,7 @@ def test_grouped_key_value_heads_stay_fewer() -> None:
 
 
 def test_a_declared_tower_has_its_origins_weights(checkpoints: dict[str, Path]) -> None:
-    assert len(checkpoints) == 14 + len(HEADS)
+    assert len(checkpoints) == 14 + len(EXTRAS)
     for share in read_facts(FACTS).share:
         part, origin = (folder.rpartition(".")[2] for folder in (share.part, share.origin_part))
         mine = held(checkpoints[share.model], part, "vision_tower")
@@ -61,24 +61,29 @@ def test_a_declared_tower_has_its_origins_weights(checkpoints: dict[str, Path]) 
 
 
 def test_what_is_not_declared_is_not_equal(checkpoints: dict[str, Path]) -> None:
-    for one, other in (("clip-vit-b16", "clip-vit-l14"), (LINEAR, HEADS[0]), ("clip-vit-l14-336", "llava-1.5-7b")):
+    for one, other in (
+        ("clip-vit-b16", "clip-vit-l14"),
+        (LINEAR, f"{LINEAR}-2"),
+        (DUAL, "llava-1.5-7b"),
+        (DUAL, f"{DUAL}-lit"),
+    ):
         heads = [held(checkpoints[name], "text_model", "classifier", "language_model") for name in (one, other)]
         assert not any(torch.equal(first, second) for first in heads[0] for second in heads[1])
 
 
-def test_heads_on_one_tower_have_its_weights(checkpoints: dict[str, Path]) -> None:
-    towers = [held(checkpoints[name], "vision_model") for name in (LINEAR, *HEADS)]
-    for tower in towers[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(towers[0], tower, strict=True))
+def test_models_on_one_tower_have_its_weights(checkpoints: dict[str, Path]) -> None:
+    for extra, (origin, parts) in EXTRAS.items():
+        mine, theirs = (held(checkpoints[name], *parts) for name in (extra, origin))
+        assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
 
 
 def test_equal_tensors_of_several_files_count_once(checkpoints: dict[str, Path]) -> None:
     alone, _ = distinct_bytes([checkpoints[LINEAR]])
-    total, distinct = distinct_bytes([checkpoints[name] for name in (LINEAR, *HEADS)])
+    total, distinct = distinct_bytes([checkpoints[name] for name in (LINEAR, f"{LINEAR}-2")])
     heads = sum(one.numel() * 4 for one in held(checkpoints[LINEAR], "classifier"))
-    assert total == 3 * alone
-    assert distinct_bytes([checkpoints[LINEAR]])[1] + 2 * heads == distinct
-    pair = [checkpoints[name] for name in ("clip-vit-l14-336", "llava-1.5-7b")]  # which name their tower differently
+    assert total == 2 * alone
+    assert distinct_bytes([checkpoints[LINEAR]])[1] + heads == distinct
+    pair = [checkpoints[name] for name in (DUAL, "llava-1.5-7b")]  # which name their tower differently
     tower = sum(one.numel() * 4 for one in held(pair[0], "vision_model."))
     assert distinct_bytes(pair)[1] == sum(distinct_bytes([one])[1] for one in pair) - tower
 
