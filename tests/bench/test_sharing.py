@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from building import run_here
 
+from msao_compile import sketch
 from msao_compile.errors import InputError, RecipeError
 from msao_compile.recipe.read import read_recipe
 from msao_compile.recipe.schema import Recipe, TargetChoice
@@ -207,6 +209,14 @@ def test_configs_give_as_many_parameters_as_the_publishers_files(real: Any) -> N
     published = {one.model: one.params for one in facts.checkpoint if one.params is not None}
     assert len(published) == 12
     assert {name: found[name] for name in published} == published
+
+
+def test_every_target_of_the_recipe_holds_each_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sketch, "run_job", run_here)
+    found = sketch.sketch(read_recipe(RECIPE)).models
+    assert len(found) == 14
+    rooms = [(model.name, room.target) for model in found for room in model.targets if room.fits]
+    assert rooms == [(model.name, target) for model in found for target in ("cloud", "orin")]
 
 
 def test_configs_are_small_and_hold_no_weights() -> None:
