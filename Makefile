@@ -12,7 +12,7 @@ ZOO ?=
 
 FUZZ ?= 10000
 
-.PHONY: demo test check fast fuzz bench gpu-check offloading offloading-check fitted soak soak-processes together scale targets accuracy families zoo-is-given calibrate clean
+.PHONY: demo test check fast fuzz bench gpu-check offloading offloading-check fitted soak soak-processes together scale sharing sharing-scaled targets accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -98,6 +98,14 @@ soak-processes: $(STAMP)
 
 scale: $(STAMP)
 	$(BIN)/python -m tests.bench.scale --json docs/scale.json --markdown docs/scale.md
+
+# What 14 public models over 5 tasks share, told from their config.json files.
+sharing: $(STAMP)
+	$(BIN)/python -m tests.bench.sharing --json docs/sharing.json --markdown docs/sharing.md
+
+# The same models small and random, built for real: each alone and all together, compared bit for bit.
+sharing-scaled: $(STAMP)
+	$(BIN)/python -m tests.bench.scaled --json docs/sharing-scaled.json --markdown docs/sharing-scaled.md
 
 targets: $(STAMP)
 	$(BIN)/python -m tests.bench.targets --standard artifacts/bench --json docs/targets.json --markdown docs/targets.md
