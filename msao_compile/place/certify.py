@@ -1,0 +1,142 @@
+"""Place an instance: greedy, local search and the exact program in turn, the best of them, and its certificate."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from msao_compile.place.exact import exact
+from msao_compile.place.greedy import fastest, greedy, packed
+from msao_compile.place.instance import Instance
+from msao_compile.place.latency import Copies, Judge, Objective, alone_s, fits, total
+from msao_compile.place.local import Search, improved, pruned, shaken
+from msao_compile.place.milp import library
+from msao_compile.place.problem import Problem, problem_of
+from msao_compile.place.smallest import Change, smallest
+
+Solver = Literal["auto", "greedy", "local", "exact"]
+TOLERANCE = 1e-6
+"""A placement is called optimal where its gap is this at most."""
+SEARCHING = 0.4
+"""Of the time, at most, that local search may take before the exact program."""
+KICKS = 8
+"""Times that local search starts again from its best, shaken, without finding better."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is wanted of a placement; `replicas` copies of a module at most, 0 for as many as fit."""
+
+    objective: Objective = "mean"
+    replicas: int = 1
+    limit_s: float = 10.0
+    solver: Solver = "auto"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How good a placement is known to be: none is below `bound_s`; `gap` is what may be gained, relative."""
+
+    objective: Objective
+    objective_s: float
+    bound_s: float
+    gap: float
+    solver: Solver
+    seconds: float
+    tolerance: float = TOLERANCE
+
+    @property
+    def optimal(self) -> bool:
+        """Whether no placement is better, within the tolerance."""
+        return self.gap <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The outcome: copies with their certificate, or why there are none and what would change that.
+
+    `proven` is false where no placement was found, but none was ruled out either.
+    """
+
+    problem: Problem
+    seconds: float
+    greedy_objective_s: float | None
+    copies: Copies | None = None
+    certificate: Certificate | None = None
+    reason: str | None = None
+    changes: tuple[Change, ...] = ()
+    proven: bool = True
+
+
+def place(instance: Instance, terms: Terms) -> Placed:
+    """Place the modules of an instance on its devices.
+
+    Raises:
+        MissingTool: the exact program is wanted, and HiGHS is not installed.
+    """
+    began_s = time.perf_counter()
+    if terms.solver in ("auto", "exact"):
+        library()
+    problem = problem_of(instance)
+    judge = Judge(problem, terms.objective)
+    replicas = min(terms.replicas or len(problem.room), len(problem.room))
+    first = greedy(judge, replicas)
+    greedy_s = None if first is None else judge.objective_s(first)
+    best, bound_s, infeasible = first, bound(problem, terms.objective), False
+    if terms.solver != "greedy":
+        share = 1.0 if terms.solver == "local" else SEARCHING
+        best = searched(judge, first, Search(replicas, began_s + share * terms.limit_s))
+    if terms.solver in ("auto", "exact"):
+        left_s = began_s + terms.limit_s - time.perf_counter()
+        found = exact(judge, replicas, left_s, best)
+        infeasible, bound_s = found.infeasible, max(bound_s, found.bound_s)
+        best = min((one for one in (best, found.copies) if one), key=judge.objective_s, default=None)
+    if best is None:
+        left_s = max(began_s + terms.limit_s - time.perf_counter(), 1.0)
+        changes = smallest(problem, left_s) if infeasible else ()
+        return Placed(
+            problem, time.perf_counter() - began_s, greedy_s, reason=_reason(changes, terms, infeasible),
+            changes=changes, proven=infeasible,
+        )  # fmt: skip
+    best = pruned(judge, best)
+    value_s = judge.objective_s(best)
+    bound_s = min(bound_s, value_s)
+    certificate = Certificate(
+        terms.objective, value_s, bound_s, (value_s - bound_s) / value_s if value_s > 0 else 0.0,
+        "exact" if terms.solver == "auto" else terms.solver, time.perf_counter() - began_s,
+    )  # fmt: skip
+    return Placed(problem, certificate.seconds, greedy_s, best, certificate)
+
+
+def searched(judge: Judge, first: Copies | None, search: Search) -> Copies | None:
+    """The best that local search finds from several starts, and from its best shaken by a seeded chance."""
+    problem = judge.problem
+    starts = [copies for copies in (first, fastest(problem), packed(problem)) if copies is not None]
+    found = [improved(judge, copies, search) for copies in dict.fromkeys(starts)]
+    found = [copies for copies in found if judge.objective_s(copies) < float("inf")]
+    if not found:
+        return None
+    best, chance, left = min(found, key=judge.objective_s), random.Random(SEED), KICKS
+    while left and not search.over:
+        moved = improved(judge, shaken(judge, best, chance), search)
+        left = KICKS if judge.objective_s(moved) < judge.objective_s(best) * (1 - TOLERANCE) else left - 1
+        best = min(best, moved, key=judge.objective_s)
+    return best if fits(problem, best) else None
+
+
+def bound(problem: Problem, objective: Objective) -> float:
+    """Seconds that no placement is below: each request as if all devices were its own."""
+    return total([alone_s(problem, ask) for ask in problem.asks], [ask.weight for ask in problem.asks], objective)
+
+
+def _reason(changes: tuple[Change, ...], terms: Terms, infeasible: bool) -> str:
+    if changes:
+        return "; or ".join(change.sentence() for change in changes)
+    if infeasible:
+        return f"no placement fits, and no change that makes one fit was found within {terms.limit_s:g} s"
+    if terms.solver in ("greedy", "local"):
+        return f"{terms.solver} found none, which proves nothing: ask with --solver exact"
+    return f"none was found and none ruled out within {terms.limit_s:g} s: raise --time-limit"

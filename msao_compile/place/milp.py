@@ -1,0 +1,122 @@
+"""Mixed-integer programs: columns and rows collected here, solved by HiGHS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from msao_compile.errors import MissingTool
+
+Status = Literal["optimal", "infeasible", "stopped"]
+FEASIBILITY = 1e-9
+"""What HiGHS may miss a row or a whole number by: bytes are small beside a device's memory."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """How a program ended: `values` by column, None where no solution is known; no solution is below `bound`."""
+
+    status: Status
+    values: np.ndarray | None
+    bound: float
+
+
+@dataclass
+class Program:
+    """A program to minimise: rows are sums of coefficient x column within bounds."""
+
+    costs: list[float] = field(default_factory=list)
+    lower: list[float] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
+    rows: list[tuple[dict[int, float], float, float]] = field(default_factory=list)
+
+    def column(self, upper: float = math.inf, cost: float = 0.0, lower: float = 0.0, whole: bool = False) -> int:
+        """A new column's number."""
+        self.costs.append(cost)
+        self.lower.append(lower)
+        self.upper.append(upper)
+        self.whole.append(whole)
+        return len(self.costs) - 1
+
+    def switch(self, cost: float = 0.0) -> int:
+        """A new column that is 0 or 1."""
+        return self.column(1.0, cost, whole=True)
+
+    def row(self, terms: Mapping[int, float], lower: float = -math.inf, upper: float = math.inf) -> None:
+        """A new row."""
+        self.rows.append((dict(terms), lower, upper))
+
+
+def library() -> Any:
+    """HiGHS.
+
+    Raises:
+        MissingTool: it is not installed.
+    """
+    try:
+        import highspy
+    except ModuleNotFoundError as error:
+        raise MissingTool(
+            "highspy is not installed: pip install 'msao-compile[place]', or choose --solver local, which proves less"
+        ) from error
+    return highspy
+
+
+def solve(program: Program, limit_s: float, start: Mapping[int, float] | None = None) -> Solved:
+    """Solve a program in at most so many seconds; `start` are the whole columns of a solution that is known.
+
+    Raises:
+        MissingTool: HiGHS is not installed.
+    """
+    highspy = library()
+    solver = _quiet(highspy)
+    for name, value in (
+        ("output_flag", False), ("threads", 1), ("random_seed", 0), ("time_limit", max(limit_s, 0.0)),
+        ("mip_rel_gap", 0.0), ("mip_abs_gap", FEASIBILITY), ("mip_feasibility_tolerance", FEASIBILITY),
+        ("primal_feasibility_tolerance", FEASIBILITY), ("dual_feasibility_tolerance", FEASIBILITY),
+    ):  # fmt: skip
+        solver.setOptionValue(name, value)
+    solver.passModel(_model(highspy, program))
+    if start:
+        columns = np.fromiter(start.keys(), np.int32, len(start))
+        solver.setSolution(len(start), columns, np.fromiter(start.values(), np.float64, len(start)))
+    solver.run()
+    status, info = solver.getModelStatus(), solver.getInfo()
+    if status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible):
+        return Solved("infeasible", None, math.inf)
+    known = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    values = np.array(solver.getSolution().col_value) if known else None
+    ended: Status = "optimal" if status == highspy.HighsModelStatus.kOptimal else "stopped"
+    return Solved(ended, values, float(info.mip_dual_bound))
+
+
+def _quiet(highspy: Any) -> Any:
+    """A solver that does not write its name to stdout, as HiGHS does when it is told of callbacks before options."""
+
+    class Quiet(highspy.Highs):  # type: ignore[misc]
+        def enableCallbacks(self) -> None:  # noqa: N802 - the library's name
+            """None are used here."""
+
+    return Quiet()
+
+
+def _model(highspy: Any, program: Program) -> Any:
+    model = highspy.HighsLp()
+    model.num_col_, model.num_row_ = len(program.costs), len(program.rows)
+    model.col_cost_ = np.array(program.costs)
+    model.col_lower_, model.col_upper_ = np.array(program.lower), np.array(program.upper)
+    model.row_lower_ = np.array([lower for _, lower, _ in program.rows])
+    model.row_upper_ = np.array([upper for _, _, upper in program.rows])
+    model.integrality_ = [
+        highspy.HighsVarType.kInteger if whole else highspy.HighsVarType.kContinuous for whole in program.whole
+    ]
+    model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    model.a_matrix_.start_ = np.cumsum([0, *(len(terms) for terms, _, _ in program.rows)], dtype=np.int32)
+    model.a_matrix_.index_ = np.array([column for terms, _, _ in program.rows for column in terms], np.int32)
+    model.a_matrix_.value_ = np.array([value for terms, _, _ in program.rows for value in terms.values()], np.float64)
+    return model
