@@ -134,7 +134,7 @@ def bound(problem: Problem, objective: Objective) -> float:
 
 def _reason(changes: tuple[Change, ...], terms: Terms, infeasible: bool) -> str:
     if changes:
-        return "; or ".join(change.sentence() for change in changes)
+        return "; or ".join(change.sentence(first=number == 0) for number, change in enumerate(changes))
     if infeasible:
         return f"no placement fits, and no change that makes one fit was found within {terms.limit_s:g} s"
     if terms.solver in ("greedy", "local"):

@@ -26,8 +26,8 @@ class Change:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     runs_nowhere: tuple[str, ...] = ()
 
-    def sentence(self) -> str:
-        """In words."""
+    def sentence(self, first: bool = True) -> str:
+        """In words; a change that is not the first is another way."""
         parts = []
         if self.memory_bytes:
             needs = " and ".join(f"{_size(size)} more on {name}" for name, size in self.memory_bytes.items())
@@ -35,7 +35,8 @@ class Change:
         if self.dtypes:
             parts.append("would fit with " + " and ".join(f"{name} at {kind}" for name, kind in self.dtypes.items()))
         if self.links:
-            parts.append(" and ".join(f"no link from {start} to {end}" for start, end in self.links))
+            ways = [f"from {start} to {end}" for start, end in self.links]
+            parts.append(" and ".join(f"no link {way}" if first else f"would fit with a link {way}" for way in ways))
         if self.runs_nowhere:
             parts.append(f"no device can run {', '.join(self.runs_nowhere)}: give seconds on one")
         return " and ".join(parts)
@@ -117,6 +118,8 @@ def smallest(problem: Problem, limit_s: float) -> tuple[Change, ...]:
         return (Change(runs_nowhere=nowhere),)
     found = [_memory(problem, limit_s), *_dtypes(problem, limit_s), _links(problem, limit_s)]
     changes = tuple(change for change in found if change is not None)
+    if len(changes) > 1 and len(changes[-1].links) > 1:  # with another way at hand, nobody lays several cables
+        changes = changes[:-1]
     return changes or tuple(change for change in [_links_and_memory(problem, limit_s)] if change is not None)
 
 

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msao_compile.place.certify import Terms, place
+from msao_compile.place.instance import checked
 from tests.bench.children import REPOSITORY
 
 FOLDER = REPOSITORY / "recipes" / "instances"
+INDEX, LARGE = "index.json", "large-60x20.json"
 SEED = 20260801
 BYTES = {"fp16": 2.0, "int4": 0.5625}
 """Of a parameter; int4 with a scale of two bytes for each block of 32."""
@@ -90,6 +93,9 @@ TOGETHER = {
 }
 WORKLOADS = {**{name: (name,) for name in MODELS}, **TOGETHER}
 
+SMALL = 30e6
+"""Bytes that a device of a tight instance has beside what the hidden placement puts there."""
+
 Machine = tuple[str, float, float]
 """Name, GB of memory for modules, GFLOP/s that it reaches."""
 DEVICES: dict[str, tuple[str, tuple[Machine, ...]]] = {
@@ -149,15 +155,15 @@ def requests_of(models: tuple[str, ...], names: list[str], chance: random.Random
 
 @dataclass(frozen=True)
 class Drawn:
-    """How an instance differs from the plain one: another topology, memory cut to so much of what modules need, and
-    whether dtypes are chosen.
+    """How an instance differs from the plain one: another topology, memory that a hidden random placement hardly fits,
+    and whether dtypes are chosen.
     """
 
     workload: str
     devices: str
     variant: str = ""
     topology: str | None = None
-    room: float | None = None
+    tight: bool = False
     dtypes: bool = False
 
     @property
@@ -176,10 +182,13 @@ class Drawn:
         names = [machine for machine, _, _ in machines]
         modules = [module_of(name, machines, chance, self.dtypes) for name in parts]
         sizes = {name: gigabytes * 1e9 for name, gigabytes, _ in machines}
-        if self.room is not None:
-            needed = sum(PARTS[name].params * 1e6 * BYTES["fp16"] for name in parts)
-            shares = {name: chance.uniform(0.5, 1.5) for name in names}
-            sizes = {name: round(self.room * needed * share / sum(shares.values())) for name, share in shares.items()}
+        if self.tight:
+            sizes = dict.fromkeys(names, float(SMALL))
+            for module in modules:
+                memory = module["memory_bytes"]
+                taken = chance.choice(list(memory.values())) if isinstance(memory, dict) else memory
+                sizes[chance.choice(names)] += taken * chance.uniform(1.0, 1.1)
+            sizes = {name: round(size) for name, size in sizes.items()}
         return {
             "devices": [{"name": name, "memory_bytes": sizes[name]} for name in names],
             "links": links_of(names, self.topology or topology, chance), "modules": modules,
@@ -194,11 +203,10 @@ def drawn() -> Iterator[Drawn]:
             yield Drawn(workload, devices)
     for workload in TOGETHER:
         for devices, (topology, _) in DEVICES.items():
-            yield Drawn(workload, devices, "tight", room=1.25)
-            if len(DEVICES[devices][1]) > 3:
-                other = "star" if topology == "mesh" else "mesh"
-                yield Drawn(workload, devices, other, topology=other, room=1.6)
-                yield Drawn(workload, devices, "dtypes", room=0.7, dtypes=True)
+            other = "star" if topology == "mesh" else "mesh"
+            yield Drawn(workload, devices, other, topology=other)
+            yield Drawn(workload, devices, "tight", tight=True)
+            yield Drawn(workload, devices, "tight-dtypes", tight=True, dtypes=True)
 
 
 def large(modules: int = 60, devices: int = 20) -> dict[str, Any]:
@@ -238,3 +246,45 @@ def large(modules: int = 60, devices: int = 20) -> dict[str, Any]:
         ],
         "modules": entries, "requests": requests,
     }  # fmt: skip
+
+
+def main() -> int:
+    """Write every instance, and `index.json` with what the exact program says of each."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.instances", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="written anew")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json"):
+        old.unlink()
+    told = []
+    for one in drawn():
+        content = one.content()
+        write(folder / f"{one.name}.json", content)
+        told.append(expected(one, content))
+    write(folder / LARGE, large())
+    (folder / INDEX).write_text("[\n" + ",\n".join(map(json.dumps, told)) + "\n]\n", encoding="utf-8")
+    sys.stderr.write(f"{len(told)} instances and {LARGE} in {folder}\n")
+    return 0
+
+
+def expected(one: Drawn, content: dict[str, Any]) -> dict[str, Any]:
+    """A line of the index: what the file is, and what comes out of it."""
+    found = place(checked(content, one.name), Terms())
+    return {
+        "file": f"{one.name}.json", "workload": one.workload, "devices": one.devices, "variant": one.variant,
+        "modules": len(content["modules"]), "feasible": found.certificate is not None,
+        "optimum_s": None if found.certificate is None else found.certificate.objective_s, "reason": found.reason,
+    }  # fmt: skip
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """An instance as JSON, an entry a line."""
+    parts = [
+        f'"{name}": [\n' + ",\n".join(f" {json.dumps(entry)}" for entry in entries) + "\n]"
+        for name, entries in content.items()
+    ]
+    path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
