@@ -12,7 +12,7 @@ ZOO ?=
 
 FUZZ ?= 10000
 
-.PHONY: demo test check fast fuzz bench gpu-check offloading offloading-check fitted soak soak-processes together scale targets accuracy families zoo-is-given calibrate clean
+.PHONY: demo test check fast fuzz bench gpu-check offloading offloading-check fitted soak soak-processes together scale targets placement instances accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -102,6 +102,13 @@ scale: $(STAMP)
 targets: $(STAMP)
 	$(BIN)/python -m tests.bench.targets --standard artifacts/bench --json docs/targets.json --markdown docs/targets.md
 
+# Every published placement instance by every solver; `make instances` draws them again.
+placement: $(STAMP)
+	$(BIN)/python -m tests.bench.placement --json docs/placement.json --markdown docs/placement.md
+
+instances: $(STAMP)
+	$(BIN)/python -m tests.bench.instances
+
 accuracy: $(STAMP)
 	$(BIN)/python -m tests.bench.accuracy --json docs/accuracy.json --markdown docs/accuracy.md
 
@@ -121,5 +128,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench,compile,dev,fit,kit,rtx,serve]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench,compile,dev,fit,kit,place,rtx,serve]"
 	touch $(STAMP)

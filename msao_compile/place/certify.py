@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from msao_compile.manifest.placement import Objective, PlacementCertificate
 from msao_compile.place.exact import exact
 from msao_compile.place.greedy import fastest, greedy, packed
 from msao_compile.place.instance import Instance
-from msao_compile.place.latency import Copies, Judge, Objective, alone_s, fits, total
+from msao_compile.place.latency import Copies, Judge, alone_s, fits, total
 from msao_compile.place.local import Search, improved, pruned, shaken
 from msao_compile.place.milp import library
 from msao_compile.place.problem import Problem, problem_of
@@ -21,6 +22,8 @@ TOLERANCE = 1e-6
 """A placement is called optimal where its gap is this at most."""
 SEARCHING = 0.4
 """Of the time, at most, that local search may take before the exact program."""
+PROVING = 0.96
+"""Of the time, at which HiGHS is to end: it looks at the clock between steps only."""
 KICKS = 8
 """Times that local search starts again from its best, shaken, without finding better."""
 SEED = 0
@@ -37,24 +40,6 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """How good a placement is known to be: none is below `bound_s`; `gap` is what may be gained, relative."""
-
-    objective: Objective
-    objective_s: float
-    bound_s: float
-    gap: float
-    solver: Solver
-    seconds: float
-    tolerance: float = TOLERANCE
-
-    @property
-    def optimal(self) -> bool:
-        """Whether no placement is better, within the tolerance."""
-        return self.gap <= self.tolerance
-
-
-@dataclass(frozen=True)
 class Placed:
     """The outcome: copies with their certificate, or why there are none and what would change that.
 
@@ -65,7 +50,7 @@ class Placed:
     seconds: float
     greedy_objective_s: float | None
     copies: Copies | None = None
-    certificate: Certificate | None = None
+    certificate: PlacementCertificate | None = None
     reason: str | None = None
     changes: tuple[Change, ...] = ()
     proven: bool = True
@@ -90,25 +75,27 @@ def place(instance: Instance, terms: Terms) -> Placed:
         share = 1.0 if terms.solver == "local" else SEARCHING
         best = searched(judge, first, Search(replicas, began_s + share * terms.limit_s))
     if terms.solver in ("auto", "exact"):
-        left_s = began_s + terms.limit_s - time.perf_counter()
+        left_s = began_s + PROVING * terms.limit_s - time.perf_counter()
         found = exact(judge, replicas, left_s, best)
         infeasible, bound_s = found.infeasible, max(bound_s, found.bound_s)
         best = min((one for one in (best, found.copies) if one), key=judge.objective_s, default=None)
     if best is None:
         left_s = max(began_s + terms.limit_s - time.perf_counter(), 1.0)
         changes = smallest(problem, left_s) if infeasible else ()
-        return Placed(
-            problem, time.perf_counter() - began_s, greedy_s, reason=_reason(changes, terms, infeasible),
-            changes=changes, proven=infeasible,
-        )  # fmt: skip
+        reason, seconds = _reason(changes, terms, infeasible), time.perf_counter() - began_s
+        return Placed(problem, seconds, greedy_s, reason=reason, changes=changes, proven=infeasible)
     best = pruned(judge, best)
-    value_s = judge.objective_s(best)
-    bound_s = min(bound_s, value_s)
-    certificate = Certificate(
-        terms.objective, value_s, bound_s, (value_s - bound_s) / value_s if value_s > 0 else 0.0,
-        "exact" if terms.solver == "auto" else terms.solver, time.perf_counter() - began_s,
-    )  # fmt: skip
+    certificate = _certificate(terms, judge.objective_s(best), bound_s, time.perf_counter() - began_s)
     return Placed(problem, certificate.seconds, greedy_s, best, certificate)
+
+
+def _certificate(terms: Terms, value_s: float, bound_s: float, seconds: float) -> PlacementCertificate:
+    held_s = min(bound_s, value_s)
+    return PlacementCertificate(
+        objective=terms.objective, objective_s=value_s, bound_s=held_s,
+        gap=(value_s - held_s) / value_s if value_s > 0 else 0.0,
+        solver="exact" if terms.solver == "auto" else terms.solver, seconds=seconds, tolerance=TOLERANCE,
+    )  # fmt: skip
 
 
 def searched(judge: Judge, first: Copies | None, search: Search) -> Copies | None:

@@ -16,8 +16,9 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
+from msao_compile.manifest.placement import Objective
 from msao_compile.place.choice import Choice
-from msao_compile.place.latency import COUNTED, SLACK, Copies, Judge, Objective, alone_s, fits
+from msao_compile.place.latency import COUNTED, SLACK, Copies, Judge, alone_s, fits
 from msao_compile.place.milp import Program, Solved, solve
 from msao_compile.place.problem import Ask, Option, Problem
 
@@ -121,9 +122,7 @@ class Exact:
         for other in range(place - 1, -1, -1):
             beside = self._shares(number, ask, (other, place))
             waits = ask.arrivals[other]
-            begins = {
-                column: waits[option.device] for option, column in beside if math.isfinite(waits[option.device])
-            }
+            begins = {column: waits[option.device] for option, column in beside if math.isfinite(waits[option.device])}
             yield begins, {column: option.seconds for option, column in beside}
 
     def _shares(self, number: int, ask: Ask, pair: tuple[int, int]) -> list[tuple[Option, int]]:
@@ -136,7 +135,7 @@ class Exact:
             for option, column in self.choice.options(number, pair[0]):
                 if option.device in there:
                     both = self.program.column(1.0)
-                    terms = {column: 1.0, **{other: 1.0 for other in there[option.device]}}
+                    terms = {column: 1.0, **dict.fromkeys(there[option.device], 1.0)}
                     if modules[0] == modules[1] and self.replicas == 1:
                         terms = {column: 2.0}  # the same copy is always beside itself
                     self.program.row({**terms, both: -1.0}, upper=1.0)
@@ -181,7 +180,7 @@ class Exact:
 
     def _most_s(self, ask: Ask) -> float:
         """No placement that answers takes longer."""
-        *encoders, head = ask.slots
+        encoders = ask.slots[:-1]
         waits = [value for row in ask.arrivals for value in row if math.isfinite(value)]
         travels = [value for slot in encoders for row in self.problem.features[slot] for value in row]
         runs = [max((option.seconds for option in self.problem.options[slot]), default=0.0) for slot in ask.slots]

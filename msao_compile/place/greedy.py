@@ -122,9 +122,7 @@ def additions(problem: Problem, copies: Copies, replicas: int) -> list[tuple[int
         taken = {problem.options[module][index].device for index in held}
         if len(held) < replicas and problem.users[module]:
             found += [
-                (module, index)
-                for index, option in enumerate(problem.options[module])
-                if option.device not in taken
+                (module, index) for index, option in enumerate(problem.options[module]) if option.device not in taken
             ]
     return found
 
@@ -132,4 +130,3 @@ def additions(problem: Problem, copies: Copies, replicas: int) -> list[tuple[int
 def added(copies: Copies, module: int, index: int) -> Copies:
     """With one copy more."""
     return (*copies[:module], tuple(sorted((*copies[module], index))), *copies[module + 1 :])
-

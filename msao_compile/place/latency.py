@@ -10,11 +10,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from msao_compile.manifest.placement import Objective
 from msao_compile.place.problem import Ask, Option, Problem
 
-Objective = Literal["mean", "p95"]
 Copies = tuple[tuple[int, ...], ...]
 """Of each module the numbers of the options that it has a copy of, rising."""
 COUNTED = 0.95

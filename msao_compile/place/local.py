@@ -93,9 +93,7 @@ def _others(judge: Judge, copies: Copies, module: int) -> list[tuple[int, ...]]:
     return found
 
 
-def _trades(
-    judge: Judge, copies: Copies, one: tuple[int, tuple[int, ...]], two: tuple[int, tuple[int, ...]]
-) -> bool:
+def _trades(judge: Judge, copies: Copies, one: tuple[int, tuple[int, ...]], two: tuple[int, tuple[int, ...]]) -> bool:
     """Whether one module goes to where the other was: the only way in which strangers need each other's move."""
     (module, first), (other, second) = one, two
     return bool(_devices(judge, module, first) & _devices(judge, other, copies[other])) or bool(

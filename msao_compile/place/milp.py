@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from msao_compile.errors import MissingTool
 Status = Literal["optimal", "infeasible", "stopped"]
 FEASIBILITY = 1e-9
 """What HiGHS may miss a row or a whole number by: bytes are small beside a device's memory."""
+
+
+TICK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def solve(program: Program, limit_s: float, start: Mapping[int, float] | None = 
     if start:
         columns = np.fromiter(start.keys(), np.int32, len(start))
         solver.setSolution(len(start), columns, np.fromiter(start.values(), np.float64, len(start)))
-    solver.run()
+    _run(solver)
     status, info = solver.getModelStatus(), solver.getInfo()
     if status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible):
         return Solved("infeasible", None, math.inf)
@@ -95,11 +99,19 @@ def solve(program: Program, limit_s: float, start: Mapping[int, float] | None = 
     return Solved(ended, values, float(info.mip_dual_bound))
 
 
+def _run(solver: Any) -> None:
+    """Solve on a thread of its own: HiGHS hears no signals, and whoever presses Ctrl-C need not wait for it."""
+    thread = threading.Thread(target=solver.run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(TICK_S)
+
+
 def _quiet(highspy: Any) -> Any:
     """A solver that does not write its name to stdout, as HiGHS does when it is told of callbacks before options."""
 
     class Quiet(highspy.Highs):  # type: ignore[misc]
-        def enableCallbacks(self) -> None:  # noqa: N802 - the library's name
+        def enableCallbacks(self) -> None:
             """None are used here."""
 
     return Quiet()

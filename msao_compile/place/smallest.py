@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from msao_compile.place.choice import Choice
 from msao_compile.place.instance import ONLY, Instance
@@ -25,6 +26,14 @@ class Change:
     links: tuple[tuple[str, str], ...] = ()
     dtypes: Mapping[str, str] = field(default_factory=dict)
     runs_nowhere: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON holds it, without what does not change."""
+        found: dict[str, Any] = {
+            "memory_bytes": dict(self.memory_bytes), "links": [list(pair) for pair in self.links],
+            "dtypes": dict(self.dtypes), "runs_nowhere": list(self.runs_nowhere),
+        }  # fmt: skip
+        return {name: value for name, value in found.items() if value}
 
     def sentence(self, first: bool = True) -> str:
         """In words; a change that is not the first is another way."""
@@ -193,4 +202,3 @@ def _links_and_memory(problem: Problem, limit_s: float) -> Change | None:
     if values is None:
         return None
     return Change(memory_bytes=_missing(problem, model.choice.read(values)), links=_bought(problem, model, values))
-

@@ -96,6 +96,8 @@ WORKLOADS = {**{name: (name,) for name in MODELS}, **TOGETHER}
 SMALL = 30e6
 """Bytes that a device of a tight instance has beside what the hidden placement puts there."""
 
+NEAR_MS, FAR_MS, NEAR_MBPS, FAR_MBPS = (1, 8), (20, 60), (100, 900), (40, 200)
+
 Machine = tuple[str, float, float]
 """Name, GB of memory for modules, GFLOP/s that it reaches."""
 DEVICES: dict[str, tuple[str, tuple[Machine, ...]]] = {
@@ -112,9 +114,7 @@ DEVICES: dict[str, tuple[str, tuple[Machine, ...]]] = {
 def module_of(name: str, machines: tuple[Machine, ...], chance: random.Random, dtypes: bool = False) -> dict[str, Any]:
     """A module on these machines; a kernel reaches a little more or less of a machine's rate."""
     part = PARTS[name]
-    seconds = {
-        machine: round(0.002 + part.gflop / rate * chance.uniform(0.9, 1.3), 6) for machine, _, rate in machines
-    }
+    seconds = {machine: round(0.002 + part.gflop / rate * chance.uniform(0.9, 1.3), 6) for machine, _, rate in machines}
     entry: dict[str, Any] = {"name": name, "output_bytes": part.output_bytes}
     if dtypes:
         slower = {machine: round(value * 1.15, 6) for machine, value in seconds.items()}
@@ -130,8 +130,8 @@ def links_of(names: list[str], topology: str, chance: random.Random) -> list[dic
         pairs = [(one, two) for one, two in pairs if one == names[0]]
     return [
         {
-            "from": one, "to": two, "rtt_ms": round(chance.uniform(*((20, 60) if "cloud" in (one, two) else (1, 8))), 2),
-            "mbps": round(chance.uniform(*((40, 200) if "cloud" in (one, two) else (100, 900))), 1),
+            "from": one, "to": two, "rtt_ms": round(chance.uniform(*(FAR_MS if "cloud" in (one, two) else NEAR_MS)), 2),
+            "mbps": round(chance.uniform(*(FAR_MBPS if "cloud" in (one, two) else NEAR_MBPS)), 1),
         }
         for one, two in pairs
     ]  # fmt: skip
@@ -140,15 +140,13 @@ def links_of(names: list[str], topology: str, chance: random.Random) -> list[dic
 def requests_of(models: tuple[str, ...], names: list[str], chance: random.Random) -> list[dict[str, Any]]:
     """Each model asked from one or two devices, never from the cloud; weights add up to 1."""
     homes = [name for name in names if name not in ("cloud", "server")]
-    found = []
+    found: list[dict[str, Any]] = []
     for name in models:
         model = MODELS[name]
         for source in chance.sample(homes, min(len(homes), chance.choice((1, 2)))):
-            found.append({
-                "task": f"{model.task} ({name})", "source": source, "weight": chance.randint(1, 9),
-                "reply_bytes": REPLY, "head": model.head,
-                "encoders": [{"module": module, "input_bytes": size} for module, size in model.encoders],
-            })  # fmt: skip
+            encoders = [{"module": module, "input_bytes": size} for module, size in model.encoders]
+            request = {"task": f"{model.task} ({name})", "source": source, "weight": chance.randint(1, 9)}
+            found.append({**request, "reply_bytes": REPLY, "head": model.head, "encoders": encoders})
     whole = sum(request["weight"] for request in found)
     return [{**request, "weight": request["weight"] / whole} for request in found]
 

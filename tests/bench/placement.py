@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from msao_compile.manifest.placement import Objective
 from msao_compile.place.certify import TOLERANCE, Placed, Terms, place
 from msao_compile.place.greedy import fastest
 from msao_compile.place.instance import checked, read_json
-from msao_compile.place.latency import Judge, Objective
+from msao_compile.place.latency import Judge
 from msao_compile.place.problem import problem_of
 from tests.bench.instances import FOLDER, INDEX, LARGE
 from tests.bench.machine import commit, machine
@@ -28,10 +29,11 @@ BRUTE = 200_000
 """Placements that are all tried, at most."""
 OBJECTIVES: tuple[Objective, ...] = ("mean", "p95")
 INTRODUCTION = """\
-The instances are those of `recipes/instances/`. Times are of the whole call: greedy, local search and the exact program,
-its certificate included. Optimal means within {tolerance:g}, relative, of what the exact program proved to be the least.
-Greedy places a module after another where the true objective grows least; the baseline places each on the fastest device
-with room. "Tried" are instances of at most {brute:,} placements, each of which was computed by other code."""
+The instances are those of `recipes/instances/`. Times are of the whole call: greedy, local search and the exact
+program, its certificate included. Optimal means within {tolerance:g}, relative, of what the exact program proved to be
+the least. Greedy places a module after another where the true objective grows least; the baseline places each on the
+fastest device with room. "Tried" are instances of at most {brute:,} placements, each of which was computed by other
+code."""
 
 
 @dataclass(frozen=True)
