@@ -54,11 +54,11 @@ def fastest(problem: Problem) -> Copies | None:
 
 
 def packed(problem: Problem) -> Copies | None:
-    """The largest modules first, each smallest dtype where most is free: a start where memory is tight."""
+    """The largest modules first, in the smallest dtype, where least stays free: a start where memory is tight."""
 
     def rank(held: list[tuple[int, ...]], module: int, index: int, free: float) -> Rank:
         option = problem.options[module][index]
-        return (option.memory_bytes, -free, problem.device_names[option.device])
+        return (option.memory_bytes, free, problem.device_names[option.device])
 
     def smallest(module: int) -> float:
         return min((option.memory_bytes for option in problem.options[module]), default=0.0)
