@@ -24,9 +24,7 @@ def test_the_certificate_says_that_nothing_is_better() -> None:
 
 
 @pytest.mark.parametrize("solver", ["greedy", "local"])
-def test_greedy_and_local_search_need_no_library_and_have_a_bound(
-    solver: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_greedy_and_local_search_need_no_library_and_have_a_bound(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highspy", None)
     told = place(checked(CONTENT, ""), Terms(solver=solver)).certificate  # type: ignore[arg-type]
     assert told is not None and told.solver == solver
@@ -65,7 +63,7 @@ def test_replicas_are_as_many_as_help_and_as_may_be() -> None:
         found = place(checked(content, ""), Terms(replicas=replicas))
         assert found.copies is not None and found.certificate is not None and found.certificate.optimal
         sizes[replicas] = ([len(held) for held in found.copies], round(found.certificate.objective_s, 6))
-    assert sizes == {1: ([1, 1], 1.241 + 0.011 - 0.011), 2: ([2, 1], 0.532), 0: ([2, 1], 0.532)}
+    assert sizes == {1: ([1, 1], 1.241), 2: ([2, 1], 0.532), 0: ([2, 1], 0.532)}
 
 
 def test_a_program_whose_weights_are_all_zero_has_an_optimum_of_zero() -> None:

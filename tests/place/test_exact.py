@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from msao_compile.manifest.placement import Objective
 from msao_compile.place.exact import exact
 from msao_compile.place.greedy import greedy
+from msao_compile.place.latency import fits
 
 from .brute import Brute
 from .small import instance, instances, judge, link, module, request, two
@@ -77,5 +78,6 @@ def test_large_numbers_of_bytes_are_told_apart_to_the_byte() -> None:
     held = judge(content)
     assert exact(held, 1, LIMIT_S).bound_s == pytest.approx(1.131)  # both in the cloud, which is full to the byte
     content["modules"][0]["memory_bytes"] += 1.0
-    found = exact(judge(content), 1, LIMIT_S)
-    assert found.bound_s <= held.objective_s(found.copies or ((0,), (1,))) + 1e-9
+    more = judge(content)
+    found = exact(more, 1, LIMIT_S)
+    assert found.copies is None or fits(more.problem, found.copies)  # a byte less than HiGHS can see is no placement
