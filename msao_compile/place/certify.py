@@ -8,22 +8,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from msao_compile.manifest.placement import Objective, PlacementCertificate
-from msao_compile.place.exact import exact
+from msao_compile.place.exact import Found, exact
 from msao_compile.place.greedy import fastest, greedy, packed
 from msao_compile.place.instance import Instance
 from msao_compile.place.latency import Copies, Judge, alone_s, fits, total
 from msao_compile.place.local import Search, improved, pruned, shaken
 from msao_compile.place.milp import library
 from msao_compile.place.problem import Problem, problem_of
+from msao_compile.place.sharpen import sharpened, tractable
 from msao_compile.place.smallest import Change, smallest
 
 Solver = Literal["auto", "greedy", "local", "exact"]
 TOLERANCE = 1e-6
 """A placement is called optimal where its gap is this at most."""
-SEARCHING = 0.4
+SEARCHING = 0.2
 """Of the time, at most, that local search may take before the exact program."""
 PROVING = 0.96
 """Of the time, at which HiGHS is to end: it looks at the clock between steps only."""
+SMALL = 0.15
+"""Of the time that is left, what the exact program may take to show that it is enough."""
+SHARPENING = 0.9
+"""Of the time that is left then, what is for columns; local search has the rest, from where they ended."""
 KICKS = 8
 """Times that local search starts again from its best, shaken, without finding better."""
 SEED = 0
@@ -75,8 +80,7 @@ def place(instance: Instance, terms: Terms) -> Placed:
         share = 1.0 if terms.solver == "local" else SEARCHING
         best = searched(judge, first, Search(replicas, began_s + share * terms.limit_s))
     if terms.solver in ("auto", "exact"):
-        left_s = began_s + PROVING * terms.limit_s - time.perf_counter()
-        found = exact(judge, replicas, left_s, best)
+        found = proved(judge, replicas, began_s + PROVING * terms.limit_s, best)
         infeasible, bound_s = found.infeasible, max(bound_s, found.bound_s)
         best = min((one for one in (best, found.copies) if one), key=judge.objective_s, default=None)
     if best is None:
@@ -87,6 +91,21 @@ def place(instance: Instance, terms: Terms) -> Placed:
     best = pruned(judge, best)
     certificate = _certificate(terms, judge.objective_s(best), bound_s, time.perf_counter() - began_s)
     return Placed(problem, certificate.seconds, greedy_s, best, certificate)
+
+
+def proved(judge: Judge, replicas: int, until_s: float, known: Copies | None) -> Found:
+    """The best placement until then: by the exact program, and where that is too large by one with a column a way."""
+    left_s = until_s - time.perf_counter()
+    large = known is not None and tractable(judge)
+    found = exact(judge, replicas, SMALL * left_s if large else left_s, known)
+    best = min((one for one in (known, found.copies) if one), key=judge.objective_s, default=None)
+    if found.infeasible or best is None or not large:
+        return found
+    if judge.objective_s(best) <= found.bound_s * (1 + TOLERANCE):
+        return Found(best, found.bound_s, False)
+    sharper = sharpened(judge, replicas, SHARPENING * (until_s - time.perf_counter()), best)
+    polished = improved(judge, sharper.copies, Search(replicas, until_s))
+    return Found(polished, max(found.bound_s, sharper.bound_s), False)
 
 
 def _certificate(terms: Terms, value_s: float, bound_s: float, seconds: float) -> PlacementCertificate:

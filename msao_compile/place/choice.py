@@ -17,17 +17,19 @@ class Choice:
     """Columns for copies and slots.
 
     `copies[m][o]` is 1 where module m has a copy as its option o. Where each module has one copy, a slot is on the
-    copy itself; else each slot has columns of its own.
+    copy itself; else each slot has columns of its own, unless `slots` says that they stand elsewhere.
     """
 
-    def __init__(self, program: Program, problem: Problem, replicas: int, spare: Spare | None = None) -> None:
+    def __init__(
+        self, program: Program, problem: Problem, replicas: int, spare: Spare | None = None, slots: bool = True
+    ) -> None:
         self.program, self.problem, self.replicas = program, problem, replicas
         self.copies = [[program.switch() for _ in options] for options in problem.options]
         self._slots: dict[tuple[int, int], list[int]] = {}
         self._place(replicas)
         self.unit = max((option.memory_bytes for held in problem.options for option in held), default=1.0) or 1.0
         self._within_memory(spare or {})
-        if replicas > 1:
+        if replicas > 1 and slots:
             for number, ask in enumerate(problem.asks):
                 for place, module in enumerate(ask.slots):
                     self._slots[number, place] = self._own(module)

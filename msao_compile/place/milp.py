@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,13 +78,8 @@ def solve(program: Program, limit_s: float, start: Mapping[int, float] | None = 
         MissingTool: HiGHS is not installed.
     """
     highspy = library()
-    solver = _quiet(highspy)
-    for name, value in (
-        ("output_flag", False), ("threads", 1), ("random_seed", 0), ("time_limit", max(limit_s, 0.0)),
-        ("mip_rel_gap", 0.0), ("mip_abs_gap", FEASIBILITY), ("mip_feasibility_tolerance", FEASIBILITY),
-        ("primal_feasibility_tolerance", FEASIBILITY), ("dual_feasibility_tolerance", FEASIBILITY),
-    ):  # fmt: skip
-        solver.setOptionValue(name, value)
+    solver = _solver(highspy)
+    solver.setOptionValue("time_limit", max(limit_s, 0.0))
     solver.passModel(_model(highspy, program))
     if start:
         columns = np.fromiter(start.keys(), np.int32, len(start))
@@ -97,6 +92,46 @@ def solve(program: Program, limit_s: float, start: Mapping[int, float] | None = 
     values = np.array(solver.getSolution().col_value) if known else None
     ended: Status = "optimal" if status == highspy.HighsModelStatus.kOptimal else "stopped"
     return Solved(ended, values, float(info.mip_dual_bound))
+
+
+class Growing:
+    """A program without its whole numbers, to which columns are added between solutions."""
+
+    def __init__(self, program: Program) -> None:
+        self._highspy = library()
+        self._solver = _solver(self._highspy)
+        model = _model(self._highspy, program)
+        model.integrality_ = []
+        self._solver.passModel(model)
+
+    def grow(self, columns: Sequence[tuple[float, Sequence[int]]]) -> None:
+        """Columns from 0 on, each with its cost and the rows in which it counts once."""
+        starts = np.cumsum([0, *(len(rows) for _, rows in columns)], dtype=np.int32)[:-1]
+        index = np.array([row for _, rows in columns for row in rows], np.int32)
+        costs, count = np.array([cost for cost, _ in columns]), len(columns)
+        above = np.full(count, self._highspy.kHighsInf)
+        self._solver.addCols(count, costs, np.zeros(count), above, len(index), starts, index, np.ones(len(index)))
+
+    def solve(self, limit_s: float) -> tuple[float, np.ndarray | None]:
+        """The optimum and the prices of the rows; None where time was up before."""
+        self._solver.setOptionValue("time_limit", self._solver.getRunTime() + max(limit_s, 0.0))
+        _run(self._solver)
+        if self._solver.getModelStatus() != self._highspy.HighsModelStatus.kOptimal:
+            return 0.0, None
+        prices = np.array(self._solver.getSolution().row_dual)
+        return float(self._solver.getInfo().objective_function_value), prices
+
+
+def _solver(highspy: Any) -> Any:
+    """A solver that is silent, exact to what floats allow, and the same every time."""
+    solver = _quiet(highspy)
+    for name, value in (
+        ("output_flag", False), ("threads", 1), ("random_seed", 0), ("mip_rel_gap", 0.0), ("mip_abs_gap", FEASIBILITY),
+        ("mip_feasibility_tolerance", FEASIBILITY), ("primal_feasibility_tolerance", FEASIBILITY),
+        ("dual_feasibility_tolerance", FEASIBILITY),
+    ):  # fmt: skip
+        solver.setOptionValue(name, value)
+    return solver
 
 
 def _run(solver: Any) -> None:
