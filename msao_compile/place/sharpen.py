@@ -19,8 +19,12 @@ from msao_compile.place.ways import Ways
 
 MOST_CELLS = 4_000_000
 """Ways of all requests together that are looked at, at most: 32 MB."""
+FEW, MANY = 1_000, 8_000
+"""Ways in a program in whole numbers: at first, and at most."""
 PRICING = 0.35
 """Of the time, at most, that prices may take."""
+FAR_S = 1e9
+"""Instead of for ever, where it is multiplied by a weight that may be 0."""
 PASSED_OVER = 1 - COUNTED * (1 - SLACK)
 """Of all weight, what a percentile does not count."""
 SURE = 1e-7
@@ -59,30 +63,40 @@ def sharpened(judge: Judge, replicas: int, limit_s: float, known: Copies) -> Sha
 
 
 def _mean(judge: Judge, replicas: int, until_s: float, known: Copies, seconds: list[np.ndarray]) -> Sharpened:
-    unit_s = judge.objective_s(known)
-    costs = [_priced(held, weight / unit_s * held) for held, weight in zip(seconds, judge.weights, strict=True)]
+    """By more and more ways: few are soon decided, and what they find rules out others."""
+    best, bound_s, most, began_s = known, 0.0, FEW, judge.objective_s(known)
+    scaled = [weight / began_s for weight in judge.weights]
+    costs = [_priced(held, scale * np.minimum(held, FAR_S)) for held, scale in zip(seconds, scaled, strict=True)]
     ways = Ways(judge, replicas, known, costs, 1.0)
     priced = ways.priced(_share(until_s, PRICING))
-    if priced is None:
-        return Sharpened(known, 0.0)
-    chosen, others = ways.worth_while(priced)
-    copies, bound = ways.whole(chosen, until_s - time.perf_counter())
-    return Sharpened(_better(judge, known, copies), max(priced.bound, min(bound, others)) * unit_s)
+    while priced is not None:
+        ways.known, ways.most = best, judge.objective_s(best) / began_s
+        chosen, others = ways.worth_while(priced, most)
+        last = math.isinf(others) or most >= MANY
+        left_s = until_s - time.perf_counter()
+        copies, bound = ways.whole(chosen, left_s if last else left_s / 3)
+        best = _better(judge, best, copies)
+        bound_s = max(bound_s, max(priced.bound, min(bound, others)) * began_s)
+        if last or time.perf_counter() >= until_s:
+            break
+        most *= 2
+    return Sharpened(best, bound_s)
 
 
 def _percentile(judge: Judge, replicas: int, until_s: float, known: Copies, seconds: list[np.ndarray]) -> Sharpened:
     search = _Limits(judge, replicas, seconds, until_s)
     best = known
     bound_s = total([float(held.min()) for held in seconds], judge.weights, "p95")
-    high_s, prices_until_s = judge.objective_s(known), _share(until_s, PRICING)
-    while high_s - bound_s > ROUGH * high_s and time.perf_counter() < prices_until_s:  # what prices alone rule out
+    high_s = first_s = judge.objective_s(known)
+    prices_until_s = _share(until_s, PRICING)
+    while high_s - bound_s > ROUGH * first_s and time.perf_counter() < prices_until_s:  # what prices alone rule out
         limit_s = (bound_s + high_s) / 2
         if search.ruled_out(best, limit_s):
             bound_s = limit_s
         else:
             high_s = limit_s
     seek_s = bound_s
-    while time.perf_counter() < until_s and judge.objective_s(best) - seek_s > CLOSE * seek_s:
+    while time.perf_counter() < until_s and judge.objective_s(best) - seek_s > CLOSE * judge.objective_s(best):
         limit_s = (seek_s + judge.objective_s(best)) / 2
         other, out = search.within(best, limit_s)
         best = _better(judge, best, other)
@@ -122,7 +136,7 @@ class _Limits:
         priced = ways.priced(_share(self.until_s, PRICING))
         if priced is None or priced.bound > PASSED_OVER + SURE:
             return None, priced is not None
-        chosen, others = ways.worth_while(priced)
+        chosen, others = ways.worth_while(priced, MANY)
         copies, bound = ways.whole(chosen, (self.until_s - time.perf_counter()) / 2)
         return copies, min(bound, others) > PASSED_OVER + SURE
 

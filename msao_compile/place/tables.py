@@ -20,7 +20,7 @@ def cells(problem: Problem, ask: Ask) -> int:
 def table(problem: Problem, ask: Ask) -> np.ndarray:
     """Seconds by choice; infinite where no link leads."""
     rank = len(ask.slots)
-    devices = [np.array([option.device for option in problem.options[module]]) for module in ask.slots]
+    devices = [np.array([option.device for option in problem.options[module]], int) for module in ask.slots]
     seconds = [np.array([option.seconds for option in problem.options[module]]) for module in ask.slots]
     shape = tuple(len(held) for held in devices)
 

@@ -20,8 +20,6 @@ from msao_compile.place.milp import Growing, Program, solve
 
 AT_ONCE = 40
 """Ways of a request that a round adds, at most."""
-MOST_WAYS = 6_000
-"""Ways in the program in whole numbers, at most."""
 SEEN = 1e-9
 """Reduced costs above minus this are none."""
 
@@ -127,22 +125,24 @@ class Ways:
             (number, int(index)) for index in least if flat[index] < -SEEN and (number, int(index)) not in self.ways
         ]
 
-    def worth_while(self, priced: Priced) -> tuple[list[Way], float]:
-        """The ways that may be in a better placement, the cheapest first, and the bound of all that use another."""
+    def worth_while(self, priced: Priced, most: int) -> tuple[list[Way], float]:
+        """The ways that may be in a better placement, the cheapest `most` of them, and the bound of all that use
+        another.
+        """
         gap = self.most - priced.bound
         found: list[tuple[float, Way]] = []
         left_out = math.inf
         for number, reduced in enumerate(priced.reduced):
             flat = reduced.ravel() - min(0.0, float(reduced.min()))
             chosen = np.flatnonzero(flat <= gap)
-            if chosen.size > MOST_WAYS:
-                order = chosen[np.argpartition(flat[chosen], MOST_WAYS)]
-                chosen, left_out = order[:MOST_WAYS], min(left_out, float(flat[order[MOST_WAYS]]))
+            if chosen.size > most:
+                order = chosen[np.argpartition(flat[chosen], most)]
+                chosen, left_out = order[:most], min(left_out, float(flat[order[most]]))
             found += [(float(flat[index]), (number, int(index))) for index in chosen]
         found.sort()
-        if len(found) > MOST_WAYS:
-            left_out = min(left_out, found[MOST_WAYS][0])
-        return [way for _, way in found[:MOST_WAYS]], priced.bound + left_out
+        if len(found) > most:
+            left_out = min(left_out, found[most][0])
+        return [way for _, way in found[:most]], priced.bound + left_out
 
     def whole(self, ways: list[Way], limit_s: float) -> tuple[Copies | None, float]:
         """The best placement of these ways and the known one's, and the bound of those."""

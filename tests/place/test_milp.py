@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 from msao_compile.errors import MissingTool
 from msao_compile.place.milp import Program, library, solve
+from msao_compile.place.ways import Ways
+
+from .small import instance, judge, link, module, request
 
 
 def knapsack() -> Program:
@@ -31,6 +35,25 @@ def test_rows_that_contradict_are_infeasible() -> None:
     program = knapsack()
     program.row({0: 1.0, 1: 1.0, 2: 1.0}, lower=3.0)
     assert solve(program, 10.0).status == "infeasible"
+
+
+def test_an_optimum_that_is_not_its_solutions_cost_is_sought_again() -> None:
+    """HiGHS 1.16 ends this at cost 0 and gives the start back, which costs 1."""
+    pytest.importorskip("highspy")
+    held = judge(
+        instance(
+            {"a": 8.0, "b": 12.0, "c": 7.0}, [link("a", "b"), link("a", "c"), link("b", "c")],
+            [module("x", {"fp16": 4.0, "int4": 1.0}, {"fp16": {"c": 0.05}, "int4": dict.fromkeys("abc", 0.2)}),
+             module("y", 1.0, dict.fromkeys("abc", 0.01)), module("z", 3.0, dict.fromkeys("abc", 0.01))],
+            [request("a", [("y", 0.0)], "x")],
+        )
+    )  # fmt: skip
+    costs = [np.array([[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]])]
+    assert [len(options) for options in held.problem.options] == [4, 3, 3]
+    ways = Ways(held, 1, ((3,), (2,), (2,)), costs, 0.05)
+    copies, bound = ways.whole([(0, 0), (0, 2), (0, 8), (0, 10)], 10.0)
+    assert bound == pytest.approx(0.0) and copies is not None
+    assert costs[0][copies[1][0], copies[0][0]] == 0.0
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
