@@ -82,3 +82,11 @@ def test_a_module_that_no_request_uses_is_placed_as_well() -> None:
     found = place(checked(content, ""), Terms())
     assert found.copies is not None and found.copies[2] == (0,)
     assert found.copies[1] == (0,)  # the cloud has no room for the head beside it
+
+
+def test_a_bound_is_what_is_known_and_not_what_was_found() -> None:
+    content = two()
+    content["devices"][1]["memory_bytes"] = 4.0  # the head has to stay at the edge, which the bound does not know
+    told = place(checked(content, ""), Terms(solver="local")).certificate
+    assert told is not None and told.objective_s == pytest.approx(2.3) and told.bound_s == pytest.approx(0.422)
+    assert told.gap == pytest.approx(1 - 0.422 / 2.3) and not told.optimal
