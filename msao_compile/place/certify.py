@@ -27,6 +27,8 @@ PROVING = 0.96
 """Of the time, at which HiGHS is to end: it looks at the clock between steps only."""
 SMALL = 0.15
 """Of the time that is left, what the exact program may take to show that it is enough."""
+MOST_PAIRS = 3_000
+"""Pairs of devices of an encoder and its head, over all requests: with more, the exact program is not asked at all."""
 SHARPENING = 0.9
 """Of the time that is left then, what is for columns; local search has the rest, from where they ended."""
 KICKS = 8
@@ -97,7 +99,8 @@ def proved(judge: Judge, replicas: int, until_s: float, known: Copies | None) ->
     """The best placement until then: by the exact program, and where that is too large by one with a column a way."""
     left_s = until_s - time.perf_counter()
     large = known is not None and tractable(judge)
-    found = exact(judge, replicas, SMALL * left_s if large else left_s, known)
+    share = 1.0 if not large else SMALL if pairs(judge.problem) <= MOST_PAIRS else 0.0
+    found = exact(judge, replicas, share * left_s, known) if share else Found(None, 0.0, False)
     best = min((one for one in (known, found.copies) if one), key=judge.objective_s, default=None)
     if found.infeasible or best is None or not large:
         return found
@@ -106,6 +109,11 @@ def proved(judge: Judge, replicas: int, until_s: float, known: Copies | None) ->
     sharper = sharpened(judge, replicas, SHARPENING * (until_s - time.perf_counter()), best)
     polished = improved(judge, sharper.copies, Search(replicas, until_s))
     return Found(polished, max(found.bound_s, sharper.bound_s), False)
+
+
+def pairs(problem: Problem) -> int:
+    """How large the exact program is, about."""
+    return sum((len(ask.slots) - 1) * len(problem.room) ** 2 for ask in problem.asks)
 
 
 def _certificate(terms: Terms, value_s: float, bound_s: float, seconds: float) -> PlacementCertificate:

@@ -63,23 +63,26 @@ def sharpened(judge: Judge, replicas: int, limit_s: float, known: Copies) -> Sha
 
 
 def _mean(judge: Judge, replicas: int, until_s: float, known: Copies, seconds: list[np.ndarray]) -> Sharpened:
-    """By more and more ways: few are soon decided, and what they find rules out others."""
-    best, bound_s, most, began_s = known, 0.0, FEW, judge.objective_s(known)
-    scaled = [weight / began_s for weight in judge.weights]
+    """By more and more ways: few are soon decided, and what they find rules out others. The first that are not decided
+    in time are doubled and get the rest of it.
+    """
+    best, bound_s, most, unit_s = known, 0.0, FEW, judge.objective_s(known)
+    scaled = [weight / unit_s for weight in judge.weights]
     costs = [_priced(held, scale * np.minimum(held, FAR_S)) for held, scale in zip(seconds, scaled, strict=True)]
-    ways = Ways(judge, replicas, known, costs, 1.0)
+    ways, last = Ways(judge, replicas, known, costs, 1.0), False
     priced = ways.priced(_share(until_s, PRICING))
     while priced is not None:
-        ways.known, ways.most = best, judge.objective_s(best) / began_s
+        ways.known, ways.most = best, judge.objective_s(best) / unit_s
         chosen, others = ways.worth_while(priced, most)
-        last = math.isinf(others) or most >= MANY
+        last = last or math.isinf(others) or most >= MANY
         left_s = until_s - time.perf_counter()
-        copies, bound = ways.whole(chosen, left_s if last else left_s / 3)
+        copies, bound = ways.whole(chosen, left_s if last else left_s / 4)
         best = _better(judge, best, copies)
-        bound_s = max(bound_s, max(priced.bound, min(bound, others)) * began_s)
+        bound_s = max(bound_s, max(priced.bound, min(bound, others)) * unit_s)
         if last or time.perf_counter() >= until_s:
             break
-        most *= 2
+        last = bound * unit_s < judge.objective_s(best) * (1 - CLOSE)
+        most = most * 2 if last else most + FEW
     return Sharpened(best, bound_s)
 
 
