@@ -75,7 +75,7 @@ def place(instance: Instance, terms: Terms) -> Placed:
     problem = problem_of(instance)
     judge = Judge(problem, terms.objective)
     replicas = min(terms.replicas or len(problem.room), len(problem.room))
-    first = greedy(judge, replicas)
+    first = greedy(judge, replicas, began_s + SEARCHING * terms.limit_s)
     greedy_s = None if first is None else judge.objective_s(first)
     best, bound_s, infeasible = first, bound(problem, terms.objective), False
     if terms.solver != "greedy":

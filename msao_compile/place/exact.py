@@ -12,6 +12,7 @@ whose sums over either are the choices themselves. Who shares a device with i is
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -208,9 +209,10 @@ def exact(judge: Judge, replicas: int, limit_s: float, known: Copies | None = No
     """
     if not all(judge.problem.options) or any(math.isinf(alone_s(judge.problem, ask)) for ask in judge.problem.asks):
         return Found(None, math.inf, True)
+    began_s = time.perf_counter()
     model = Exact(judge.problem, judge.objective, replicas)
     begins = model.start(judge, known) if known is not None else None
-    ended: Solved = solve(model.program, limit_s, begins)
+    ended: Solved = solve(model.program, limit_s - (time.perf_counter() - began_s), begins)
     if ended.status == "infeasible":
         return Found(None, math.inf, True)
     copies = None if ended.values is None else model.choice.read(dict(enumerate(ended.values)))

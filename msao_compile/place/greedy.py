@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 
 from msao_compile.place.latency import Copies, Judge, used_bytes
@@ -17,11 +18,12 @@ def compute(problem: Problem, module: int) -> float:
     return sum(seconds) / len(seconds) if seconds else math.inf
 
 
-def greedy(judge: Judge, replicas: int = 1) -> Copies | None:
+def greedy(judge: Judge, replicas: int = 1, until_s: float = math.inf) -> Copies | None:
     """Modules by compute, descending, each where the true objective grows least; ties: more free memory, then name.
 
-    `replicas` copies of a module at most: further ones come after all have one, the best first, while they help.
-    None where some module found no room, or no placement so begun can answer.
+    `replicas` copies of a module at most: further ones come after all have one, the best first, while they help and it
+    is not yet `until_s` by `time.perf_counter`. None where some module found no room, or no placement so begun can
+    answer.
     """
     problem = judge.problem
 
@@ -36,7 +38,7 @@ def greedy(judge: Judge, replicas: int = 1) -> Copies | None:
     found = _one_each(problem, order, rank)
     if found is None or math.isinf(judge.objective_s(found)):
         return None
-    return with_copies(judge, found, replicas)
+    return with_copies(judge, found, replicas, until_s)
 
 
 def fastest(problem: Problem) -> Copies | None:
@@ -98,21 +100,24 @@ def begun_s(problem: Problem, ask: Ask, held: list[tuple[int, ...]]) -> float:
     return start + (head.seconds + ask.reply[head.device] if head else 0.0)
 
 
-def with_copies(judge: Judge, copies: Copies, replicas: int) -> Copies:
-    """Further copies, each the one that helps most, while one helps and there is room."""
+def with_copies(judge: Judge, copies: Copies, replicas: int, until_s: float = math.inf) -> Copies:
+    """Further copies, each the one that helps most, while one helps, there is room, and time is not up."""
     problem, found = judge.problem, copies
     value = judge.value(judge.latencies_s(found))
     while True:
         free = [room - used for room, used in zip(problem.room, used_bytes(problem, found), strict=True)]
-        tried = [
-            (judge.value(judge.latencies_s(more)), more)
-            for module, index in additions(problem, found, replicas)
-            if problem.options[module][index].memory_bytes <= free[problem.options[module][index].device]
-            for more in [added(found, module, index)]
-        ]
-        if not tried or min(tried)[0] >= value:
+        best, taken = value, found
+        for module, index in additions(problem, found, replicas):
+            option = problem.options[module][index]
+            if time.perf_counter() >= until_s:
+                return found
+            if option.memory_bytes <= free[option.device]:
+                more = added(found, module, index)
+                here = judge.value(judge.latencies_s(more))
+                best, taken = min((best, taken), (here, more))
+        if best >= value:
             return found
-        value, found = min(tried)
+        value, found = best, taken
 
 
 def additions(problem: Problem, copies: Copies, replicas: int) -> list[tuple[int, int]]:

@@ -11,12 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from msao_compile.manifest.placement import Objective
 from msao_compile.place.problem import Ask, Option, Problem
+from msao_compile.place.tables import table
 
 Copies = tuple[tuple[int, ...], ...]
 """Of each module the numbers of the options that it has a copy of, rising."""
 COUNTED = 0.95
+FEW = 32
+"""Choices of a request up to which one after another is faster than all at once."""
 SLACK = 1e-9
 """Of all weight, by which what a percentile counts may fall short: sums of floats do."""
 
@@ -74,6 +79,11 @@ class Judge:
     def best(self, number: int, copies: Sequence[tuple[int, ...]]) -> tuple[float, tuple[int, ...]]:
         """Seconds of one request and the option that each of its slots takes."""
         ask, options = self.problem.asks[number], self.problem.options
+        if math.prod(len(copies[module]) for module in ask.slots) > FEW:
+            seconds = table(self.problem, ask, copies)
+            place = np.unravel_index(int(seconds.argmin()), seconds.shape)
+            taken = tuple(copies[module][int(index)] for module, index in zip(ask.slots, place, strict=True))
+            return float(seconds.min()), taken
         best: tuple[float, tuple[int, ...]] = (math.inf, ())
         for taken in itertools.product(*(copies[module] for module in ask.slots)):
             chosen = [options[module][index] for module, index in zip(ask.slots, taken, strict=True)]

@@ -40,7 +40,7 @@ def improved(judge: Judge, start: Copies, search: Search) -> Copies:
         if unchanged >= len(groups) or search.over:
             break
         unchanged = 0 if state.step(group, search) else unchanged + 1
-    return with_copies(judge, state.copies, search.replicas)
+    return with_copies(judge, state.copies, search.replicas, search.until_s)
 
 
 class _State:
@@ -56,6 +56,8 @@ class _State:
         """Go to the first better neighbour in which these modules differ, if there is one."""
         touched = set().union(*(self.users[module] for module in group))
         for near in neighbours(self.judge, self.copies, group, search.replicas):
+            if search.over:
+                return False
             fresh = {number: self.judge.request_s(number, near) for number in touched}
             if self._no_better(fresh):
                 continue

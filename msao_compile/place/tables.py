@@ -6,6 +6,7 @@ Shape: one axis for each slot, the encoders in order and the head last; along an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,11 +18,17 @@ def cells(problem: Problem, ask: Ask) -> int:
     return math.prod(len(problem.options[module]) for module in ask.slots)
 
 
-def table(problem: Problem, ask: Ask) -> np.ndarray:
-    """Seconds by choice; infinite where no link leads."""
+def table(problem: Problem, ask: Ask, copies: Sequence[tuple[int, ...]] | None = None) -> np.ndarray:
+    """Seconds by choice, of the options that are in `copies` by module where they are given; infinite where no link
+    leads.
+    """
     rank = len(ask.slots)
-    devices = [np.array([option.device for option in problem.options[module]], int) for module in ask.slots]
-    seconds = [np.array([option.seconds for option in problem.options[module]]) for module in ask.slots]
+    options = [
+        problem.options[module] if copies is None else [problem.options[module][index] for index in copies[module]]
+        for module in ask.slots
+    ]
+    devices = [np.array([option.device for option in held], int) for held in options]
+    seconds = [np.array([option.seconds for option in held]) for held in options]
     shape = tuple(len(held) for held in devices)
 
     def along(values: np.ndarray, *axes: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from msao_compile.place.latency import Judge
 from msao_compile.place.problem import problem_of
 from tests.bench.instances import FOLDER, INDEX, LARGE
 from tests.bench.machine import commit, machine
-from tests.bench.report import table
+from tests.bench.report import QUIET_LOAD, table
 from tests.place.brute import Brute
 
 BRUTE = 200_000
@@ -150,7 +150,11 @@ def large(objective: Objective, limit_s: float) -> dict[str, Any]:
     """The large instance within so many seconds."""
     found = place(checked(read_json(FOLDER / LARGE), LARGE), Terms(objective=objective, limit_s=limit_s))
     assert found.certificate is not None
-    return {**asdict(found.certificate), "greedy_objective_s": found.greedy_objective_s, "limit_s": limit_s}
+    return {
+        **found.certificate.model_dump(mode="json"),
+        "greedy_objective_s": found.greedy_objective_s,
+        "limit_s": limit_s,
+    }
 
 
 def main() -> int:
@@ -172,12 +176,19 @@ def main() -> int:
         "instances": [asdict(one) for found in rows.values() for one in found],
     }  # fmt: skip
     sys.stdout.write(text)
-    for file, content in ((chosen.json, json.dumps(told, indent=1) + "\n"), (chosen.markdown, text)):
+    for file, content in ((chosen.json, _lines(told)), (chosen.markdown, text)):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, encoding="utf-8")
     in_time = all(entry["seconds"] <= entry["limit_s"] for entry in many.values())
     return 0 if in_time and all(bar.met for found in met.values() for bar in found) else 1
+
+
+def _lines(told: dict[str, Any]) -> str:
+    """JSON with an instance a line."""
+    rows = ",\n".join(f"  {json.dumps(one)}" for one in told["instances"])
+    head = json.dumps({name: value for name, value in told.items() if name != "instances"}, indent=1)
+    return f'{head[:-2]},\n "instances": [\n{rows}\n ]\n}}\n'
 
 
 def markdown(
@@ -188,6 +199,7 @@ def markdown(
     parts = [
         "# Placement\n",
         f"Made by `{about['command']}` at commit {about['commit']}.\n",
+        *(["**The machine was busy before this run.**\n"] * (float(about["machine"]["load_average"]) > QUIET_LOAD)),
         INTRODUCTION.format(tolerance=TOLERANCE, brute=BRUTE) + "\n",
     ]
     for objective, found in rows.items():
