@@ -12,7 +12,8 @@ ZOO ?=
 
 FUZZ ?= 10000
 
-.PHONY: demo test check fast fuzz bench gpu-check offloading offloading-check fitted soak soak-processes together scale sharing sharing-scaled targets accuracy families zoo-is-given calibrate clean
+.PHONY: demo test check fast fuzz bench gpu-check offloading offloading-check fitted soak soak-processes together scale sharing sharing-scaled \
+  targets placement instances accuracy families zoo-is-given calibrate clean
 
 PICTURES := calibration/shapes/pictures
 DEPLOYMENT := artifacts/deployments/shapes-vqa
@@ -110,6 +111,13 @@ sharing-scaled: $(STAMP)
 targets: $(STAMP)
 	$(BIN)/python -m tests.bench.targets --standard artifacts/bench --json docs/targets.json --markdown docs/targets.md
 
+# Every published placement instance by every solver; `make instances` draws them again.
+placement: $(STAMP)
+	$(BIN)/python -m tests.bench.placement --json docs/placement.json --markdown docs/placement.md
+
+instances: $(STAMP)
+	$(BIN)/python -m tests.bench.instances
+
 accuracy: $(STAMP)
 	$(BIN)/python -m tests.bench.accuracy --json docs/accuracy.json --markdown docs/accuracy.md
 
@@ -129,5 +137,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench,compile,dev,fit,kit,rtx,serve]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench,compile,dev,fit,kit,place,rtx,serve]"
 	touch $(STAMP)

@@ -23,6 +23,7 @@ from msao_compile.manifest.engine import (
 from msao_compile.manifest.frozen import NEWER_MINOR, FileRef, Frozen, RelativePath, Sha256, Size
 from msao_compile.manifest.mas import Mas
 from msao_compile.manifest.offload import Primitives, Speculation
+from msao_compile.manifest.placement import Placement
 
 __all__ = [
     "NEWER_MINOR", "Backend", "BuildOrder", "Compatibility", "Deployment", "Dialect", "Engine", "FileRef", "Frozen",
@@ -30,7 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 4
+SCHEMA_MINOR = 5
 MANIFEST_NAME = "deployment.json"
 KV_LAYOUT = "bhsd/v1"
 GROWS = "past_sequence_length"  # the dimension along which a state grows
@@ -260,7 +261,7 @@ class Deployment(Frozen):
     partition_points: tuple[PartitionPoint, ...]
     runtime: RuntimeSettings
     evidence: dict[str, FileRef]
-    placement: dict[str, Any] | None = None
+    placement: Placement | None = None
     mas: Mas | None = None
     primitives: tuple[Primitives, ...] = ()
     speculation: tuple[Speculation, ...] = ()
@@ -305,6 +306,10 @@ class Deployment(Frozen):
         for engine in self.engines:
             if engine.module not in ids:
                 raise ValueError(f"an engine for {engine.target!r} names module {engine.module}, which is not listed")
+        for copy in self.placement.copies if self.placement is not None else ():
+            for module_id in copy.ids:
+                if module_id not in ids:
+                    raise ValueError(f"placement names module {module_id} as {copy.module!r}, which is not listed")
         used = [(f"task {task.name!r}", model) for task in self.tasks for model in task.models]
         used += [(f"route {route.name!r}", route.model) for route in self.routes]
         for entry in self.speculation:

@@ -162,7 +162,15 @@ def test_later_sections_appear_when_the_manifest_has_them(deployment: Path) -> N
         read_source(deployment)
     )
     entry = fixtures.fit(True)["speculation"]
-    guessed = render(changed(deployment, speculation=[entry], placement={"where": "<here>"}))
+    identity = read_source(deployment).deployment.modules[0].id
+    certificate = {
+        "objective": "mean", "objective_s": 0.25, "bound_s": 0.2, "gap": 0.2, "solver": "exact", "seconds": 1.0,
+        "tolerance": 1e-6,
+    }  # fmt: skip
+    copy = {"module": "edge.decoder", "ids": [identity], "device": "<here>", "dtype": "int4"}
+    placement = {"copies": [copy], "certificate": certificate}
+    guessed = render(changed(deployment, speculation=[entry], placement=placement))
+    assert "no placement is more than 20.0 % better (bound 200 ms" in guessed and "<td>int4</td>" in guessed
     Page(guessed)
     assert "Nothing was fitted" in guessed and "a guess" in guessed and "&lt;here&gt;" in guessed
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,12 @@ from msao_compile.manifest.digest import sha256_bytes
 from msao_compile.manifest.fit_evidence import MasEvidence
 from msao_compile.manifest.mas import Mas
 from msao_compile.manifest.offload import Speculation
-from msao_compile.manifest.schema import MANIFEST_NAME, SCHEMA_MAJOR, SCHEMA_MINOR, Deployment, FileRef
-from msao_compile.manifest.signature import ENDING
+from msao_compile.manifest.schema import SCHEMA_MAJOR, SCHEMA_MINOR, Deployment, FileRef
+from msao_compile.store.manifest import drop_signature, exchange, exchange_manifest
 
 EVIDENCE = "mas"
 PLACES = ("evidence/mas.json", "evidence/mas.1.json")
 """Two names take turns: until the manifest is exchanged, the old one finds its own evidence whole."""
-SIGNATURE = MANIFEST_NAME + ENDING
-logger = logging.getLogger(__name__)
 
 
 def fitted(deployment: Deployment, value: Mapping[str, Any], evidence: FileRef) -> Deployment:
@@ -47,25 +43,9 @@ def write(folder: Path, deployment: Deployment, value: Mapping[str, Any]) -> Dep
     place = next(place for place in PLACES if before is None or place != before.path)
     reference = FileRef(path=place, sha256=sha256_bytes(data), size_bytes=len(data))
     after = fitted(deployment, value, reference)
-    _exchange(folder / reference.path, data)
-    _exchange(folder / MANIFEST_NAME, (after.model_dump_json(indent=1, exclude_none=True) + "\n").encode())
+    exchange(folder / reference.path, data)
+    exchange_manifest(folder, after)
     if before is not None:
         (folder / before.path).unlink(missing_ok=True)
-    if (folder / SIGNATURE).exists():
-        (folder / SIGNATURE).unlink()
-        logger.warning(
-            "%s: removed, because it signs the deployment.json before; sign the new one with `msao-compile sign`",
-            folder / SIGNATURE,
-        )
+    drop_signature(folder)
     return after
-
-
-def _exchange(path: Path, data: bytes) -> None:
-    """A new file in the place of the old one, which may be a link into the store: that stays as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

@@ -1,0 +1,1 @@
+"""Placement: which device holds which module, so that requests are answered soonest, with a certificate."""
