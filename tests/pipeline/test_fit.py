@@ -14,7 +14,7 @@ from PIL import Image
 
 from msao_compile.errors import InputError, RecipeError
 from msao_compile.manifest.fit_evidence import MasEvidence
-from msao_compile.manifest.schema import Deployment
+from msao_compile.manifest.schema import SCHEMA_MAJOR, SCHEMA_MINOR, Deployment
 from msao_compile.runtime import load
 from msao_compile.runtime.loader import locate, read_manifest
 from msao_compile.runtime.mas.payload import Form
@@ -71,7 +71,11 @@ def evidence(folder: Path, manifest: Deployment) -> MasEvidence:
 
 def test_a_build_fits_what_its_recipe_has_samples_for(built: Path) -> None:
     manifest = read_manifest(built)
-    assert manifest.mas is not None and manifest.mas.bound is not None and manifest.schema_version == "2.4"
+    assert (
+        manifest.mas is not None
+        and manifest.mas.bound is not None
+        and manifest.schema_version == f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
+    )
     assert manifest.mas.samples.fit + manifest.mas.samples.held_out == SAMPLES
     assert manifest.mas.bound.upper <= 0.3 and manifest.mas.calibrated(0.3)
     weights = {probe.name: probe.weights for probe in manifest.mas.probes}
