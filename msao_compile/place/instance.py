@@ -182,6 +182,8 @@ def sentence(error: ValidationError) -> str:
         return f"{field}: {words}{left}" if field else f"{words}{left}"
     if fault["type"] == "missing":
         return f"{field} is missing: add it{left}"
+    if fault["type"] == "too_short":
+        return f"{field} is empty: give at least one{left}"
     if fault["type"] == "extra_forbidden":
         return f"{field} is not a field here: remove it or correct its name{left}"
     got = fault["input"]

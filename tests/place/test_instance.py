@@ -78,7 +78,7 @@ FAULTS = [
     (put("modules", 0, "allowed", value=["int4"]), "modules[0]: allowed names the dtype 'int4'"),
     (put("modules", 0, "allowed", value=[]), "modules[0]: allowed is empty"),
     (more("modules", module("eyes", 1.0)), "modules has 'eyes' 2 times"),
-    (put("requests", value=[]), "requests"),
+    (put("requests", value=[]), "requests is empty: give at least one"),
     (put("requests", 0, "weight", value=-1), "requests[0].weight is -1"),
     (without("requests", 0, "weight"), "requests[0].weight is missing"),
     (put("requests", 0, "source", value="moon"), "requests[0].source names 'moon', which is no device"),
