@@ -21,6 +21,9 @@ Checkpoint = Callable[..., Path]
 # Warnings would fill the pipe, which is read at the end only.
 CODE = "import logging, sys, building; logging.disable(logging.WARNING); building.build_here(*sys.argv[1:])"
 
+WAITS = {"others", "built"}
+"""Fixtures of what is built in processes beside the tests."""
+
 
 def pytest_configure() -> None:
     """Ctrl-C reaches the tests of it even where this shell started us with SIGINT ignored, as `nohup ... &` does; and
@@ -30,6 +33,12 @@ def pytest_configure() -> None:
     settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("any machine")
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of tests that wait for builds beside them come last: then those are done, and nobody waits."""
+    waiting = {item.path for item in items if WAITS & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path in waiting)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +58,7 @@ def workshop(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint, request: pytest.FixtureRequest
 ) -> Workshop:
     """A store in which the tiny Idefics3 was built in both dialects, each stage in a process of its own."""
-    if any({"others", "built"} & set(getattr(item, "fixturenames", ())) for item in request.session.items):
+    if any(WAITS & set(getattr(item, "fixturenames", ())) for item in request.session.items):
         request.getfixturevalue("started")  # what will be asked for later is built beside this
     made = Workshop(tmp_path_factory.mktemp("workshop"))
     made.build(write_recipe(made.folder / "tiny.toml", {"edge": (checkpoint("idefics3"), "draft")}))
